@@ -1,0 +1,46 @@
+# One door for people. Every target does the set-up it needs; only Python 3.11 and make are expected.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install quickstart test test-deps lint format proto bench clean help
+
+help:  ## Show what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+install: $(STAMP)  ## Make .venv with everything for development
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+quickstart: $(STAMP)  ## Three hospitals train one model, for real, on this machine
+	$(BIN)/federation quickstart
+
+test-deps:  ## Install the programs some tests need (bubblewrap); uses apt-get where it can
+	@sh tests/install_programs.sh
+
+test: $(STAMP) test-deps  ## Run all tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(STAMP)  ## Check style, types, import contracts and generated protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python protos/generate.py --check
+
+format: $(STAMP)  ## Format and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(STAMP)  ## Generate federation/v1 from protos/
+	$(BIN)/python protos/generate.py
+
+bench: $(STAMP)  ## Run every benchmark, small
+	$(BIN)/python -m benchmarks all
+
+clean:  ## Remove what make made
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,135 @@
+"""The one error tree: by class a caller knows who should mend it.
+
+::
+
+    FederationError
+    ├── InvalidNameError        a name that breaks the name rule
+    ├── ConfigurationError      the operator mends it: settings, files, certificates
+    ├── PlanError               the author mends it: plan, experiment folder, model, task
+    ├── PeerError               the other side broke a rule
+    │   ├── IdentityError           who it is does not allow this
+    │   ├── BundleError             bundle or signature is not what it should be
+    │   ├── StaleRoundError         the round or epoch is over
+    │   ├── UpdateRejectedError     the update was not admitted
+    │   └── MalformedMessageError   the message cannot mean anything
+    ├── NotFoundError           no such experiment, artifact, site
+    ├── ConflictError           true, but not now: the state does not allow it
+    ├── LimitError              more than the receiver allows
+    ├── TransportError          a retry may help
+    ├── TaskError               experiment code failed in a trainer
+    ├── PrivacyError            always fails closed
+    └── StorageError            disk, database or artifact store
+
+Text says got, expected, next step; facts are fields. Wrong call order by our own code is RuntimeError, a bad argument
+ValueError. `federation.transport.status` maps these to gRPC status codes, in one place.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class FederationError(Exception):
+    """Root of every error a user of the library may want to catch."""
+
+
+class InvalidNameError(FederationError):
+    """A name is not one lower-case DNS label."""
+
+
+class ConfigurationError(FederationError):
+    """Settings, files or certificates of this process are not usable; the operator mends them."""
+
+
+class PlanError(FederationError):
+    """Plan, experiment folder, model or task is not sound; its author mends it."""
+
+
+class PeerError(FederationError):
+    """The other side broke a rule."""
+
+
+class IdentityError(PeerError):
+    """The peer's certificate, or the lack of one, does not allow what it asked."""
+
+
+class BundleError(PeerError):
+    """A bundle, its manifest or its signature is not what it should be."""
+
+
+class StaleRoundError(PeerError):
+    """The round or epoch a message belongs to is over."""
+
+
+class MalformedMessageError(PeerError):
+    """A message cannot mean anything: a field is missing, out of range or contradicts another."""
+
+
+class Refusal(Enum):
+    """Why an update is not admitted; also the reason label of the refusal metric."""
+
+    UNKNOWN_EXPERIMENT = "unknown_experiment"
+    CLOSED_ROUND = "closed_round"
+    STALE_EPOCH = "stale_epoch"
+    NOT_ASKED = "not_asked"
+    WRONG_SCHEMA = "wrong_schema"
+    WRONG_CODEC = "wrong_codec"
+    WRONG_MODEL = "wrong_model"
+    TRUNCATED = "truncated"
+    CORRUPT = "corrupt"
+    NOT_FINITE = "not_finite"
+    EXAMPLES = "examples"
+    METRICS = "metrics"
+    NORM = "norm"
+
+
+class UpdateRejectedError(PeerError):
+    """An update was not admitted.
+
+    Attributes:
+        refusal: which check refused it.
+    """
+
+    def __init__(self, refusal: Refusal, text: str) -> None:
+        super().__init__(text)
+        self.refusal = refusal
+
+
+class NotFoundError(FederationError):
+    """No such experiment, artifact, site or shard, or the caller may not know of it."""
+
+
+class ConflictError(FederationError):
+    """The request is sound, but the present state does not allow it."""
+
+
+class LimitError(FederationError):
+    """More than the receiver allows: size, count or rate."""
+
+
+class TransportError(FederationError):
+    """The other side could not be reached or the call was cut; a retry may help."""
+
+
+class TaskError(FederationError):
+    """Experiment code failed in a trainer.
+
+    Attributes:
+        error_class: class name of what it raised; all that leaves a silo by default.
+        traceback: full text; stays at the site unless its policy releases it.
+        permanent: later tasks would fail the same way.
+    """
+
+    def __init__(self, error_class: str, *, traceback: str = "", permanent: bool = False) -> None:
+        super().__init__(f"experiment code failed with {error_class}")
+        self.error_class = error_class
+        self.traceback = traceback
+        self.permanent = permanent
+
+
+class PrivacyError(FederationError):
+    """A privacy rule would be broken; the operation did not happen."""
+
+
+class StorageError(FederationError):
+    """Disk, database or artifact store failed; what was committed before is intact."""

@@ -1,0 +1,199 @@
+"""What is written down about a process: who it is, and how it ended.
+
+A child writes its own exit record, because the parent that started it may be gone by then, and a later parent learns no
+exit code of a process that is not its child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal as signals
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from federation.errors import StorageError
+
+IDENTITY_FILE = "process.json"
+EXIT_FILE = "exit.json"
+_DEAD_STATES = ("Z", "X", "x")
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write a small file so that a reader, or a crash, sees all of it or the old one.
+
+    Args:
+        path: where; its folder exists.
+        data: whole content.
+        mode: permissions of the new file.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise StorageError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename is only durable once its folder is; Windows cannot open one, and needs no such call.
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _stat_fields(pid: int) -> list[str] | None:
+    """Fields of /proc/<pid>/stat from the third on, or None if there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field is the program's name in parentheses and may itself hold blanks and parentheses.
+    return text.rpartition(")")[2].split()
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessIdentity:
+    """A process, and no other that is given its number later.
+
+    Attributes:
+        pid: process number.
+        start_ticks: when it started, clock ticks since boot.
+        boot_id: the kernel's random id of this boot.
+    """
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity:
+        """Return the identity of a process that exists.
+
+        Raises:
+            ProcessLookupError: it does not.
+        """
+        fields = _stat_fields(pid)
+        if fields is None:
+            raise ProcessLookupError(f"there is no process {pid}")
+        return cls(pid=pid, start_ticks=int(fields[19]), boot_id=_boot_id())
+
+    def is_alive(self) -> bool:
+        """Whether this very process still runs; a zombie does not."""
+        fields = _stat_fields(self.pid)
+        return (
+            fields is not None
+            and fields[0] not in _DEAD_STATES
+            and int(fields[19]) == self.start_ticks
+            and self.boot_id == _boot_id()
+        )
+
+    def to_json(self) -> str:
+        """Return it as a JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ProcessIdentity:
+        """Read it back.
+
+        Raises:
+            ValueError: it is not an identity.
+        """
+        try:
+            value = json.loads(text)
+            return cls(pid=int(value["pid"]), start_ticks=int(value["start_ticks"]), boot_id=str(value["boot_id"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a process identity: {text[:100]!r}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitRecord:
+    """How a process says it ended.
+
+    Attributes:
+        outcome: one word of the process's own, such as ``"completed"``, ``"failed"`` or ``"drained"``.
+        error_class: class name of what it died of; empty if nothing.
+        reason: text for people.
+        at: when, Unix seconds.
+    """
+
+    outcome: str
+    error_class: str = ""
+    reason: str = ""
+    at: float
+
+
+def write_exit_record(folder: Path, record: ExitRecord) -> None:
+    """Leave the record where a parent, the present one or a later one, finds it.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    write_atomically(folder / EXIT_FILE, json.dumps(asdict(record)).encode())
+
+
+def read_exit_record(folder: Path) -> ExitRecord | None:
+    """Return what the process that had this folder wrote, or None if it wrote nothing that can be read."""
+    try:
+        value = json.loads((folder / EXIT_FILE).read_text())
+        return ExitRecord(
+            outcome=str(value["outcome"]),
+            error_class=str(value["error_class"]),
+            reason=str(value["reason"]),
+            at=float(value["at"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitStatus:
+    """How a child ended.
+
+    Attributes:
+        code: exit code; None if a signal ended it, or if it was adopted and nobody could tell us.
+        signal: number of the signal that ended it, or None.
+        record: what it wrote itself, or None.
+    """
+
+    code: int | None
+    signal: int | None
+    record: ExitRecord | None
+
+    @property
+    def is_clean(self) -> bool:
+        """Exit code 0, or, where no code can be known, a record without an error."""
+        if self.code is None and self.signal is None:
+            return self.record is not None and not self.record.error_class
+        return self.code == 0
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            try:
+                how = f"ended by {signals.Signals(self.signal).name}"
+            except ValueError:
+                how = f"ended by signal {self.signal}"
+        else:
+            how = "exit code unknown" if self.code is None else f"exit code {self.code}"
+        if self.record is None:
+            return how
+        said = ": ".join(part for part in (self.record.outcome, self.record.error_class, self.record.reason) if part)
+        return f"{how} ({said})"

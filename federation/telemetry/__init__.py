@@ -1,0 +1,1 @@
+"""What people and Prometheus see of a process: metrics, an HTTP address for them, and logs."""

@@ -1,0 +1,1 @@
+"""Fakes that ship with the library, for users' tests as much as for ours."""

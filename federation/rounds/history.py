@@ -1,0 +1,144 @@
+"""What is remembered of a committed round. The journal holds it as JSON, the director as a RoundReport.
+
+A `RoundRecord` is complete in itself: which sites were asked, what became of each, how long each phase took, and which
+model came out. `federation.wire.reports` translates it for the wire.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+from federation.names import Epoch, RoundNumber, SiteName
+
+
+class SiteOutcome(Enum):
+    """What became of a site that was asked in a round."""
+
+    COUNTED = "counted"
+    LATE = "late"
+    REFUSED = "refused"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRecord:
+    """What one site did in one round.
+
+    Attributes:
+        site: its name.
+        outcome: whether its update counted, or why not.
+        reason: why it did not count; empty if it did.
+        examples: training examples behind its update.
+        weight: its share of the aggregate, 0 to 1.
+        update_norm: L2 norm of its parameter change.
+        train_seconds: what its trainer took, seconds.
+        transfer_seconds: from header to admission of its upload, seconds.
+        bytes_up: payload bytes it sent.
+        bytes_down: payload bytes it fetched.
+        train_metrics: its training metrics.
+        metrics: its metrics of the new model; empty if it did not evaluate.
+        update_digest: SHA-256 over its payload digests, hex; empty without an update.
+        validation_examples: validation examples behind `metrics`.
+    """
+
+    site: SiteName
+    outcome: SiteOutcome
+    reason: str = ""
+    examples: int = 0
+    weight: float = 0.0
+    update_norm: float = 0.0
+    train_seconds: float = 0.0
+    transfer_seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    train_metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    update_digest: str = ""
+    validation_examples: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """One committed round.
+
+    Attributes:
+        round: its number, from 1.
+        epoch: epoch of the aggregator that committed it.
+        sequence: journal sequence of its commit; 0 until the journal has given one.
+        started_at: Unix time of its first attempt, seconds.
+        seconds: from select to commit, seconds.
+        phase_seconds: seconds by phase: select, broadcast, collect, aggregate, evaluate, commit.
+        sites: one record per site asked, in name order.
+        train_metrics: mean over the counted sites, weighted by examples.
+        metrics: federated evaluation of the new model, weighted by validation examples; empty if there was none.
+        model_digest: SHA-256 of the committed ``model`` payload, hex.
+        is_best: best so far by the plan's measure.
+        bytes_down: payload bytes sent to sites.
+        bytes_up: payload bytes received from sites.
+        update_norm: L2 norm of the aggregated change of the parameters.
+    """
+
+    round: RoundNumber
+    epoch: Epoch
+    sequence: int = 0
+    started_at: float
+    seconds: float
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    sites: tuple[SiteRecord, ...] = ()
+    train_metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    model_digest: str
+    is_best: bool = False
+    bytes_down: int = 0
+    bytes_up: int = 0
+    update_norm: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        document = asdict(self)
+        for site in document["sites"]:
+            site["outcome"] = site["outcome"].value
+        document["sites"] = list(document["sites"])
+        return document
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> RoundRecord:
+        """Read it back.
+
+        Raises:
+            ValueError: it is not a round record.
+        """
+        try:
+            sites = tuple(
+                SiteRecord(**{**site, "outcome": SiteOutcome(site["outcome"])}) for site in document["sites"]
+            )
+            return cls(**{**document, "sites": sites})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a round record: {error}") from error
+
+
+def weighted_mean(rows: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
+    """Return the mean of each metric over the rows that have it.
+
+    Args:
+        rows: weight (0 or more) and metrics of each site, in name order, so that the sum is the same on any machine.
+
+    Returns:
+        One value per metric name; a metric whose weights are all 0 is averaged uniformly.
+    """
+    totals: dict[str, list[tuple[float, float]]] = {}
+    for weight, metrics in rows:
+        for name, value in metrics.items():
+            totals.setdefault(name, []).append((weight, value))
+    means: dict[str, float] = {}
+    for name in sorted(totals):
+        pairs = totals[name]
+        whole = sum(weight for weight, _ in pairs)
+        if whole > 0:
+            means[name] = sum(weight * value for weight, value in pairs) / whole
+        else:
+            means[name] = sum(value for _, value in pairs) / len(pairs)
+    return means

@@ -44,7 +44,7 @@ class DescribeShards(_message.Message):
     def __init__(self, shards: _Optional[_Iterable[_Union[ShardConfig, _Mapping]]] = ...) -> None: ...
 
 class PrepareTrainer(_message.Message):
-    __slots__ = ("experiment", "site", "bundle_folder", "workspace", "shards", "schema", "base_file")
+    __slots__ = ("experiment", "site", "bundle_folder", "workspace", "shards", "schema", "base_file", "spec_json")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FOLDER_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class PrepareTrainer(_message.Message):
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_FIELD_NUMBER: _ClassVar[int]
     BASE_FILE_FIELD_NUMBER: _ClassVar[int]
+    SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     site: str
     bundle_folder: str
@@ -59,7 +60,8 @@ class PrepareTrainer(_message.Message):
     shards: _containers.RepeatedCompositeFieldContainer[ShardConfig]
     schema: _tensors_pb2.TensorSchema
     base_file: str
-    def __init__(self, experiment: _Optional[str] = ..., site: _Optional[str] = ..., bundle_folder: _Optional[str] = ..., workspace: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[ShardConfig, _Mapping]]] = ..., schema: _Optional[_Union[_tensors_pb2.TensorSchema, _Mapping]] = ..., base_file: _Optional[str] = ...) -> None: ...
+    spec_json: str
+    def __init__(self, experiment: _Optional[str] = ..., site: _Optional[str] = ..., bundle_folder: _Optional[str] = ..., workspace: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[ShardConfig, _Mapping]]] = ..., schema: _Optional[_Union[_tensors_pb2.TensorSchema, _Mapping]] = ..., base_file: _Optional[str] = ..., spec_json: _Optional[str] = ...) -> None: ...
 
 class RunTraining(_message.Message):
     __slots__ = ("round", "model_file", "delta_file", "buffers_file", "attempt", "optimizer_in", "optimizer_out")

@@ -55,7 +55,8 @@ class Plan(_Frozen):
     Attributes:
         rounds: rounds to run, at most.
         sites: sites wanted; the first round starts when this many have joined. None: as many as `minimum_sites`.
-        minimum_sites: fewest connected sites a round may start with; below it the experiment is paused.
+        minimum_sites: fewest connected sites a round may start with; below it, or below `quorum`, the experiment is
+            paused.
         sample: sites asked each round, drawn from the connected ones by `seed`. None: all.
         quorum: answers a round needs. None: all that were asked. Fewer lets the round go on without stragglers.
         deadline_s: seconds a round waits for answers; then it goes on if it has its quorum and fails if not.
@@ -124,6 +125,7 @@ class Plan(_Frozen):
             raise ValueError(f"sample is {self.sample}, more than the {self.sites_wanted} sites wanted")
         if self.quorum is not None and self.sample is not None and self.quorum > self.sample:
             raise ValueError(f"quorum is {self.quorum}, more than the {self.sample} sites asked")
+        check_name(self.rule.replace("_", "-"), "aggregation rule")
         if self.quorum is not None and self.quorum > self.sites_wanted:
             raise ValueError(f"quorum is {self.quorum}, more than the {self.sites_wanted} sites wanted")
         if self.early_stopping is not None and self.evaluate_every == 0:
@@ -134,6 +136,11 @@ class Plan(_Frozen):
     def sites_wanted(self) -> int:
         """Sites that must have joined before the first round."""
         return self.sites if self.sites is not None else self.minimum_sites
+
+    @property
+    def sites_needed(self) -> int:
+        """Connected sites without which no round can succeed: the larger of `minimum_sites` and `quorum`."""
+        return max(self.minimum_sites, self.quorum or 1)
 
     @property
     def epochs(self) -> int | None:
@@ -175,6 +182,7 @@ class ExperimentSpec(_Frozen):
     """An experiment as data: the plan and what packing adds. Made at home, signed, never changed after.
 
     Attributes:
+        format: version of this document; a newer one is refused with the advice to update.
         name: name its author gave it.
         project: project it belongs to.
         shard: shard kind a site must offer.
@@ -186,6 +194,7 @@ class ExperimentSpec(_Frozen):
         target_shape: shape of one target; None: not checked.
     """
 
+    format: Literal[1] = 1
     name: str
     project: str = "default"
     shard: str
@@ -204,9 +213,20 @@ class ExperimentSpec(_Frozen):
             except InvalidNameError as error:
                 raise ValueError(str(error)) from error
         schema = self.schema_
-        if not schema.parameters:
+        if not schema.parameters.elements:
             raise ValueError("no tensor is both trained and federated: nothing would be learnt together")
         plan = self.plan
+        for row in self.tensors:
+            # The roles decide what leaves a silo, so the signed rows may not say otherwise than the signed plan.
+            if row.role is not TensorRole.LOCAL and plan.role_of(row.name, is_trained=True) is TensorRole.LOCAL:
+                raise ValueError(f"the plan keeps tensor {row.name!r} local, but its role is {row.role.value}")
+        for pattern in (*plan.federated, *plan.local):
+            if pattern != "*" and not any(fnmatch.fnmatchcase(row.name, pattern) for row in self.tensors):
+                raise ValueError(f"pattern {pattern!r} matches no tensor of the model; is it a typo?")
+        if bool(self.optimizer_tensors) is not (plan.optimizer_state == "aggregate"):
+            raise ValueError("optimizer_tensors must be given exactly when optimizer_state is 'aggregate'")
+        if len(set(self.metrics)) != len(self.metrics):
+            raise ValueError(f"metric names must be unique, got {list(self.metrics)}")
         if (plan.early_stopping or plan.evaluate_every) and plan.best.metric not in self.metrics:
             raise ValueError(f"best metric {plan.best.metric!r} is not among the metrics {list(self.metrics)}")
         if any(not spec.dtype.is_float for spec in schema.parameters):

@@ -5,6 +5,18 @@ is checkpointed. `pack` and `unpack` go between that buffer and NumPy arrays.
 """
 
 from federation.tensors.buffers import pack, unpack, write_into
+from federation.tensors.scan import NotFiniteError, TensorScan
 from federation.tensors.schema import DType, Segment, TensorRole, TensorSchema, TensorSpec
 
-__all__ = ["DType", "Segment", "TensorRole", "TensorSchema", "TensorSpec", "pack", "unpack", "write_into"]
+__all__ = [
+    "DType",
+    "NotFiniteError",
+    "Segment",
+    "TensorRole",
+    "TensorScan",
+    "TensorSchema",
+    "TensorSpec",
+    "pack",
+    "unpack",
+    "write_into",
+]

@@ -20,7 +20,10 @@ import numpy as np
 
 from federation.names import Digest
 
-MAX_TENSORS = 100_000
+MAX_TENSORS = 8_000
+"""Keeps a schema of the longest names below the limits of messages and manifests."""
+MAX_BYTES = 1 << 42
+"""Largest flat buffer, 4 TiB: a claimed shape may not make a receiver allocate without end."""
 MAX_NAME_BYTES = 256
 MAX_RANK = 32
 
@@ -150,6 +153,8 @@ class TensorSchema:
         by_name = {spec.name: spec for spec in self.specs}
         if len(by_name) != len(self.specs):
             raise ValueError("tensor names must be unique")
+        if sum(spec.nbytes for spec in self.specs) > MAX_BYTES:
+            raise ValueError(f"tensors have more than {MAX_BYTES} bytes together")
         orders = [spec._order for spec in self.specs]
         if orders != sorted(orders):
             raise ValueError("tensors are not in canonical order (descending item size, dtype, name)")

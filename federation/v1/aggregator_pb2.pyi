@@ -32,18 +32,30 @@ class ParticipateRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[SiteHello, _Mapping]] = ..., ready: _Optional[_Union[SiteReady, _Mapping]] = ..., evaluated: _Optional[_Union[EvaluationResult, _Mapping]] = ..., failed: _Optional[_Union[TaskFailure, _Mapping]] = ..., sealed: _Optional[_Union[SealedMessage, _Mapping]] = ...) -> None: ...
 
 class SiteHello(_message.Message):
-    __slots__ = ("protocol", "experiment", "last_epoch", "last_round", "plan_digest")
+    __slots__ = ("protocol", "experiment", "last_epoch", "last_round", "plan_digest", "pending")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     LAST_EPOCH_FIELD_NUMBER: _ClassVar[int]
     LAST_ROUND_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
     protocol: _tensors_pb2.ProtocolRange
     experiment: str
     last_epoch: int
     last_round: int
     plan_digest: bytes
-    def __init__(self, protocol: _Optional[_Union[_tensors_pb2.ProtocolRange, _Mapping]] = ..., experiment: _Optional[str] = ..., last_epoch: _Optional[int] = ..., last_round: _Optional[int] = ..., plan_digest: _Optional[bytes] = ...) -> None: ...
+    pending: PendingUpdate
+    def __init__(self, protocol: _Optional[_Union[_tensors_pb2.ProtocolRange, _Mapping]] = ..., experiment: _Optional[str] = ..., last_epoch: _Optional[int] = ..., last_round: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., pending: _Optional[_Union[PendingUpdate, _Mapping]] = ...) -> None: ...
+
+class PendingUpdate(_message.Message):
+    __slots__ = ("round", "attempt", "update_id")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    attempt: int
+    update_id: bytes
+    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., update_id: _Optional[bytes] = ...) -> None: ...
 
 class SiteReady(_message.Message):
     __slots__ = ("train_examples", "validation_examples")
@@ -54,7 +66,7 @@ class SiteReady(_message.Message):
     def __init__(self, train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ...) -> None: ...
 
 class EvaluationResult(_message.Message):
-    __slots__ = ("round", "epoch", "metrics", "examples", "seconds")
+    __slots__ = ("round", "epoch", "metrics", "examples", "seconds", "model_digest")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -67,12 +79,14 @@ class EvaluationResult(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     round: int
     epoch: int
     metrics: _containers.ScalarMap[str, float]
     examples: int
     seconds: float
-    def __init__(self, round: _Optional[int] = ..., epoch: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., examples: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+    model_digest: bytes
+    def __init__(self, round: _Optional[int] = ..., epoch: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., examples: _Optional[int] = ..., seconds: _Optional[float] = ..., model_digest: _Optional[bytes] = ...) -> None: ...
 
 class TaskFailure(_message.Message):
     __slots__ = ("round", "epoch", "kind", "error_class", "detail", "permanent")
@@ -91,16 +105,20 @@ class TaskFailure(_message.Message):
     def __init__(self, round: _Optional[int] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., error_class: _Optional[str] = ..., detail: _Optional[str] = ..., permanent: _Optional[bool] = ...) -> None: ...
 
 class SealedMessage(_message.Message):
-    __slots__ = ("peer", "purpose", "round", "body")
+    __slots__ = ("peer", "purpose", "round", "body", "sequence", "epoch")
     PEER_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     peer: str
     purpose: str
     round: int
     body: bytes
-    def __init__(self, peer: _Optional[str] = ..., purpose: _Optional[str] = ..., round: _Optional[int] = ..., body: _Optional[bytes] = ...) -> None: ...
+    sequence: int
+    epoch: int
+    def __init__(self, peer: _Optional[str] = ..., purpose: _Optional[str] = ..., round: _Optional[int] = ..., body: _Optional[bytes] = ..., sequence: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class ParticipateReply(_message.Message):
     __slots__ = ("welcome", "task", "verdict", "sealed", "finish")
@@ -131,20 +149,22 @@ class SessionWelcome(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., base: _Optional[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("kind", "round", "epoch", "payloads", "inline", "deadline_s")
+    __slots__ = ("kind", "round", "epoch", "payloads", "inline", "deadline_s", "attempt")
     KIND_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
     INLINE_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     kind: TaskKind
     round: int
     epoch: int
     payloads: _containers.RepeatedCompositeFieldContainer[_tensors_pb2.PayloadDescriptor]
     inline: _containers.RepeatedCompositeFieldContainer[InlinePayload]
     deadline_s: float
-    def __init__(self, kind: _Optional[_Union[TaskKind, str]] = ..., round: _Optional[int] = ..., epoch: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]]] = ..., inline: _Optional[_Iterable[_Union[InlinePayload, _Mapping]]] = ..., deadline_s: _Optional[float] = ...) -> None: ...
+    attempt: int
+    def __init__(self, kind: _Optional[_Union[TaskKind, str]] = ..., round: _Optional[int] = ..., epoch: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]]] = ..., inline: _Optional[_Iterable[_Union[InlinePayload, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class InlinePayload(_message.Message):
     __slots__ = ("digest", "data")
@@ -155,24 +175,30 @@ class InlinePayload(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("round", "epoch", "counted", "reason")
+    __slots__ = ("round", "epoch", "counted", "reason", "attempt", "update_id")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     COUNTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
     round: int
     epoch: int
     counted: bool
     reason: str
-    def __init__(self, round: _Optional[int] = ..., epoch: _Optional[int] = ..., counted: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+    attempt: int
+    update_id: bytes
+    def __init__(self, round: _Optional[int] = ..., epoch: _Optional[int] = ..., counted: _Optional[bool] = ..., reason: _Optional[str] = ..., attempt: _Optional[int] = ..., update_id: _Optional[bytes] = ...) -> None: ...
 
 class Finish(_message.Message):
-    __slots__ = ("outcome", "reason")
+    __slots__ = ("outcome", "reason", "epoch")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     outcome: str
     reason: str
-    def __init__(self, outcome: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    epoch: int
+    def __init__(self, outcome: _Optional[str] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class PullModelRequest(_message.Message):
     __slots__ = ("experiment", "digest", "offset")
@@ -201,7 +227,7 @@ class PushUpdateRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[UpdateChunk, _Mapping]] = ..., commit: _Optional[_Union[UpdateCommit, _Mapping]] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("experiment", "attempt", "epoch", "round", "payloads", "examples", "metrics", "train_seconds", "model_digest", "steps")
+    __slots__ = ("experiment", "attempt", "epoch", "round", "payloads", "examples", "metrics", "train_seconds", "model_digest", "steps", "update_id")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +245,7 @@ class UpdateHeader(_message.Message):
     TRAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     attempt: int
     epoch: int
@@ -229,7 +256,8 @@ class UpdateHeader(_message.Message):
     train_seconds: float
     model_digest: bytes
     steps: int
-    def __init__(self, experiment: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]]] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., train_seconds: _Optional[float] = ..., model_digest: _Optional[bytes] = ..., steps: _Optional[int] = ...) -> None: ...
+    update_id: bytes
+    def __init__(self, experiment: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]]] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., train_seconds: _Optional[float] = ..., model_digest: _Optional[bytes] = ..., steps: _Optional[int] = ..., update_id: _Optional[bytes] = ...) -> None: ...
 
 class UpdateChunk(_message.Message):
     __slots__ = ("payload", "chunk")
@@ -254,12 +282,14 @@ class PushUpdateReply(_message.Message):
     def __init__(self, holding: _Optional[_Union[UpdateHolding, _Mapping]] = ..., result: _Optional[_Union[UpdateResult, _Mapping]] = ...) -> None: ...
 
 class UpdateHolding(_message.Message):
-    __slots__ = ("bytes", "admitted")
+    __slots__ = ("bytes", "admitted", "admitted_update_id")
     BYTES_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
     bytes: _containers.RepeatedScalarFieldContainer[int]
     admitted: bool
-    def __init__(self, bytes: _Optional[_Iterable[int]] = ..., admitted: _Optional[bool] = ...) -> None: ...
+    admitted_update_id: bytes
+    def __init__(self, bytes: _Optional[_Iterable[int]] = ..., admitted: _Optional[bool] = ..., admitted_update_id: _Optional[bytes] = ...) -> None: ...
 
 class UpdateResult(_message.Message):
     __slots__ = ("admitted", "reason", "detail")

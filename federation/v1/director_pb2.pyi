@@ -104,10 +104,12 @@ class ExperimentSummary(_message.Message):
     def __init__(self, experiment: _Optional[str] = ..., name: _Optional[str] = ..., project: _Optional[str] = ..., submitted_by: _Optional[str] = ..., state: _Optional[_Union[ExperimentState, str]] = ..., reason: _Optional[str] = ..., degraded: _Optional[bool] = ..., rounds_done: _Optional[int] = ..., rounds_planned: _Optional[int] = ..., submitted_at: _Optional[float] = ..., changed_at: _Optional[float] = ..., sites: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetExperimentRequest(_message.Message):
-    __slots__ = ("experiment",)
+    __slots__ = ("experiment", "after_round")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_ROUND_FIELD_NUMBER: _ClassVar[int]
     experiment: str
-    def __init__(self, experiment: _Optional[str] = ...) -> None: ...
+    after_round: int
+    def __init__(self, experiment: _Optional[str] = ..., after_round: _Optional[int] = ...) -> None: ...
 
 class GetExperimentReply(_message.Message):
     __slots__ = ("summary", "plan_json", "sites", "rounds", "artifacts", "manifest_digest", "signing_fingerprint", "transitions", "aggregator")
@@ -341,14 +343,16 @@ class LogLines(_message.Message):
     def __init__(self, lines: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DownloadArtifactRequest(_message.Message):
-    __slots__ = ("experiment", "name", "offset")
+    __slots__ = ("experiment", "name", "offset", "digest")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     name: str
     offset: int
-    def __init__(self, experiment: _Optional[str] = ..., name: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    digest: str
+    def __init__(self, experiment: _Optional[str] = ..., name: _Optional[str] = ..., offset: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class DownloadArtifactReply(_message.Message):
     __slots__ = ("artifact", "chunk")
@@ -597,34 +601,46 @@ class AggregatorStatus(_message.Message):
     def __init__(self, state: _Optional[str] = ..., reason: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExperimentEnd(_message.Message):
-    __slots__ = ("outcome", "reason", "degraded")
+    __slots__ = ("outcome", "reason", "degraded", "sequence")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     outcome: str
     reason: str
     degraded: bool
-    def __init__(self, outcome: _Optional[str] = ..., reason: _Optional[str] = ..., degraded: _Optional[bool] = ...) -> None: ...
+    sequence: int
+    def __init__(self, outcome: _Optional[str] = ..., reason: _Optional[str] = ..., degraded: _Optional[bool] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class SuperviseReply(_message.Message):
-    __slots__ = ("welcome", "roster", "acknowledge", "stop")
+    __slots__ = ("welcome", "roster", "acknowledge", "stop", "revoked")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGE_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_FIELD_NUMBER: _ClassVar[int]
     welcome: AggregatorWelcome
     roster: Roster
     acknowledge: Acknowledge
     stop: StopOrder
-    def __init__(self, welcome: _Optional[_Union[AggregatorWelcome, _Mapping]] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ..., acknowledge: _Optional[_Union[Acknowledge, _Mapping]] = ..., stop: _Optional[_Union[StopOrder, _Mapping]] = ...) -> None: ...
+    revoked: RevokedSerials
+    def __init__(self, welcome: _Optional[_Union[AggregatorWelcome, _Mapping]] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ..., acknowledge: _Optional[_Union[Acknowledge, _Mapping]] = ..., stop: _Optional[_Union[StopOrder, _Mapping]] = ..., revoked: _Optional[_Union[RevokedSerials, _Mapping]] = ...) -> None: ...
 
 class AggregatorWelcome(_message.Message):
-    __slots__ = ("protocol", "last_sequence")
+    __slots__ = ("protocol", "last_sequence", "revoked")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     LAST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     last_sequence: int
-    def __init__(self, protocol: _Optional[int] = ..., last_sequence: _Optional[int] = ...) -> None: ...
+    revoked: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol: _Optional[int] = ..., last_sequence: _Optional[int] = ..., revoked: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RevokedSerials(_message.Message):
+    __slots__ = ("serials",)
+    SERIALS_FIELD_NUMBER: _ClassVar[int]
+    serials: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, serials: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Roster(_message.Message):
     __slots__ = ("sites",)
@@ -633,14 +649,16 @@ class Roster(_message.Message):
     def __init__(self, sites: _Optional[_Iterable[_Union[RosterSite, _Mapping]]] = ...) -> None: ...
 
 class RosterSite(_message.Message):
-    __slots__ = ("site", "train_examples", "validation_examples")
+    __slots__ = ("site", "train_examples", "validation_examples", "signing_key")
     SITE_FIELD_NUMBER: _ClassVar[int]
     TRAIN_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SIGNING_KEY_FIELD_NUMBER: _ClassVar[int]
     site: str
     train_examples: int
     validation_examples: int
-    def __init__(self, site: _Optional[str] = ..., train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ...) -> None: ...
+    signing_key: bytes
+    def __init__(self, site: _Optional[str] = ..., train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., signing_key: _Optional[bytes] = ...) -> None: ...
 
 class Acknowledge(_message.Message):
     __slots__ = ("sequence",)

@@ -90,12 +90,14 @@ class RunEvaluation(_message.Message):
     def __init__(self, round: _Optional[int] = ..., model_file: _Optional[str] = ...) -> None: ...
 
 class KeepState(_message.Message):
-    __slots__ = ("round", "counted")
+    __slots__ = ("round", "counted", "attempt")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     COUNTED_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     round: int
     counted: bool
-    def __init__(self, round: _Optional[int] = ..., counted: _Optional[bool] = ...) -> None: ...
+    attempt: int
+    def __init__(self, round: _Optional[int] = ..., counted: _Optional[bool] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class EndTrainer(_message.Message):
     __slots__ = ()

@@ -1,0 +1,141 @@
+"""Whether a flat buffer holds finite numbers only, and its L2 norm: one pass, in pieces of any size, O(block) memory.
+
+Rules:
+
+1. Pieces come in buffer order and may end anywhere, even inside an element.
+2. Floats are squared and summed block by block (BLAS), blocks are added in float64. A finite sum of squares proves every
+   element finite; only where it is not, as float32 squares overflow beyond 1e19, are the elements looked at one by one.
+3. Integers and booleans have no norm and are always finite: they are skipped.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from federation.tensors.schema import DType, TensorSchema
+
+_BLOCK_ELEMENTS = 1 << 13
+"""Below the size from which OpenBLAS splits a dot product over threads: sums must not depend on their number."""
+_NARROW = (DType.FLOAT16, DType.BFLOAT16)
+
+
+class NotFiniteError(ValueError):
+    """A flat buffer holds a NaN, an infinity, or a number whose square is one.
+
+    Attributes:
+        tensor: name of the first tensor that does.
+    """
+
+    def __init__(self, tensor: str) -> None:
+        super().__init__(f"tensor {tensor!r} holds a number that is not finite")
+        self.tensor = tensor
+
+
+class TensorScan:
+    """One pass over one flat buffer.
+
+    Args:
+        schema: layout of the buffer.
+    """
+
+    def __init__(self, schema: TensorSchema) -> None:
+        self._schema = schema
+        self._position = 0
+        self._squares = 0.0
+        self._carry = b""
+        self._segment = 0
+        self._wide: npt.NDArray[np.float32] | None = None
+
+    @property
+    def position(self) -> int:
+        """Bytes seen so far."""
+        return self._position + len(self._carry)
+
+    @property
+    def squared_norm(self) -> float:
+        """Sum of squares of the float elements seen so far."""
+        return self._squares
+
+    @property
+    def norm(self) -> float:
+        """L2 norm of the float elements seen so far."""
+        return math.sqrt(self._squares)
+
+    def feed(self, piece: bytes | bytearray | memoryview) -> None:
+        """Look at the next piece; it is not kept.
+
+        Raises:
+            NotFiniteError: an element is NaN or infinite; the scan is then of no further use.
+            ValueError: more bytes than the schema has.
+        """
+        view = memoryview(piece).cast("B")
+        if self.position + view.nbytes > self._schema.nbytes:
+            raise ValueError(f"{self.position + view.nbytes} bytes are more than the schema's {self._schema.nbytes}")
+        while view.nbytes:
+            view = self._feed_segment(view)
+
+    def finish(self) -> None:
+        """Check that the whole buffer was seen.
+
+        Raises:
+            ValueError: bytes are missing.
+        """
+        if self.position != self._schema.nbytes:
+            raise ValueError(f"{self.position} bytes were seen, the schema has {self._schema.nbytes}")
+
+    def _feed_segment(self, view: memoryview) -> memoryview:
+        """Take what belongs to the present segment and return the rest."""
+        segment = self._schema.segments[self._segment]
+        size = segment.dtype.itemsize
+        room = segment.offset + segment.nbytes - self._position
+        if self._carry:
+            missing = size - len(self._carry)
+            element, view = self._carry + bytes(view[:missing]), view[missing:]
+            if len(element) < size:
+                self._carry = element
+                return view
+            self._carry = b""
+            self._take(segment.dtype, memoryview(element))
+        else:
+            whole = min(room, view.nbytes) // size * size
+            self._take(segment.dtype, view[:whole])
+            view = view[whole:]
+            if view.nbytes and whole < room:
+                self._carry = bytes(view)
+                return view[view.nbytes :]
+        if self._position == segment.offset + segment.nbytes:
+            self._segment += 1
+        return view
+
+    def _take(self, dtype: DType, view: memoryview) -> None:
+        if dtype.is_float:
+            values = np.frombuffer(view, dtype=dtype.numpy)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for start in range(0, values.size, _BLOCK_ELEMENTS):
+                    self._squares += self._squares_of(dtype, values[start : start + _BLOCK_ELEMENTS], start)
+        self._position += view.nbytes
+
+    def _squares_of(self, dtype: DType, block: npt.NDArray[Any], start: int) -> float:
+        if dtype in _NARROW:
+            if self._wide is None:
+                self._wide = np.empty(_BLOCK_ELEMENTS, dtype=np.float32)
+            wide = self._wide[: block.size]
+            np.copyto(wide, block)
+            block = wide
+        squares = float(np.dot(block, block))
+        if math.isfinite(squares):
+            return squares
+        double = block.astype(np.float64)
+        squares = float(np.dot(double, double))
+        if not math.isfinite(squares):
+            # Squares of finite float64 overflow beyond 1e154: no norm could be told, so these count as not finite too.
+            bad = int(np.flatnonzero(~np.isfinite(double * double))[0])
+            raise NotFiniteError(self._tensor_at(self._position + (start + bad) * dtype.itemsize))
+        return squares
+
+    def _tensor_at(self, offset: int) -> str:
+        return next(spec.name for spec in self._schema if offset < self._schema.offsets[spec.name] + spec.nbytes)

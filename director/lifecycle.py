@@ -12,11 +12,14 @@ Pure: the store performs a transition as a compare-and-set on the state this mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from federation.errors import ConflictError
 from federation.names import ExperimentState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _S = ExperimentState
 

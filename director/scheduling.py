@@ -14,10 +14,13 @@ Pure: who is online, what is offered and how many run are arguments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from federation.names import ExperimentId, ShardName, SiteName
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from federation.names import ExperimentId, ShardName, SiteName
 
 Shape = tuple[int, ...]
 

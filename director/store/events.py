@@ -1,0 +1,71 @@
+"""Events people watch, and the audit trail of what was admitted or refused.
+
+Rules, in order:
+
+1. Events are numbered by the database, strictly increasing; a watcher resumes after the last number it has seen.
+2. Progress inside a round (kinds ``phase`` and ``update``) is news only while the round is open: once it is committed
+   its report says more, and the progress is deleted, so that a million rounds do not become ten million rows.
+3. The audit trail is never deleted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, insert, select
+
+from director.store import tables
+from director.store.database import touch
+from federation.v1 import director_pb2 as pb
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+PROGRESS_KINDS = ("phase", "update")
+
+
+def append(session: Session, event: pb.Event) -> None:
+    """Append an event to its experiment's; its `sequence` is ignored, the database gives one."""
+    body = pb.Event()
+    body.CopyFrom(event)
+    body.sequence = 0
+    session.execute(
+        insert(tables.Event).values(
+            experiment=event.experiment, at=event.at, kind=event.kind, body=body.SerializeToString(deterministic=True)
+        )
+    )
+    touch(session, event.experiment)
+
+
+def after(session: Session, experiment: str, cursor: int, limit: int) -> list[pb.Event]:
+    """Return up to `limit` events of the experiment with a sequence above `cursor`, in order."""
+    rows = session.execute(
+        select(tables.Event.sequence, tables.Event.body)
+        .where(tables.Event.experiment == experiment, tables.Event.sequence > cursor)
+        .order_by(tables.Event.sequence)
+        .limit(limit)
+    )
+    events = []
+    for sequence, body in rows:
+        event = pb.Event.FromString(body)
+        event.sequence = sequence
+        events.append(event)
+    return events
+
+
+def prune_progress(session: Session, experiment: str) -> None:
+    """Delete the progress of rounds that are committed by now."""
+    session.execute(
+        delete(tables.Event).where(tables.Event.experiment == experiment, tables.Event.kind.in_(PROGRESS_KINDS))
+    )
+
+
+def audit(
+    session: Session, *, at: float, actor: str, action: str, admitted: bool, subject: str = "", detail: str = ""
+) -> None:
+    """Record a decision: who (SPIFFE id) wanted what of which subject, and whether it was admitted."""
+    session.execute(
+        insert(tables.Audit).values(
+            at=at, actor=actor, action=action, admitted=admitted, subject=subject, detail=detail[:2000]
+        )
+    )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from federation.names import Epoch, RoundNumber, SiteName
+if TYPE_CHECKING:
+    from federation.names import Epoch, RoundNumber, SiteName
 
 
 class SiteOutcome(Enum):
@@ -112,9 +113,7 @@ class RoundRecord:
             ValueError: it is not a round record.
         """
         try:
-            sites = tuple(
-                SiteRecord(**{**site, "outcome": SiteOutcome(site["outcome"])}) for site in document["sites"]
-            )
+            sites = tuple(SiteRecord(**{**site, "outcome": SiteOutcome(site["outcome"])}) for site in document["sites"])
             return cls(**{**document, "sites": sites})
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a round record: {error}") from error

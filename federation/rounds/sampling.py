@@ -6,10 +6,14 @@ which they connected. A retried round draws again, so that one silent site canno
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from federation.names import SiteName
 from federation.rounds import randomness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from federation.names import SiteName
 
 
 def draw_sites(

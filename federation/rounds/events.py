@@ -1,0 +1,272 @@
+"""What the round machine is told, and what it answers: events in, actions out. Plain data.
+
+The shell reports each event as it happens and performs each action in the order given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from federation.names import RoundNumber, SiteName
+
+_NO_ROUND = RoundNumber(0)
+_FIRST_ROUND = RoundNumber(1)
+
+
+class Phase(Enum):
+    """Where an experiment's aggregator is. `SELECT` lasts no time: it is left in the step that enters it."""
+
+    JOINING = "joining"
+    SELECT = "select"
+    BROADCAST = "broadcast"
+    COLLECT = "collect"
+    AGGREGATE = "aggregate"
+    EVALUATE = "evaluate"
+    COMMIT = "commit"
+    PAUSED = "paused"
+    ENDED = "ended"
+
+
+# --- events
+
+
+@dataclass(frozen=True, slots=True)
+class SiteReady:
+    """A site can take tasks. Said again when a newer session of it has replaced an older one."""
+
+    site: SiteName
+
+
+@dataclass(frozen=True, slots=True)
+class SiteLost:
+    """A site is gone and did not come back in the time the shell grants."""
+
+    site: SiteName
+    reason: str = "connection lost"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHeld:
+    """A site that was asked to train holds the model of the round."""
+
+    site: SiteName
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateAdmitted:
+    """A site's update is whole, admitted and in the spool."""
+
+    site: SiteName
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRefused:
+    """A site's update was not admitted; the site is done for this attempt."""
+
+    site: SiteName
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFailed:
+    """A site says that it could not do its task; `permanent`: nor any later one."""
+
+    site: SiteName
+    reason: str
+    permanent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SiteEvaluated:
+    """A site's metrics of the candidate model over `examples` validation examples; the shell has checked both."""
+
+    site: SiteName
+    examples: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """The timer started last has run out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """The candidate model is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The journal holds the round."""
+
+
+Event = (
+    SiteReady
+    | SiteLost
+    | ModelHeld
+    | UpdateAdmitted
+    | UpdateRefused
+    | SiteFailed
+    | SiteEvaluated
+    | DeadlinePassed
+    | Combined
+    | Committed
+)
+
+
+# --- actions
+
+
+@dataclass(frozen=True, slots=True)
+class EnterPhase:
+    """The phase changed: take its time and report it."""
+
+    phase: Phase
+    round: RoundNumber
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimer:
+    """Report `DeadlinePassed` after so many seconds; replaces any timer that still runs."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StopTimer:
+    """Forget the timer."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskTrain:
+    """Send each site the train task of this round."""
+
+    round: RoundNumber
+    sites: tuple[SiteName, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Combine:
+    """Aggregate these sites' updates (in name order) into a candidate model, then report `Combined`."""
+
+    round: RoundNumber
+    sites: tuple[SiteName, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AskEvaluate:
+    """Send each site the candidate model to evaluate."""
+
+    round: RoundNumber
+    sites: tuple[SiteName, ...]
+
+
+class Progress(Enum):
+    """How far an asked site has come in a round."""
+
+    ASKED = "asked"
+    ADMITTED = "admitted"
+    REFUSED = "refused"
+    FAILED = "failed"
+    LOST = "lost"
+    LATE = "late"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A site's progress in the round, and why it is no further."""
+
+    progress: Progress
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What decides best model and early stopping, carried from round to round.
+
+    Attributes:
+        best: value of the plan's best metric for the best model so far; None before any.
+        best_round: its round; 0 before any.
+        reference: value that the next evaluation must improve on by the plan's `min_delta`.
+        stale: evaluations in a row that did not.
+        is_degraded: some committed round had fewer contributions than planned.
+    """
+
+    best: float | None = None
+    best_round: RoundNumber = _NO_ROUND
+    reference: float | None = None
+    stale: int = 0
+    is_degraded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """Make the candidate the model: checkpoint, then journal line, then report `Committed`.
+
+    Attributes:
+        round: round to commit.
+        standings: what became of each site that was asked, in name order.
+        metrics: federated evaluation; empty if there was none.
+        evaluations: metrics and validation examples of each site that evaluated.
+        is_best: the candidate is the best model so far.
+        score: to be written with the round, and given back in `Resume` after a restart.
+    """
+
+    round: RoundNumber
+    standings: dict[SiteName, Standing]
+    metrics: dict[str, float]
+    evaluations: dict[SiteName, SiteEvaluated]
+    is_best: bool
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class SendVerdicts:
+    """Tell each site that sent an update whether it counted: reason, empty if it did."""
+
+    round: RoundNumber
+    reasons: dict[SiteName, str]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordMiss:
+    """Write down that an attempt at the round missed its quorum."""
+
+    round: RoundNumber
+    failures: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The experiment is over: `outcome` is ``"completed"`` or ``"failed"``."""
+
+    outcome: str
+    reason: str
+    is_degraded: bool
+
+
+Action = (
+    EnterPhase | StartTimer | StopTimer | AskTrain | Combine | AskEvaluate | Commit | SendVerdicts | RecordMiss | Finish
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Where a restarted aggregator goes on.
+
+    Attributes:
+        round: round in progress: one after the last committed one.
+        admitted: sites whose updates for it are in the spool; they are not asked again.
+        expected: sites of the last committed round, waited for a little while; empty at a first start.
+        failures: attempts at this round that missed their quorum.
+        score: as the last commit wrote it.
+    """
+
+    round: RoundNumber = _FIRST_ROUND
+    admitted: tuple[SiteName, ...] = ()
+    expected: tuple[SiteName, ...] = ()
+    failures: int = 0
+    score: Score = field(default_factory=Score)

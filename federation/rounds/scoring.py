@@ -1,0 +1,62 @@
+"""Which model is the best, and when to stop early: the plan's measure, applied round by round.
+
+The best model is the one with the best value ever seen. Early stopping is stricter: an evaluation counts as progress
+only if it improves on the last that did by more than `min_delta`; after `patience` evaluations without progress the
+experiment is complete. A round without metrics changes neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from federation.rounds.history import weighted_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from federation.names import RoundNumber, SiteName
+    from federation.plan import Plan
+    from federation.rounds.events import Score, SiteEvaluated
+
+
+def federated_metrics(evaluations: Mapping[SiteName, SiteEvaluated]) -> dict[str, float]:
+    """Return the mean of the sites' metrics, weighted by validation examples, summed in name order."""
+    return weighted_mean([(evaluations[site].examples, evaluations[site].metrics) for site in sorted(evaluations)])
+
+
+def judge(
+    plan: Plan, score: Score, round_number: RoundNumber, metrics: Mapping[str, float], *, is_degraded: bool
+) -> tuple[Score, bool]:
+    """Return the score after a round, and whether its model is the best so far.
+
+    Args:
+        plan: says which metric, which direction and how patient.
+        score: before the round.
+        round_number: the round.
+        metrics: its federated evaluation; empty if there was none.
+        is_degraded: it had fewer contributions than planned.
+    """
+    score = replace(score, is_degraded=score.is_degraded or is_degraded)
+    value = metrics.get(plan.best.metric)
+    if value is None:
+        return score, False
+    min_delta = plan.early_stopping.min_delta if plan.early_stopping else 0.0
+    if plan.best.is_better(value, score.reference, by=min_delta):
+        score = replace(score, reference=value, stale=0)
+    else:
+        score = replace(score, stale=score.stale + 1)
+    is_best = plan.best.is_better(value, score.best)
+    if is_best:
+        score = replace(score, best=value, best_round=round_number)
+    return score, is_best
+
+
+def stop_reason(plan: Plan, score: Score) -> str:
+    """Return why the experiment stops early, or an empty text if it does not."""
+    if plan.early_stopping is None or score.stale < plan.early_stopping.patience:
+        return ""
+    return (
+        f"stopped early: {plan.best.metric} did not improve in {score.stale} evaluations; "
+        f"the best, {score.best:.6g}, is of round {score.best_round}"
+    )

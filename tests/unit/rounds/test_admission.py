@@ -1,0 +1,78 @@
+"""What an update claims, held against what was asked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from federation.errors import Refusal, UpdateRejectedError
+from federation.names import Digest, Epoch, ExperimentId, PayloadName, RoundNumber
+from federation.rounds.admission import Claim, Expectation, check_claim, check_norm, check_task
+
+SCHEMA, MODEL = Digest(b"s" * 32), Digest(b"m" * 32)
+EXPECTED = Expectation(
+    experiment=ExperimentId("mnist-12345678"),
+    epoch=Epoch(2),
+    round=RoundNumber(5),
+    model_digest=MODEL,
+    payloads=((PayloadName("delta"), SCHEMA, 40),),
+    metrics=("loss",),
+)
+GOOD = Claim(
+    experiment="mnist-12345678",
+    epoch=2,
+    round=5,
+    model_digest=MODEL,
+    payloads=(("delta", SCHEMA, "identity", 40),),
+    examples=100,
+    metrics={"loss": 0.5},
+)
+
+
+def check(claim, *, is_asked=True):
+    check_task(claim, EXPECTED, is_asked=is_asked)
+    check_claim(claim, EXPECTED, examples_cap=100)
+
+
+def test_admits_what_was_asked_for():
+    check(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        pytest.param({"experiment": "other-12345678"}, Refusal.UNKNOWN_EXPERIMENT, id="unknown experiment"),
+        pytest.param({"epoch": 1}, Refusal.STALE_EPOCH, id="stale epoch"),
+        pytest.param({"round": 4}, Refusal.CLOSED_ROUND, id="closed round"),
+        pytest.param({"round": 6}, Refusal.CLOSED_ROUND, id="round to come"),
+        pytest.param({"payloads": ()}, Refusal.WRONG_SCHEMA, id="no payload"),
+        pytest.param({"payloads": (("buffers", SCHEMA, "identity", 40),)}, Refusal.WRONG_SCHEMA, id="other payload"),
+        pytest.param({"payloads": (("delta", MODEL, "identity", 40),)}, Refusal.WRONG_SCHEMA, id="wrong schema"),
+        pytest.param({"payloads": (("delta", SCHEMA, "zip", 40),)}, Refusal.WRONG_CODEC, id="wrong codec"),
+        pytest.param({"payloads": (("delta", SCHEMA, "identity", 36),)}, Refusal.TRUNCATED, id="too short"),
+        pytest.param({"model_digest": b"x" * 32}, Refusal.WRONG_MODEL, id="wrong model"),
+        pytest.param({"examples": 1_000_000}, Refusal.EXAMPLES, id="a million examples"),
+        pytest.param({"examples": 0}, Refusal.EXAMPLES, id="no examples"),
+        pytest.param({"metrics": {"patient": 1.0}}, Refusal.METRICS, id="unknown metric"),
+        pytest.param({"metrics": {"loss": float("nan")}}, Refusal.METRICS, id="metric not finite"),
+    ],
+)
+def test_refuses_a_claim_that_is_not_what_was_asked(change, refusal):
+    with pytest.raises(UpdateRejectedError) as caught:
+        check(replace(GOOD, **change))
+    assert caught.value.refusal is refusal
+
+
+def test_refuses_a_site_that_was_not_asked():
+    with pytest.raises(UpdateRejectedError) as caught:
+        check(GOOD, is_asked=False)
+    assert caught.value.refusal is Refusal.NOT_ASKED
+
+
+def test_refuses_a_norm_beyond_the_plans_and_only_then():
+    check_norm(1e9, None)
+    check_norm(2.0, 2.0)
+    with pytest.raises(UpdateRejectedError) as caught:
+        check_norm(2.1, 2.0)
+    assert caught.value.refusal is Refusal.NORM

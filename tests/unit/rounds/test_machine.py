@@ -1,0 +1,344 @@
+"""The round machine as a story of events; no clock, no files, no network."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federation.names import RoundNumber, SiteName
+from federation.plan import EarlyStopping, Plan
+from federation.rounds import events as ev
+from federation.rounds.machine import REJOIN_S, TRANSITIONS, RoundMachine, describe_states
+
+A, B, C, D = (SiteName(f"site-{letter}") for letter in "abcd")
+
+
+def the(actions, kind):
+    """The one action of a kind."""
+    found = [action for action in actions if isinstance(action, kind)]
+    assert len(found) == 1, actions
+    return found[0]
+
+
+def has(actions, kind):
+    return any(isinstance(action, kind) for action in actions)
+
+
+def started(plan, *sites, resume=None):
+    """A machine that has been started and whose sites are ready, and the last actions."""
+    machine = RoundMachine(plan, resume)
+    actions = machine.start()
+    for site in sites:
+        actions = machine.step(ev.SiteReady(site))
+    return machine, actions
+
+
+def run_round(machine, *sites, loss=0.5):
+    """Bring the open round to its end with every site answering; return the last actions."""
+    for site in sites:
+        actions = machine.step(ev.UpdateAdmitted(site))
+    assert the(actions, ev.Combine).sites == sites
+    actions = machine.step(ev.Combined())
+    for site in the(actions, ev.AskEvaluate).sites:
+        actions = machine.step(ev.SiteEvaluated(site, 10, {"loss": loss}))
+    assert has(actions, ev.Commit)
+    return machine.step(ev.Committed())
+
+
+def test_the_first_round_starts_when_the_sites_wanted_have_joined():
+    machine, actions = started(Plan(sites=2), A)
+    assert machine.phase is ev.Phase.JOINING and not actions
+    actions = machine.step(ev.SiteReady(B))
+    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(1), (A, B))
+    assert the(actions, ev.StartTimer).seconds == 3600
+
+
+def test_too_few_at_the_join_timeout_fails_with_both_numbers():
+    machine, _ = started(Plan(sites=3, minimum_sites=2), A)
+    finish = the(machine.step(ev.DeadlinePassed()), ev.Finish)
+    assert finish.outcome == "failed" and "1 sites joined" in finish.reason and "needs 2" in finish.reason
+
+
+def test_the_join_timeout_starts_a_round_with_enough_sites_and_marks_it_degraded():
+    machine, _ = started(Plan(sites=3, minimum_sites=2, rounds=1), A, B)
+    actions = machine.step(ev.DeadlinePassed())
+    assert the(actions, ev.AskTrain).sites == (A, B)
+    finish = the(run_round(machine, A, B), ev.Finish)
+    assert finish.outcome == "completed" and finish.is_degraded
+
+
+def test_a_whole_round_goes_through_every_phase_in_order():
+    machine, actions = started(Plan(sites=2, rounds=2), A, B)
+    seen = [action.phase for action in actions if isinstance(action, ev.EnterPhase)]
+    for event in (
+        ev.ModelHeld(A), ev.ModelHeld(B), ev.UpdateAdmitted(A), ev.UpdateAdmitted(B), ev.Combined(),
+        ev.SiteEvaluated(A, 1, {"loss": 1.0}), ev.SiteEvaluated(B, 3, {"loss": 2.0}),
+    ):  # fmt: skip
+        actions = machine.step(event)
+        seen += [action.phase for action in actions if isinstance(action, ev.EnterPhase)]
+    assert [phase.value for phase in seen] == ["select", "broadcast", "collect", "aggregate", "evaluate", "commit"]
+    commit = the(actions, ev.Commit)
+    assert commit.metrics == {"loss": 1.75} and commit.is_best
+    actions = machine.step(ev.Committed())
+    assert the(actions, ev.SendVerdicts).reasons == {A: "", B: ""}
+    assert the(actions, ev.AskTrain).round == 2
+
+
+def test_with_a_quorum_the_deadline_closes_the_round_without_stragglers():
+    machine, _ = started(Plan(sites=3, quorum=2, rounds=1), A, B, C)
+    machine.step(ev.UpdateAdmitted(A))
+    assert not has(machine.step(ev.UpdateAdmitted(C)), ev.Combine), "the quorum alone does not close a round"
+    actions = machine.step(ev.DeadlinePassed())
+    assert the(actions, ev.Combine).sites == (A, C)
+    assert not machine.step(ev.UpdateAdmitted(B)), "what arrives after closing is late"
+    actions = machine.step(ev.Combined())
+    for site in (A, B, C):
+        actions = machine.step(ev.SiteEvaluated(site, 1, {"loss": 1.0}))
+    assert the(actions, ev.Commit).standings[B].progress is ev.Progress.LATE
+    actions = machine.step(ev.Committed())
+    assert the(actions, ev.SendVerdicts).reasons == {A: "", B: "late", C: ""}
+    assert the(actions, ev.Finish).is_degraded
+
+
+def test_without_a_quorum_the_deadline_is_a_miss_and_admitted_updates_are_kept():
+    machine, _ = started(Plan(sites=2), A, B)
+    machine.step(ev.UpdateAdmitted(A))
+    actions = machine.step(ev.DeadlinePassed())
+    miss = the(actions, ev.RecordMiss)
+    assert "1 updates of the 2 needed" in miss.reason and "site-b late" in miss.reason
+    assert the(actions, ev.AskTrain).sites == (B,), "an admitted update is not asked for again"
+    assert the(machine.step(ev.UpdateAdmitted(B)), ev.Combine).sites == (A, B)
+
+
+def test_a_round_goes_on_while_quorum_holds_when_a_site_fails():
+    machine, _ = started(Plan(sites=3, quorum=2), A, B, C)
+    machine.step(ev.SiteFailed(B, "ValueError"))
+    machine.step(ev.UpdateAdmitted(A))
+    assert the(machine.step(ev.UpdateAdmitted(C)), ev.Combine).sites == (A, C)
+
+
+def test_a_site_lost_without_quorum_leaves_the_round_to_the_remaining_sites():
+    machine, _ = started(Plan(sites=3, minimum_sites=2), A, B, C)
+    machine.step(ev.UpdateAdmitted(A))
+    machine.step(ev.SiteLost(B))
+    actions = machine.step(ev.UpdateAdmitted(C))
+    assert has(actions, ev.RecordMiss)
+    assert the(actions, ev.Combine).sites == (A, C)
+
+
+def test_a_refused_site_is_done_and_left_out_of_the_retry():
+    machine, _ = started(Plan(sites=3, minimum_sites=2), A, B, C)
+    machine.step(ev.UpdateRefused(A, "not_finite"))
+    machine.step(ev.UpdateAdmitted(B))
+    actions = machine.step(ev.UpdateAdmitted(C))
+    assert "site-a refused (not_finite)" in the(actions, ev.RecordMiss).reason
+    assert the(actions, ev.Combine).sites == (B, C)
+
+
+def test_a_refused_site_is_asked_again_when_a_round_needs_it():
+    machine, _ = started(Plan(minimum_sites=2), A, B)
+    machine.step(ev.UpdateAdmitted(A))
+    assert the(machine.step(ev.UpdateRefused(B, "norm")), ev.AskTrain).sites == (B,)
+
+
+def test_misses_in_a_row_are_forgiven_up_to_the_limit_and_then_fail_the_experiment():
+    machine, _ = started(Plan(sites=1, max_failures=2), A)
+    for _ in range(2):
+        assert has(machine.step(ev.SiteFailed(A, "ValueError")), ev.AskTrain)
+    finish = the(machine.step(ev.SiteFailed(A, "ValueError")), ev.Finish)
+    assert finish.outcome == "failed" and "3 times in a row" in finish.reason and "ValueError" in finish.reason
+
+
+def test_a_committed_round_forgets_earlier_misses():
+    machine, _ = started(Plan(sites=1, max_failures=1), A)
+    for _ in range(3):
+        assert has(machine.step(ev.SiteFailed(A, "ValueError")), ev.AskTrain)
+        assert has(run_round(machine, A), ev.AskTrain)
+        assert machine.failures == 0
+
+
+def test_too_few_sites_pause_the_experiment_until_they_are_back():
+    machine, _ = started(Plan(minimum_sites=2), A, B)
+    machine.step(ev.SiteFailed(A, "OSError", permanent=True))
+    actions = machine.step(ev.SiteLost(B))
+    assert machine.phase is ev.Phase.PAUSED
+    assert the(actions, ev.StartTimer).seconds == 3600
+    assert not machine.step(ev.SiteReady(A))
+    assert the(machine.step(ev.SiteReady(B)), ev.AskTrain).sites == (A, B)
+
+
+def test_a_pause_that_lasts_too_long_fails_the_experiment():
+    machine, _ = started(Plan(minimum_sites=1), A)
+    machine.step(ev.SiteLost(A))
+    assert the(machine.step(ev.DeadlinePassed()), ev.Finish).outcome == "failed"
+
+
+def test_a_quorum_larger_than_the_connected_sites_pauses_instead_of_failing():
+    machine, _ = started(Plan(sites=3, minimum_sites=1, quorum=2), A, B, C)
+    for site in (A, B):
+        machine.step(ev.SiteLost(site))
+    machine.step(ev.SiteFailed(C, "ValueError"))
+    assert machine.phase is ev.Phase.PAUSED
+
+
+def test_a_site_that_comes_back_while_the_round_is_open_is_asked_again():
+    machine, _ = started(Plan(sites=2, quorum=1), A, B)
+    machine.step(ev.SiteLost(A))
+    assert the(machine.step(ev.SiteReady(A)), ev.AskTrain).sites == (A,)
+    machine.step(ev.UpdateAdmitted(A))
+    assert not has(machine.step(ev.SiteReady(A)), ev.AskTrain), "its update is in"
+
+
+def test_a_site_that_joins_late_waits_for_the_next_round():
+    machine, _ = started(Plan(sites=1), A)
+    assert not machine.step(ev.SiteReady(B))
+    assert the(run_round(machine, A), ev.AskTrain).sites == (A, B)
+
+
+def test_evaluation_goes_on_without_a_site_that_fails_or_is_silent():
+    machine, _ = started(Plan(sites=3, rounds=1), A, B, C)
+    for site in (A, B, C):
+        machine.step(ev.UpdateAdmitted(site))
+    machine.step(ev.Combined())
+    machine.step(ev.SiteFailed(A, "ValueError"))
+    machine.step(ev.SiteEvaluated(B, 5, {"loss": 3.0}))
+    commit = the(machine.step(ev.DeadlinePassed()), ev.Commit)
+    assert commit.metrics == {"loss": 3.0} and list(commit.evaluations) == [B]
+
+
+def test_a_round_nobody_could_evaluate_is_committed_without_metrics():
+    machine, _ = started(Plan(sites=1), A)
+    machine.step(ev.UpdateAdmitted(A))
+    machine.step(ev.Combined())
+    commit = the(machine.step(ev.SiteLost(A)), ev.Commit)
+    assert commit.metrics == {} and not commit.is_best
+
+
+def test_rounds_are_evaluated_at_the_plans_cadence_and_at_the_end():
+    machine, _ = started(Plan(sites=1, rounds=3, evaluate_every=2), A)
+    evaluated = []
+    for number in (1, 2, 3):
+        machine.step(ev.UpdateAdmitted(A))
+        actions = machine.step(ev.Combined())
+        if has(actions, ev.AskEvaluate):
+            evaluated.append(number)
+            machine.step(ev.SiteEvaluated(A, 1, {"loss": 1.0}))
+        machine.step(ev.Committed())
+    assert evaluated == [2, 3]
+
+
+def test_early_stopping_completes_the_experiment_after_its_patience():
+    machine, _ = started(Plan(sites=1, rounds=9, early_stopping=EarlyStopping(patience=2, min_delta=0.1)), A)
+    run_round(machine, A, loss=1.0)
+    run_round(machine, A, loss=0.95)
+    finish = the(run_round(machine, A, loss=0.94), ev.Finish)
+    assert finish.outcome == "completed" and "stopped early" in finish.reason
+    assert machine.score.best == pytest.approx(0.94) and machine.score.best_round == 3, (
+        "the best model does not need min_delta"
+    )
+    assert not finish.is_degraded
+
+
+def test_sampling_asks_so_many_and_keeps_what_is_admitted_in_a_retry():
+    machine, actions = started(Plan(sites=4, sample=2, quorum=2), A, B, C, D)
+    first, second = the(actions, ev.AskTrain).sites
+    machine.step(ev.UpdateAdmitted(first))
+    actions = machine.step(ev.SiteLost(second))
+    assert len(the(actions, ev.AskTrain).sites) == 1
+    assert first in machine.asked and len(machine.asked) == 2
+
+
+def test_a_restart_keeps_admitted_updates_and_waits_for_the_sites_it_had():
+    resume = ev.Resume(round=RoundNumber(3), admitted=(A,), expected=(A, B), failures=1)
+    machine, actions = started(Plan(sites=2), resume=resume)
+    assert the(actions, ev.StartTimer).seconds == REJOIN_S
+    actions = machine.step(ev.SiteReady(B))
+    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(3), (B,))
+    assert machine.failures == 1
+
+
+def test_a_restart_with_every_update_in_asks_nobody():
+    resume = ev.Resume(round=RoundNumber(2), admitted=(A, B), expected=(A, B))
+    machine = RoundMachine(Plan(sites=2), resume)
+    machine.start()
+    actions = machine.step(ev.SiteReady(A))
+    assert not has(actions, ev.AskTrain)
+    assert the(actions, ev.Combine).sites == (A, B)
+
+
+def test_a_restart_goes_on_without_sites_that_do_not_come_back():
+    machine, _ = started(Plan(minimum_sites=1), A, resume=ev.Resume(round=RoundNumber(2), expected=(A, B)))
+    assert the(machine.step(ev.DeadlinePassed()), ev.AskTrain).sites == (A,)
+
+
+def test_a_restart_after_the_last_commit_only_finishes():
+    machine = RoundMachine(Plan(rounds=2), ev.Resume(round=RoundNumber(3)))
+    assert the(machine.start(), ev.Finish).outcome == "completed"
+
+
+def test_the_diagram_names_every_transition():
+    text = describe_states()
+    assert text.startswith("stateDiagram-v2") and text.count("-->") == len(TRANSITIONS) + 2
+
+
+@pytest.mark.parametrize("event", [ev.Combined(), ev.Committed()], ids=["combined", "committed"])
+def test_our_own_wrong_call_order_is_a_runtime_error(event):
+    machine, _ = started(Plan(sites=2), A)
+    with pytest.raises(RuntimeError):
+        machine.step(event)
+
+
+SITES = st.sampled_from([A, B, C, D])
+OUTSIDE = st.one_of(
+    SITES.map(ev.SiteReady),
+    SITES.map(ev.SiteLost),
+    SITES.map(ev.ModelHeld),
+    SITES.map(ev.UpdateAdmitted),
+    SITES.map(lambda site: ev.UpdateRefused(site, "norm")),
+    st.builds(ev.SiteFailed, SITES, st.just("ValueError"), st.booleans()),
+    st.builds(ev.SiteEvaluated, SITES, st.integers(0, 9), st.just({"loss": 1.0})),
+    st.just(ev.DeadlinePassed()),
+)
+PLANS = st.builds(
+    lambda wanted, minimum, quorum, sample, cadence: Plan(
+        sites=wanted, minimum_sites=min(minimum, wanted), sample=min(sample, wanted) if sample else None,
+        quorum=min(quorum, sample or wanted, wanted) if quorum else None, evaluate_every=cadence, rounds=3,
+        max_failures=2,
+    ),
+    st.integers(1, 4), st.integers(1, 4), st.integers(0, 4), st.integers(0, 4), st.integers(0, 2),
+)  # fmt: skip
+
+
+@given(PLANS, st.lists(OUTSIDE, max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_any_story_keeps_the_laws_of_a_round(plan, story):
+    """A model is made of enough admitted updates, rounds count up one by one, and the end is the end."""
+    machine = RoundMachine(plan)
+    pending = machine.start()
+    admitted: set[SiteName] = set()
+    committed = 0
+    for event in story:
+        if isinstance(event, ev.UpdateAdmitted) and machine.is_asked(event.site):
+            admitted.add(event.site)
+        was_over = machine.phase is ev.Phase.ENDED
+        pending = machine.step(event)
+        assert not (was_over and pending)
+        while pending:
+            action = pending.pop(0)
+            if isinstance(action, ev.Combine):
+                assert action.sites and set(action.sites) <= admitted
+                assert len(action.sites) >= (plan.quorum or len(machine.asked))
+                assert list(action.sites) == sorted(action.sites)
+                pending += machine.step(ev.Combined())
+            elif isinstance(action, ev.AskTrain):
+                assert not set(action.sites) & admitted, "an admitted update is never asked for again"
+                assert set(action.sites) <= machine.connected
+            elif isinstance(action, ev.Commit):
+                committed += 1
+                assert action.round == committed
+                admitted.clear()
+                pending += machine.step(ev.Committed())
+            elif isinstance(action, ev.Finish):
+                assert action.outcome == "failed" or committed == plan.rounds
+    assert machine.failures <= plan.max_failures

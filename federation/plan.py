@@ -125,7 +125,7 @@ class Plan(_Frozen):
             raise ValueError(f"sample is {self.sample}, more than the {self.sites_wanted} sites wanted")
         if self.quorum is not None and self.sample is not None and self.quorum > self.sample:
             raise ValueError(f"quorum is {self.quorum}, more than the {self.sample} sites asked")
-        check_name(self.rule.replace("_", "-"), "aggregation rule")
+        _check_name(self.rule.replace("_", "-"), "aggregation rule")
         if self.quorum is not None and self.quorum > self.sites_wanted:
             raise ValueError(f"quorum is {self.quorum}, more than the {self.sites_wanted} sites wanted")
         if self.early_stopping is not None and self.evaluate_every == 0:
@@ -208,10 +208,7 @@ class ExperimentSpec(_Frozen):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         for text, what in ((self.name, "experiment name"), (self.project, "project"), (self.shard, "shard kind")):
-            try:
-                check_name(text, what)
-            except InvalidNameError as error:
-                raise ValueError(str(error)) from error
+            _check_name(text, what)
         schema = self.schema_
         if not schema.parameters.elements:
             raise ValueError("no tensor is both trained and federated: nothing would be learnt together")
@@ -291,6 +288,14 @@ def _schema(rows: tuple[TensorRow, ...]) -> TensorSchema:
     return TensorSchema(
         tuple(TensorSpec(name=row.name, dtype=row.dtype, shape=row.shape, role=row.role) for row in rows)
     )
+
+
+def _check_name(text: str, what: str) -> None:
+    """Check a name as a validator must: pydantic gathers ValueErrors and names the place of each."""
+    try:
+        check_name(text, what)
+    except InvalidNameError as error:
+        raise ValueError(str(error)) from error
 
 
 def _explain(error: ValidationError, what: str) -> str:

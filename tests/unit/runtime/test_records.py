@@ -1,0 +1,97 @@
+"""Identities that a recycled pid cannot fake, and exit records that are whole or absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from federation.errors import StorageError
+from federation.runtime.records import (
+    ExitRecord,
+    ExitStatus,
+    ProcessIdentity,
+    read_exit_record,
+    write_atomically,
+    write_exit_record,
+)
+from federation.runtime.resources import peak_resident_bytes, resident_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_an_identity_survives_writing_and_reading() -> None:
+    identity = ProcessIdentity.of(os.getpid())
+    assert ProcessIdentity.from_json(identity.to_json()) == identity
+    assert identity.is_alive()
+
+
+@pytest.mark.parametrize("change", [{"start_ticks": 1}, {"boot_id": "another"}, {"pid": 2**22 + 1}])
+def test_another_process_with_the_same_number_is_not_the_same(change: dict[str, object]) -> None:
+    other = dataclasses.replace(ProcessIdentity.of(os.getpid()), **change)  # type: ignore[arg-type]
+    assert not other.is_alive()
+
+
+def test_a_process_that_does_not_exist_has_no_identity() -> None:
+    with pytest.raises(ProcessLookupError):
+        ProcessIdentity.of(2**22 + 1)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"pid": "x", "start_ticks": 1, "boot_id": ""}'])
+def test_what_is_no_identity_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a process identity"):
+        ProcessIdentity.from_json(text)
+
+
+def test_an_exit_record_is_read_as_written(tmp_path: Path) -> None:
+    record = ExitRecord(outcome="failed", error_class="StorageError", reason="disk full", at=12.5)
+    write_exit_record(tmp_path, record)
+    assert read_exit_record(tmp_path) == record
+    assert [path.name for path in tmp_path.iterdir()] == ["exit.json"]
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "{}", '{"outcome": "x", "error_class": "", "reason": "", "at": "soon"}']
+)
+def test_a_record_that_is_not_whole_counts_as_none(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "exit.json").write_text(text)
+    assert read_exit_record(tmp_path) is None
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path) -> None:
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    with pytest.raises(StorageError, match="taken"):
+        write_atomically(folder, b"new")  # a file cannot replace a folder
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("status", "clean", "text"),
+    [
+        (ExitStatus(code=0, signal=None, record=None), True, "exit code 0"),
+        (ExitStatus(code=None, signal=int(signal.SIGKILL), record=None), False, "ended by SIGKILL"),
+        (ExitStatus(code=None, signal=None, record=None), False, "exit code unknown"),
+        (
+            ExitStatus(code=None, signal=None, record=ExitRecord(outcome="completed", at=1.0)),
+            True,
+            "exit code unknown (completed)",
+        ),
+        (
+            ExitStatus(code=1, signal=None, record=ExitRecord(outcome="failed", error_class="E", reason="r", at=1.0)),
+            False,
+            "exit code 1 (failed: E: r)",
+        ),
+    ],
+)
+def test_a_status_says_how_it_ended(status: ExitStatus, clean: bool, text: str) -> None:
+    assert (status.is_clean, str(status)) == (clean, text)
+
+
+def test_resident_memory_is_plausible() -> None:
+    assert 1_000_000 < resident_bytes() <= peak_resident_bytes() + 4096 * 100

@@ -93,7 +93,8 @@ class Manifest:
         """Read a manifest, believing nothing yet.
 
         Raises:
-            BundleError: too long, not canonical JSON, of another format, or a field is missing, unknown or out of range.
+            BundleError: too long, not canonical JSON, of another format, or a field is missing, unknown or out of
+                range.
         """
         if len(data) > MAX_MANIFEST_BYTES:
             raise BundleError(f"the manifest has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are allowed")

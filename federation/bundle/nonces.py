@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from federation.errors import BundleError, StorageError
 from federation.names import ExperimentId
 from federation.runtime.records import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class NonceLedger:

@@ -19,15 +19,17 @@ import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING, BinaryIO
 
 from federation.bundle.manifest import FileEntry, Manifest
 from federation.bundle.paths import check_path, check_paths
 from federation.errors import BundleError, PlanError, StorageError
 from federation.names import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ENTRY_POINT = "experiment.py"
 _BLOCK_BYTES = 1024 * 1024
@@ -147,7 +149,8 @@ def _write_archive(folder: Path, paths: list[str], archive: Path, limits: Limits
             total += len(content)
             if total > limits.total_bytes:
                 raise BundleError(
-                    f"{folder} has more than the {limits.total_bytes} bytes a bundle may hold; keep data and results out"
+                    f"{folder} has more than {limits.total_bytes} bytes, the most a bundle may hold; "
+                    "keep data and results out"
                 )
             info = zipfile.ZipInfo(path, date_time=_EPOCH)
             info.create_system = 3
@@ -168,7 +171,7 @@ def _check_manifest(manifest: Manifest, limits: Limits) -> None:
         raise BundleError(f"the bundle has no {ENTRY_POINT}")
 
 
-def _check_archive(source: IO[bytes], manifest: Manifest) -> None:
+def _check_archive(source: BinaryIO, manifest: Manifest) -> None:
     size = os.fstat(source.fileno()).st_size
     if size != manifest.bundle_bytes:
         raise BundleError(f"the archive has {size} bytes, the manifest says {manifest.bundle_bytes}")
@@ -177,7 +180,7 @@ def _check_archive(source: IO[bytes], manifest: Manifest) -> None:
     source.seek(0)
 
 
-def _extract(source: IO[bytes], manifest: Manifest, folder: Path) -> None:
+def _extract(source: BinaryIO, manifest: Manifest, folder: Path) -> None:
     expected = {entry.path: entry for entry in manifest.files}
     try:
         with zipfile.ZipFile(source) as archive:

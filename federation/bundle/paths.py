@@ -8,9 +8,12 @@ file where the other needs a folder.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from federation.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_PATH_BYTES = 255
 MAX_DEPTH = 16

@@ -16,8 +16,8 @@ SubjectPublicKeyInfo, and a fingerprint that is ``sha256:`` and the hex SHA-256 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -25,7 +25,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.bundle.manifest import MAX_MANIFEST_BYTES, Manifest
 from federation.errors import BundleError
-from federation.names import FederationName
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from federation.names import FederationName
 
 LABEL = b"federation bundle v1\x00"
 _MAX_KEY_BYTES = 1024
@@ -43,7 +47,8 @@ class UnpinnedError(BundleError):
     def __init__(self, verified: VerifiedManifest, pinned: str | None) -> None:
         known = f"pinned is {pinned}" if pinned else "none is pinned"
         super().__init__(
-            f"the bundle of user {verified.manifest.submitter!r} is signed with key {verified.fingerprint}, but {known}; "
+            f"the bundle of user {verified.manifest.submitter!r} is signed with key {verified.fingerprint}, "
+            f"but {known}; "
             "compare fingerprints out of band, then pin the key in known.toml or approve this bundle"
         )
         self.verified = verified
@@ -84,9 +89,7 @@ def sign_manifest(manifest: Manifest, key: ec.EllipticCurvePrivateKey) -> Signed
         raise ValueError(f"a signing key is on curve secp256r1, got {key.curve.name}")
     data = manifest.to_bytes()
     Manifest.parse(data)
-    public = key.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    public = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     signature = key.sign(LABEL + data, ec.ECDSA(hashes.SHA256()))
     return SignedManifest(manifest=data, signature=signature, signing_key=public)
 

@@ -1,0 +1,119 @@
+"""Data as a task is handed it: what the shard gave, and batches drawn from it reproducibly."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from federation.data.shard import Dataset, Shard, count_examples, is_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class LocalData:
+    """A site's data for one experiment.
+
+    A task may use `train` and `validation` as they are, or draw from `batches`. A site reports as its examples the
+    distinct ones that were drawn, or all of them for a task that draws none and works on the whole.
+
+    Attributes:
+        train: what the shard gave: a pair of arrays or a map-style dataset.
+        validation: likewise.
+        sample_shape: shape of one sample.
+        target_shape: shape of one target.
+    """
+
+    def __init__(self, shard: Shard) -> None:
+        self.train: Dataset = shard.train
+        self.validation: Dataset = shard.validation
+        self.sample_shape = tuple(shard.sample_shape)
+        self.target_shape = tuple(shard.target_shape)
+        self._seen: Any = None
+        self._steps = 0
+
+    @property
+    def train_examples(self) -> int:
+        """Number of training examples the site has."""
+        return count_examples(self.train)
+
+    @property
+    def validation_examples(self) -> int:
+        """Number of validation examples the site has."""
+        return count_examples(self.validation)
+
+    def batches(
+        self,
+        batch_size: int,
+        rng: np.random.Generator | None = None,
+        *,
+        part: Literal["train", "validation"] = "train",
+    ) -> Iterator[tuple[Any, Any]]:
+        """Draw one pass over the data, batch by batch.
+
+        A last batch of a single example joins the one before: batch norm cannot be trained on one example.
+
+        Args:
+            batch_size: examples in a batch, at least 1.
+            rng: shuffles; None keeps the order.
+            part: what to draw from.
+
+        Yields:
+            Samples and targets of one batch: arrays for data that is arrays, stacked tensors for torch datasets. The
+            caller owns them.
+
+        Raises:
+            ValueError: `batch_size` is less than 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        data = self.train if part == "train" else self.validation
+        count = count_examples(data)
+        order = np.arange(count) if rng is None else rng.permutation(count)
+        start = 0
+        while start < count:
+            end = min(start + batch_size, count)
+            if count - end == 1 and batch_size > 1:
+                end = count
+            chosen = order[start:end]
+            if part == "train":
+                self._note(chosen)
+            yield _gather(data, chosen)
+            start = end
+
+    def start_count(self) -> None:
+        """Forget which training examples were drawn; the trainer calls this before each round."""
+        self._seen = None
+        self._steps = 0
+
+    @property
+    def examples_used(self) -> int:
+        """Distinct training examples drawn since `start_count`; all of them if none was drawn."""
+        return self.train_examples if self._seen is None else int(self._seen.sum())
+
+    @property
+    def batches_drawn(self) -> int:
+        """Training batches drawn since `start_count`."""
+        return self._steps
+
+    def _note(self, chosen: Any) -> None:
+        if self._seen is None:
+            self._seen = np.zeros(self.train_examples, dtype=bool)
+        self._seen[chosen] = True
+        self._steps += 1
+
+
+def _gather(data: Dataset, chosen: Any) -> tuple[Any, Any]:
+    if is_pair(data):
+        return data[0][chosen], data[1][chosen]
+    rows = [data[int(index)] for index in chosen]
+    return _stack([row[0] for row in rows]), _stack([row[1] for row in rows])
+
+
+def _stack(items: list[Any]) -> Any:
+    if type(items[0]).__module__.partition(".")[0] == "torch":
+        import torch
+
+        return torch.stack(items)
+    return np.stack([np.asarray(item) for item in items])

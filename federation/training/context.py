@@ -1,0 +1,49 @@
+"""What a task is told about the round it works in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from federation.rounds.randomness import derive_seed
+
+if TYPE_CHECKING:
+    from federation.names import SiteName
+    from federation.tensors.buffers import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundContext:
+    """One site's view of one round.
+
+    Attributes:
+        number: round, from 1.
+        site: the site that works.
+        seed: root seed of the plan; draw from `rng` or `derive_seed` rather than from it.
+        epochs: passes over the local data; None when `steps` counts.
+        steps: optimizer steps; None when `epochs` counts.
+        learning_rate: the plan's local step size.
+        threads: CPU threads to compute with.
+        optimizer_state: state of the local optimizer, by ``<parameter>/<key>``. Empty to begin with, unless the plan
+            keeps or aggregates it; a task replaces its content before it returns, and the plan decides what becomes
+            of it. The context itself is frozen; this dictionary is the one thing in it that is written.
+    """
+
+    number: int
+    site: SiteName
+    seed: int
+    epochs: int | None
+    steps: int | None
+    learning_rate: float
+    threads: int
+    optimizer_state: dict[str, Array] = field(default_factory=dict)
+
+    def derive_seed(self, purpose: str) -> int:
+        """Return the 64-bit seed for one purpose: the same for every attempt at this round, on any machine."""
+        return derive_seed(self.seed, self.number, self.site, purpose)
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Return a fresh NumPy generator for one purpose, such as ``"shuffle"``."""
+        return np.random.default_rng(self.derive_seed(purpose))

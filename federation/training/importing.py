@@ -1,0 +1,89 @@
+"""Importing an experiment folder: its ``experiment.py`` and whatever lies beside it.
+
+The folder comes first on ``sys.path`` and stays there, so that its modules can import each other, also later, from
+inside a function. Modules of the same name from another folder loaded earlier in this process are dropped first: two
+experiments may both have a ``model.py``. Whatever goes wrong is a `PlanError` that says file and line.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from federation.errors import FederationError, PlanError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from federation.training.experiment import Experiment
+
+FILE = "experiment.py"
+_numbers = itertools.count(1)
+
+
+def load_experiment(folder: str | Path) -> Experiment:
+    """Import ``experiment.py`` of a folder under a fresh name and return the ``experiment`` it defines.
+
+    Runs the author's code: at home, or in a trainer.
+
+    Raises:
+        PlanError: no such file, it does not import, or it defines no `Experiment` called ``experiment``.
+    """
+    from federation.training.experiment import Experiment
+
+    path = Path(folder).resolve() / FILE
+    if not path.is_file():
+        raise PlanError(f"{folder} has no {FILE}; an experiment folder needs one that defines `experiment`")
+    found = getattr(_import(path), "experiment", None)
+    if not isinstance(found, Experiment):
+        got = "nothing of that name" if found is None else f"a {type(found).__name__}"
+        raise PlanError(f"{path} must define `experiment = Experiment(...)`; it has {got}")
+    return found
+
+
+def _import(path: Path) -> ModuleType:
+    name = f"_federation_experiment_{next(_numbers)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PlanError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.parent)
+    _forget_namesakes(path.parent)
+    if folder in sys.path:
+        sys.path.remove(folder)
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        sys.path.remove(folder)
+        if isinstance(error, FederationError) and not isinstance(error, PlanError):
+            raise
+        raise PlanError(_explain(error, path.parent)) from error
+    return module
+
+
+def _forget_namesakes(folder: Path) -> None:
+    for entry in folder.iterdir():
+        name = entry.stem if entry.suffix == ".py" else entry.name
+        module = sys.modules.get(name)
+        if module is None or name in sys.stdlib_module_names or name in ("federation", "director", "envoy"):
+            continue
+        origin = getattr(module, "__file__", None)
+        if origin is not None and not Path(origin).resolve().is_relative_to(folder):
+            for loaded in [key for key in sys.modules if key == name or key.startswith(name + ".")]:
+                del sys.modules[loaded]
+
+
+def _explain(error: BaseException, folder: Path) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(folder))]
+    where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else str(folder / FILE)
+    return f"{where}: {error}" if isinstance(error, PlanError) else f"{where}: {type(error).__name__}: {error}"

@@ -2,7 +2,8 @@
 
 Every line has ``time`` (ISO 8601, UTC), ``level``, ``logger`` and ``event``; what concerns an experiment, a round or a
 site also has ``experiment``, ``round`` and ``site``, bound to the logger that is passed along, never to a global
-context. Records of Python's own ``logging``, which libraries and our lower layers use, come out the same way.
+context. Records of Python's own ``logging``, which libraries and our lower layers use, come out the same way, and ours
+go through it: so a process that configures nothing, such as a command, writes only what is wrong, to standard error.
 """
 
 from __future__ import annotations
@@ -12,11 +13,18 @@ import sys
 from typing import TYPE_CHECKING, TextIO, cast
 
 import structlog
+from structlog.stdlib import BoundLogger, ProcessorFormatter
 
 if TYPE_CHECKING:
-    from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+    from structlog.typing import EventDict, Processor, WrappedLogger
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_SHARED: tuple[Processor, ...] = (
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    structlog.processors.format_exc_info,
+)
 
 
 def configure(level: str = "INFO", stream: TextIO | None = None, **fixed: str) -> None:
@@ -36,31 +44,13 @@ def configure(level: str = "INFO", stream: TextIO | None = None, **fixed: str) -
     def add_fixed(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         return {**fixed, **event}
 
-    shared: list[Processor] = [
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        add_fixed,
-        structlog.processors.format_exc_info,
-    ]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        # A test, or a process that is configured twice, must not go on with the first configuration.
-        cache_logger_on_first_use=False,
-    )
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+        ProcessorFormatter(
+            foreign_pre_chain=_SHARED,
             processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                ProcessorFormatter.remove_processors_meta,
+                add_fixed,
                 structlog.processors.JSONRenderer(ensure_ascii=False, default=str),
             ],
         )
@@ -72,9 +62,19 @@ def configure(level: str = "INFO", stream: TextIO | None = None, **fixed: str) -
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
 
 
-def get_logger(name: str) -> FilteringBoundLogger:
+def get_logger(name: str) -> BoundLogger:
     """Return the logger of a module; ``bind(experiment=..., round=..., site=...)`` gives one with these fields."""
-    return cast("FilteringBoundLogger", structlog.stdlib.get_logger(name))
+    logger = structlog.wrap_logger(
+        logging.getLogger(name),
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *_SHARED,
+            ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=BoundLogger,
+    )
+    return cast("BoundLogger", logger)
 
 
 def tail(text: str, limit: int = 2000) -> str:

@@ -8,7 +8,6 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import structlog
 
 from federation.telemetry import logs
 
@@ -22,7 +21,6 @@ def lines() -> Iterator[io.StringIO]:
     before = (root.handlers[:], root.level)
     yield io.StringIO()
     root.handlers[:], root.level = before
-    structlog.reset_defaults()
 
 
 def _read(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -80,6 +78,12 @@ def test_configuring_again_replaces_and_does_not_double(lines: io.StringIO) -> N
     logs.configure("INFO", lines)
     logs.get_logger("x").info("once")
     assert len(_read(lines)) == 1
+
+
+def test_an_unconfigured_process_writes_nothing_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    # A command's --json output must stay what it is.
+    logs.get_logger("x").warning("unheard of")
+    assert capsys.readouterr().out == ""
 
 
 def test_an_unknown_level_is_refused() -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from federation.names import RoundNumber, SiteName
+from federation.names import Attempt, RoundNumber, SiteName
 
 _NO_ROUND = RoundNumber(0)
 _FIRST_ROUND = RoundNumber(1)
+_FIRST_ATTEMPT = Attempt(1)
 
 
 class Phase(Enum):
@@ -21,6 +22,7 @@ class Phase(Enum):
     SELECT = "select"
     BROADCAST = "broadcast"
     COLLECT = "collect"
+    MISSED = "missed"
     AGGREGATE = "aggregate"
     EVALUATE = "evaluate"
     COMMIT = "commit"
@@ -92,6 +94,11 @@ class DeadlinePassed:
 
 
 @dataclass(frozen=True, slots=True)
+class MissRecorded:
+    """The journal holds the miss, and the updates of the attempt are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
 class Combined:
     """The candidate model is written."""
 
@@ -110,6 +117,7 @@ Event = (
     | SiteFailed
     | SiteEvaluated
     | DeadlinePassed
+    | MissRecorded
     | Combined
     | Committed
 )
@@ -141,9 +149,10 @@ class StopTimer:
 
 @dataclass(frozen=True, slots=True)
 class AskTrain:
-    """Send each site the train task of this round."""
+    """Send each site the train task of this attempt at the round."""
 
     round: RoundNumber
+    attempt: Attempt
     sites: tuple[SiteName, ...]
 
 
@@ -207,6 +216,7 @@ class Commit:
 
     Attributes:
         round: round to commit.
+        attempt: attempt that made it.
         standings: what became of each site that was asked, in name order.
         metrics: federated evaluation; empty if there was none.
         evaluations: metrics and validation examples of each site that evaluated.
@@ -215,6 +225,7 @@ class Commit:
     """
 
     round: RoundNumber
+    attempt: Attempt
     standings: dict[SiteName, Standing]
     metrics: dict[str, float]
     evaluations: dict[SiteName, SiteEvaluated]
@@ -224,18 +235,19 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class SendVerdicts:
-    """Tell each site that sent an update whether it counted: reason, empty if it did."""
+    """Tell each site that sent an update in this attempt whether it counted: the reason why not, empty if it did."""
 
     round: RoundNumber
+    attempt: Attempt
     reasons: dict[SiteName, str]
 
 
 @dataclass(frozen=True, slots=True)
 class RecordMiss:
-    """Write down that an attempt at the round missed its quorum."""
+    """Write down that the attempt missed its quorum, drop its updates, then report `MissRecorded`."""
 
     round: RoundNumber
-    failures: int
+    attempt: Attempt
     reason: str
 
 
@@ -259,14 +271,14 @@ class Resume:
 
     Attributes:
         round: round in progress: one after the last committed one.
-        admitted: sites whose updates for it are in the spool; they are not asked again.
+        attempt: attempt in progress: one after the last missed one of this round.
+        admitted: sites whose updates for this attempt are in the spool; they are not asked again.
         expected: sites of the last committed round, waited for a little while; empty at a first start.
-        failures: attempts at this round that missed their quorum.
         score: as the last commit wrote it.
     """
 
     round: RoundNumber = _FIRST_ROUND
+    attempt: Attempt = _FIRST_ATTEMPT
     admitted: tuple[SiteName, ...] = ()
     expected: tuple[SiteName, ...] = ()
-    failures: int = 0
     score: Score = field(default_factory=Score)

@@ -5,16 +5,16 @@ Events go into `RoundMachine.step`, actions come out; nothing here waits, reads 
 1. **Joining.** The first round starts when `plan.sites_wanted` sites are ready. When `join_timeout_s` runs out it
    starts with fewer, if there are enough for a round (rule 2); otherwise the experiment fails. A restarted aggregator
    waits for the sites of the last committed round instead, `REJOIN_S` at most, then for enough.
-2. **Select.** A round needs `max(minimum_sites, quorum)` sites that are connected or have an admitted update already.
-   With fewer the experiment is paused until enough are back, or fails after `join_timeout_s`. Of the connected ones
-   `sample` are drawn by seed.
+2. **Select.** A round needs `plan.sites_needed` sites that are connected or, after a restart, have an admitted update
+   in the spool. With fewer the experiment is paused until enough are back, or fails after `join_timeout_s`. Of the
+   connected ones `sample` are drawn by seed, round and attempt.
 3. **Broadcast and collect.** Every drawn site is asked to train. The attempt closes when every asked site is done
    (update admitted or refused, failure, loss), or at the deadline. A lost site that comes back while the attempt is
    open is asked again. What arrives after closing is late.
 4. **Quorum.** A closed attempt is aggregated if `quorum` updates are admitted; with quorum None, if all that were
-   asked are. Otherwise it is a miss: the round is tried again, admitted updates are kept and not asked for again,
-   refused sites are left out while enough others remain. `max_failures` misses in a row are forgiven; one more fails
-   the experiment.
+   asked are. Otherwise it is a miss: the miss is written down, the updates of the attempt are dropped and their sites
+   told so, and the round is tried again by a new draw; refused sites are left out while enough others remain.
+   `max_failures` misses in a row are forgiven; one more fails the experiment.
 5. **Evaluate.** The candidate of every evaluated round goes to all connected sites. The phase ends when each has
    answered, failed or is lost, or at the deadline; the metrics are the mean of those that answered. No answer at all
    leaves the round without metrics, and it is committed all the same.
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from federation.names import RoundNumber, SiteName
+from federation.names import Attempt, RoundNumber, SiteName
 from federation.rounds import events, sampling, scoring
 from federation.rounds.events import Action, Event, Phase, Progress, Standing
 
@@ -50,8 +50,9 @@ TRANSITIONS: Mapping[tuple[Phase, Phase], str] = {
     (Phase.PAUSED, Phase.ENDED): "sites did not come back in time",
     (Phase.BROADCAST, Phase.COLLECT): "every asked site holds the model or is done",
     (Phase.COLLECT, Phase.AGGREGATE): "quorum reached",
-    (Phase.COLLECT, Phase.SELECT): "quorum missed: the round is tried again",
-    (Phase.COLLECT, Phase.ENDED): "quorum missed too often",
+    (Phase.COLLECT, Phase.MISSED): "quorum missed",
+    (Phase.MISSED, Phase.SELECT): "the round is tried again",
+    (Phase.MISSED, Phase.ENDED): "quorum missed too often",
     (Phase.AGGREGATE, Phase.EVALUATE): "the plan evaluates this round",
     (Phase.AGGREGATE, Phase.COMMIT): "the plan does not evaluate this round",
     (Phase.EVALUATE, Phase.COMMIT): "every site answered, or the deadline passed",
@@ -81,7 +82,7 @@ class RoundMachine:
         resume = resume or events.Resume()
         self.phase = Phase.JOINING
         self.round = resume.round
-        self.attempt = resume.failures + 1
+        self.attempt = resume.attempt
         self.score = resume.score
         self.connected: set[SiteName] = set()
         self.standings: dict[SiteName, Standing] = {
@@ -92,29 +93,20 @@ class RoundMachine:
         self._has_waited = False
         self._asked: tuple[SiteName, ...] = ()
         self._holding: set[SiteName] = set()
+        self._miss = ""
         self._evaluating: set[SiteName] = set()
         self._evaluations: dict[SiteName, events.SiteEvaluated] = {}
         self._actions: list[Action] = []
 
     @property
-    def failures(self) -> int:
-        """Attempts at this round that missed their quorum."""
-        return self.attempt - 1
-
-    @property
     def asked(self) -> tuple[SiteName, ...]:
-        """Sites of the present attempt, in name order: those drawn, and those whose updates were in before."""
+        """Sites of the present attempt, in name order: those drawn, and those whose updates were in at a restart."""
         return self._asked
 
     @property
     def done(self) -> int:
         """How many of the asked sites have answered, or will not."""
         return sum(1 for site in self._asked if self.standings[site].progress is not Progress.ASKED)
-
-    @property
-    def needed(self) -> int:
-        """Sites a round needs to start."""
-        return max(self._plan.minimum_sites, self._plan.quorum or 0)
 
     def is_asked(self, site: SiteName) -> bool:
         """Whether an update of this site for this round would be taken now."""
@@ -154,12 +146,12 @@ class RoundMachine:
         if self.phase is Phase.JOINING:
             self._maybe_begin()
         elif self.phase is Phase.PAUSED:
-            if len(self._participants()) >= self.needed:
+            if len(self._participants()) >= self._plan.sites_needed:
                 self._select()
         elif self.phase in _OPEN and self._is(site, Progress.ASKED, Progress.LOST) and site in self._asked:
             self.standings[site] = Standing(progress=Progress.ASKED)
             self._holding.discard(site)
-            self._do(events.AskTrain(self.round, (site,)))
+            self._do(events.AskTrain(self.round, self.attempt, (site,)))
         elif self.is_evaluating(site):
             self._do(events.AskEvaluate(self.round, (site,)))
 
@@ -193,11 +185,11 @@ class RoundMachine:
     def _maybe_begin(self) -> None:
         present = self._participants()
         if self._has_waited:
-            enough = len(present) >= self.needed
+            enough = len(present) >= self._plan.sites_needed
         elif self._expected:
-            enough = present >= self._expected and len(present) >= self.needed
+            enough = present >= self._expected and len(present) >= self._plan.sites_needed
         else:
-            enough = len(present) >= max(self._plan.sites_wanted, self.needed)
+            enough = len(present) >= max(self._plan.sites_wanted, self._plan.sites_needed)
         if enough:
             self._select()
 
@@ -206,7 +198,9 @@ class RoundMachine:
             self._on_join_timeout()
         elif self.phase is Phase.PAUSED:
             present = len(self._participants())
-            self._finish("failed", f"{present} sites are connected, {self.needed} are needed, and no more came back")
+            self._finish(
+                "failed", f"{present} sites are connected, {self._plan.sites_needed} are needed, and no more came back"
+            )
         elif self.phase in _OPEN:
             for site in self._asked:
                 if self._is(site, Progress.ASKED):
@@ -218,27 +212,27 @@ class RoundMachine:
 
     def _on_join_timeout(self) -> None:
         present = len(self._participants())
-        if present >= self.needed:
+        if present >= self._plan.sites_needed:
             self._select()
         elif self._expected and not self._has_waited:
             self._has_waited = True
             self._do(events.StartTimer(self._plan.join_timeout_s))
         else:
-            self._finish("failed", f"{present} sites joined in time, but a round needs {self.needed}")
+            self._finish("failed", f"{present} sites joined in time, but a round needs {self._plan.sites_needed}")
 
     # --- one attempt
 
     def _select(self) -> None:
         self._enter(Phase.SELECT)
-        if len(self._participants()) < self.needed:
-            reason = f"{len(self._participants())} sites are connected, a round needs {self.needed}"
+        if len(self._participants()) < self._plan.sites_needed:
+            reason = f"{len(self._participants())} sites are connected, a round needs {self._plan.sites_needed}"
             self._enter(Phase.PAUSED, reason)
             self._do(events.StartTimer(self._plan.join_timeout_s))
             return
         kept = {site for site in self.standings if self._is(site, Progress.ADMITTED)}
         candidates = self.connected - kept
         trusted = {site for site in candidates if not self._is(site, Progress.REFUSED)}
-        if len(trusted | kept) >= self.needed:
+        if len(trusted | kept) >= self._plan.sites_needed:
             candidates = trusted
         sample = None if self._plan.sample is None else max(self._plan.sample - len(kept), 0)
         drawn = sampling.draw_sites(
@@ -251,7 +245,7 @@ class RoundMachine:
         self._enter(Phase.BROADCAST)
         self._do(events.StartTimer(self._plan.deadline_s))
         if drawn:
-            self._do(events.AskTrain(self.round, drawn))
+            self._do(events.AskTrain(self.round, self.attempt, drawn))
         self._look_at_collection()
 
     def _on_held(self, event: events.ModelHeld) -> None:
@@ -279,13 +273,32 @@ class RoundMachine:
             self._do(events.StopTimer())
             self._do(events.Combine(self.round, counted))
             return
-        reason = self._explain_miss(len(counted), required)
-        self._do(events.RecordMiss(self.round, self.attempt, reason))
+        self._miss = self._explain_miss(len(counted), required)
+        self._enter(Phase.MISSED, self._miss)
+        self._do(events.StopTimer())
+        self._do(events.RecordMiss(self.round, self.attempt, self._miss))
+
+    def _on_miss_recorded(self, _: events.MissRecorded) -> None:
+        if self.phase is not Phase.MISSED:
+            raise RuntimeError(f"a miss was recorded in phase {self.phase.value}")
+        self._send_verdicts(admitted="quorum lost")
+        for site in self.standings:
+            if self._is(site, Progress.ADMITTED):
+                self.standings[site] = Standing(progress=Progress.LOST, reason="quorum lost")
         if self.attempt > self._plan.max_failures:
-            self._finish("failed", f"round {self.round} missed its quorum {self.attempt} times in a row; {reason}")
+            self._finish("failed", f"round {self.round} missed its quorum {self.attempt} times in a row; {self._miss}")
             return
-        self.attempt += 1
+        self.attempt = Attempt(self.attempt + 1)
         self._select()
+
+    def _send_verdicts(self, *, admitted: str) -> None:
+        sent = (Progress.ADMITTED, Progress.REFUSED, Progress.LATE)
+        reasons = {
+            site: admitted if standing.progress is Progress.ADMITTED else standing.reason
+            for site, standing in sorted(self.standings.items())
+            if site in self._asked and standing.progress in sent
+        }
+        self._do(events.SendVerdicts(self.round, self.attempt, reasons))
 
     def _explain_miss(self, counted: int, required: int) -> str:
         missing = [
@@ -329,6 +342,7 @@ class RoundMachine:
         self._do(
             events.Commit(
                 round=self.round,
+                attempt=self.attempt,
                 standings=dict(sorted(self.standings.items())),
                 metrics=metrics,
                 evaluations=dict(sorted(self._evaluations.items())),
@@ -340,11 +354,9 @@ class RoundMachine:
     def _on_committed(self, _: events.Committed) -> None:
         if self.phase is not Phase.COMMIT:
             raise RuntimeError(f"a round was committed in phase {self.phase.value}")
-        sent = (Progress.ADMITTED, Progress.REFUSED, Progress.LATE)
-        reasons = {site: self.standings[site].reason for site in sorted(self.standings) if self._is(site, *sent)}
-        self._do(events.SendVerdicts(self.round, reasons))
+        self._send_verdicts(admitted="")
         self.round = RoundNumber(self.round + 1)
-        self.attempt = 1
+        self.attempt = Attempt(1)
         self.standings = {}
         self._asked = ()
         self._end_or_go_on()
@@ -392,6 +404,7 @@ _HANDLERS: Mapping[type, Callable[[RoundMachine, Any], None]] = {
     events.SiteFailed: RoundMachine._on_failed,
     events.SiteEvaluated: RoundMachine._on_evaluated,
     events.DeadlinePassed: RoundMachine._on_deadline,
+    events.MissRecorded: RoundMachine._on_miss_recorded,
     events.Combined: RoundMachine._on_combined,
     events.Committed: RoundMachine._on_committed,
 }

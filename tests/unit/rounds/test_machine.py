@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.names import RoundNumber, SiteName
+from federation.names import Attempt, RoundNumber, SiteName
 from federation.plan import EarlyStopping, Plan
 from federation.rounds import events as ev
 from federation.rounds.machine import REJOIN_S, TRANSITIONS, RoundMachine, describe_states
@@ -50,7 +50,7 @@ def test_the_first_round_starts_when_the_sites_wanted_have_joined():
     machine, actions = started(Plan(sites=2), A)
     assert machine.phase is ev.Phase.JOINING and not actions
     actions = machine.step(ev.SiteReady(B))
-    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(1), (A, B))
+    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(1), Attempt(1), (A, B))
     assert the(actions, ev.StartTimer).seconds == 3600
 
 
@@ -101,14 +101,17 @@ def test_with_a_quorum_the_deadline_closes_the_round_without_stragglers():
     assert the(actions, ev.Finish).is_degraded
 
 
-def test_without_a_quorum_the_deadline_is_a_miss_and_admitted_updates_are_kept():
+def test_without_a_quorum_the_deadline_is_a_miss_and_everybody_is_asked_anew():
     machine, _ = started(Plan(sites=2), A, B)
     machine.step(ev.UpdateAdmitted(A))
-    actions = machine.step(ev.DeadlinePassed())
-    miss = the(actions, ev.RecordMiss)
+    miss = the(machine.step(ev.DeadlinePassed()), ev.RecordMiss)
     assert "1 updates of the 2 needed" in miss.reason and "site-b late" in miss.reason
-    assert the(actions, ev.AskTrain).sites == (B,), "an admitted update is not asked for again"
-    assert the(machine.step(ev.UpdateAdmitted(B)), ev.Combine).sites == (A, B)
+    assert not machine.step(ev.UpdateAdmitted(B)), "too late, though the miss is not written down yet"
+    actions = machine.step(ev.MissRecorded())
+    assert the(actions, ev.SendVerdicts) == ev.SendVerdicts(RoundNumber(1), Attempt(1), {A: "quorum lost", B: "late"})
+    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(1), Attempt(2), (A, B))
+    machine.step(ev.UpdateAdmitted(B))
+    assert the(machine.step(ev.UpdateAdmitted(A)), ev.Combine).sites == (A, B)
 
 
 def test_a_round_goes_on_while_quorum_holds_when_a_site_fails():
@@ -122,9 +125,10 @@ def test_a_site_lost_without_quorum_leaves_the_round_to_the_remaining_sites():
     machine, _ = started(Plan(sites=3, minimum_sites=2), A, B, C)
     machine.step(ev.UpdateAdmitted(A))
     machine.step(ev.SiteLost(B))
-    actions = machine.step(ev.UpdateAdmitted(C))
-    assert has(actions, ev.RecordMiss)
-    assert the(actions, ev.Combine).sites == (A, C)
+    assert has(machine.step(ev.UpdateAdmitted(C)), ev.RecordMiss)
+    assert the(machine.step(ev.MissRecorded()), ev.AskTrain).sites == (A, C)
+    machine.step(ev.UpdateAdmitted(A))
+    assert the(machine.step(ev.UpdateAdmitted(C)), ev.Combine).sites == (A, C)
 
 
 def test_a_refused_site_is_done_and_left_out_of_the_retry():
@@ -133,35 +137,39 @@ def test_a_refused_site_is_done_and_left_out_of_the_retry():
     machine.step(ev.UpdateAdmitted(B))
     actions = machine.step(ev.UpdateAdmitted(C))
     assert "site-a refused (not_finite)" in the(actions, ev.RecordMiss).reason
-    assert the(actions, ev.Combine).sites == (B, C)
+    assert the(machine.step(ev.MissRecorded()), ev.AskTrain).sites == (B, C)
 
 
 def test_a_refused_site_is_asked_again_when_a_round_needs_it():
     machine, _ = started(Plan(minimum_sites=2), A, B)
     machine.step(ev.UpdateAdmitted(A))
-    assert the(machine.step(ev.UpdateRefused(B, "norm")), ev.AskTrain).sites == (B,)
+    machine.step(ev.UpdateRefused(B, "norm"))
+    assert the(machine.step(ev.MissRecorded()), ev.AskTrain).sites == (A, B)
 
 
 def test_misses_in_a_row_are_forgiven_up_to_the_limit_and_then_fail_the_experiment():
     machine, _ = started(Plan(sites=1, max_failures=2), A)
     for _ in range(2):
-        assert has(machine.step(ev.SiteFailed(A, "ValueError")), ev.AskTrain)
-    finish = the(machine.step(ev.SiteFailed(A, "ValueError")), ev.Finish)
+        machine.step(ev.SiteFailed(A, "ValueError"))
+        assert has(machine.step(ev.MissRecorded()), ev.AskTrain)
+    machine.step(ev.SiteFailed(A, "ValueError"))
+    finish = the(machine.step(ev.MissRecorded()), ev.Finish)
     assert finish.outcome == "failed" and "3 times in a row" in finish.reason and "ValueError" in finish.reason
 
 
 def test_a_committed_round_forgets_earlier_misses():
     machine, _ = started(Plan(sites=1, max_failures=1), A)
     for _ in range(3):
-        assert has(machine.step(ev.SiteFailed(A, "ValueError")), ev.AskTrain)
-        assert has(run_round(machine, A), ev.AskTrain)
-        assert machine.failures == 0
+        machine.step(ev.SiteFailed(A, "ValueError"))
+        assert the(machine.step(ev.MissRecorded()), ev.AskTrain).attempt == 2
+        assert the(run_round(machine, A), ev.AskTrain).attempt == 1
 
 
 def test_too_few_sites_pause_the_experiment_until_they_are_back():
     machine, _ = started(Plan(minimum_sites=2), A, B)
     machine.step(ev.SiteFailed(A, "OSError", permanent=True))
-    actions = machine.step(ev.SiteLost(B))
+    machine.step(ev.SiteLost(B))
+    actions = machine.step(ev.MissRecorded())
     assert machine.phase is ev.Phase.PAUSED
     assert the(actions, ev.StartTimer).seconds == 3600
     assert not machine.step(ev.SiteReady(A))
@@ -171,6 +179,7 @@ def test_too_few_sites_pause_the_experiment_until_they_are_back():
 def test_a_pause_that_lasts_too_long_fails_the_experiment():
     machine, _ = started(Plan(minimum_sites=1), A)
     machine.step(ev.SiteLost(A))
+    machine.step(ev.MissRecorded())
     assert the(machine.step(ev.DeadlinePassed()), ev.Finish).outcome == "failed"
 
 
@@ -179,6 +188,7 @@ def test_a_quorum_larger_than_the_connected_sites_pauses_instead_of_failing():
     for site in (A, B):
         machine.step(ev.SiteLost(site))
     machine.step(ev.SiteFailed(C, "ValueError"))
+    machine.step(ev.MissRecorded())
     assert machine.phase is ev.Phase.PAUSED
 
 
@@ -240,22 +250,25 @@ def test_early_stopping_completes_the_experiment_after_its_patience():
     assert not finish.is_degraded
 
 
-def test_sampling_asks_so_many_and_keeps_what_is_admitted_in_a_retry():
-    machine, actions = started(Plan(sites=4, sample=2, quorum=2), A, B, C, D)
-    first, second = the(actions, ev.AskTrain).sites
-    machine.step(ev.UpdateAdmitted(first))
-    actions = machine.step(ev.SiteLost(second))
-    assert len(the(actions, ev.AskTrain).sites) == 1
-    assert first in machine.asked and len(machine.asked) == 2
+def test_sampling_asks_so_many_and_a_retry_draws_anew():
+    machine, actions = started(Plan(sites=4, sample=2, max_failures=20), A, B, C, D)
+    drawn = set()
+    for _ in range(20):
+        sites = the(actions, ev.AskTrain).sites
+        assert len(sites) == 2
+        drawn.add(sites)
+        machine.step(ev.DeadlinePassed())
+        actions = machine.step(ev.MissRecorded())
+    assert len(drawn) > 1
 
 
 def test_a_restart_keeps_admitted_updates_and_waits_for_the_sites_it_had():
-    resume = ev.Resume(round=RoundNumber(3), admitted=(A,), expected=(A, B), failures=1)
+    resume = ev.Resume(round=RoundNumber(3), attempt=Attempt(2), admitted=(A,), expected=(A, B))
     machine, actions = started(Plan(sites=2), resume=resume)
     assert the(actions, ev.StartTimer).seconds == REJOIN_S
     actions = machine.step(ev.SiteReady(B))
-    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(3), (B,))
-    assert machine.failures == 1
+    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(3), Attempt(2), (B,))
+    assert the(machine.step(ev.UpdateAdmitted(B)), ev.Combine).sites == (A, B)
 
 
 def test_a_restart_with_every_update_in_asks_nobody():
@@ -282,7 +295,7 @@ def test_the_diagram_names_every_transition():
     assert text.startswith("stateDiagram-v2") and text.count("-->") == len(TRANSITIONS) + 2
 
 
-@pytest.mark.parametrize("event", [ev.Combined(), ev.Committed()], ids=["combined", "committed"])
+@pytest.mark.parametrize("event", [ev.MissRecorded(), ev.Combined(), ev.Committed()])
 def test_our_own_wrong_call_order_is_a_runtime_error(event):
     machine, _ = started(Plan(sites=2), A)
     with pytest.raises(RuntimeError):
@@ -333,7 +346,11 @@ def test_any_story_keeps_the_laws_of_a_round(plan, story):
                 pending += machine.step(ev.Combined())
             elif isinstance(action, ev.AskTrain):
                 assert not set(action.sites) & admitted, "an admitted update is never asked for again"
+                assert action.attempt <= plan.max_failures + 1
                 assert set(action.sites) <= machine.connected
+            elif isinstance(action, ev.RecordMiss):
+                admitted.clear()
+                pending += machine.step(ev.MissRecorded())
             elif isinstance(action, ev.Commit):
                 committed += 1
                 assert action.round == committed
@@ -341,4 +358,3 @@ def test_any_story_keeps_the_laws_of_a_round(plan, story):
                 pending += machine.step(ev.Committed())
             elif isinstance(action, ev.Finish):
                 assert action.outcome == "failed" or committed == plan.rounds
-    assert machine.failures <= plan.max_failures

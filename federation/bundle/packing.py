@@ -21,7 +21,7 @@ import stat
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from federation.bundle.manifest import FileEntry, Manifest
 from federation.bundle.paths import check_path, check_paths
@@ -30,6 +30,7 @@ from federation.names import Digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import BufferedReader
 
 ENTRY_POINT = "experiment.py"
 _BLOCK_BYTES = 1024 * 1024
@@ -171,7 +172,7 @@ def _check_manifest(manifest: Manifest, limits: Limits) -> None:
         raise BundleError(f"the bundle has no {ENTRY_POINT}")
 
 
-def _check_archive(source: BinaryIO, manifest: Manifest) -> None:
+def _check_archive(source: BufferedReader, manifest: Manifest) -> None:
     size = os.fstat(source.fileno()).st_size
     if size != manifest.bundle_bytes:
         raise BundleError(f"the archive has {size} bytes, the manifest says {manifest.bundle_bytes}")
@@ -180,7 +181,7 @@ def _check_archive(source: BinaryIO, manifest: Manifest) -> None:
     source.seek(0)
 
 
-def _extract(source: BinaryIO, manifest: Manifest, folder: Path) -> None:
+def _extract(source: BufferedReader, manifest: Manifest, folder: Path) -> None:
     expected = {entry.path: entry for entry in manifest.files}
     try:
         with zipfile.ZipFile(source) as archive:

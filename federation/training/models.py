@@ -74,12 +74,8 @@ class ArrayModel:
     def __init__(self, model: dict[str, Array]) -> None:
         self.model = model
         self.kinds: dict[str, Kind] = {}
-        entries: dict[object, object] = dict(model)
-        for name, value in entries.items():
-            if not isinstance(name, str) or not isinstance(value, np.ndarray):
-                raise PlanError(
-                    f"model entry {name!r} is a {type(value).__name__}; expected a NumPy array under a name"
-                )
+        for name, value in model.items():
+            _check_entry(name, value)
             self.kinds[name] = Kind.TRAINED if _dtype(name, value).is_float else Kind.BUFFER
         self._shapes = {name: (value.dtype, value.shape) for name, value in model.items()}
 
@@ -89,8 +85,9 @@ class ArrayModel:
             changed = sorted(self.model.keys() ^ self._shapes.keys())
             raise PlanError(f"the task added or removed model entries {changed[:5]}; it may only change their values")
         for name, value in self.model.items():
-            if not isinstance(value, np.ndarray) or (value.dtype, value.shape) != self._shapes[name]:
-                _refuse_change(name, self._shapes[name], (getattr(value, "dtype", type(value)), np.shape(value)))
+            _check_entry(name, value)
+            if (value.dtype, value.shape) != self._shapes[name]:
+                _refuse_change(name, self._shapes[name], (value.dtype, value.shape))
             if not (value.flags.c_contiguous and value.flags.writeable):
                 self.model[name] = np.array(value, order="C")
         return dict(self.model)
@@ -156,6 +153,11 @@ class TorchModel:
             ) from error
         _dtype(name, view)
         return view
+
+
+def _check_entry(name: object, value: object) -> None:
+    if not isinstance(name, str) or not isinstance(value, np.ndarray):
+        raise PlanError(f"model entry {name!r} is a {type(value).__name__}; expected a NumPy array under a name")
 
 
 def _dtype(name: str, array: Array) -> DType:

@@ -184,12 +184,10 @@ class SupervisedTask:
             return self._loss(output, target)
         if self._loss == "cross_entropy":
             return functional.cross_entropy(output, target if target.is_floating_point() else target.long())
-        compute: Loss = {
-            "bce_with_logits": functional.binary_cross_entropy_with_logits,
-            "mse": functional.mse_loss,
-            "l1": functional.l1_loss,
-        }[self._loss]
-        return compute(output, _like(target, output))
+        target = _like(target, output)
+        if self._loss == "bce_with_logits":
+            return functional.binary_cross_entropy_with_logits(output, target)
+        return functional.mse_loss(output, target) if self._loss == "mse" else functional.l1_loss(output, target)
 
     def _measure(self, loss: torch.Tensor, output: torch.Tensor, target: torch.Tensor) -> dict[str, float]:
         output = output.detach()

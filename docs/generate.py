@@ -1,0 +1,211 @@
+"""Writes the parts of these documents that the code already knows: ``python docs/generate.py``.
+
+A page holds a pair of markers, ``<!-- generated NAME -->`` and ``<!-- end generated -->``; what stands between them is
+replaced by what `PARTS` makes from transition tables, settings, exit codes and metrics. With ``--check`` nothing is
+written and a page that differs is an error; a test does the same, so that code and documents change in one commit.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.metrics import MetricWrapperBase
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from director.config import DirectorSettings
+from director.lifecycle import TRANSITIONS
+from envoy.config import EnvoySettings
+from federation.client.exits import Exit
+from federation.client.profile import Profile
+from federation.names import ExperimentState
+from federation.plan import Plan
+from federation.rounds.machine import describe_states
+from federation.telemetry.metrics import Metrics
+
+FOLDER = Path(__file__).parent
+_BLOCK = re.compile(r"(<!-- generated (?P<name>[a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
+_DEFAULT = re.compile(r"^(?P<meaning>.*?)\s*Default: (?P<default>.*?)\.?$", re.DOTALL)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table; what would end a cell is escaped."""
+    titles = list(head)
+    lines = ["| " + " | ".join(titles) + " |", "| " + " | ".join("---" for _ in titles) + " |"]
+    for row in rows:
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ").strip() for cell in row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def experiment_states() -> str:
+    """Return the states of an experiment as a Mermaid diagram."""
+    lines = ["stateDiagram-v2", f"    [*] --> {ExperimentState.SUBMITTED.value}"]
+    for state in ExperimentState:
+        lines += [f"    {state.value} --> {to.value}" for to in ExperimentState if to in TRANSITIONS[state]]
+    lines += [f"    {state.value} --> [*]" for state in ExperimentState if state.is_terminal]
+    return "```mermaid\n" + "\n".join(lines) + "\n```\n"
+
+
+def round_phases() -> str:
+    """Return the phases of a round as a Mermaid diagram."""
+    return f"```mermaid\n{describe_states()}```\n"
+
+
+def settings(model: type[BaseModel], prefix: str) -> str:
+    """Return every setting of a model: a table for its own fields and one for each of its sections."""
+    own = []
+    sections = []
+    for name, field in model.model_fields.items():
+        inner, is_list = _section_of(field.annotation)
+        if inner is None:
+            own.append(_setting_row(name, field, f"{prefix}_{name.upper()}"))
+        else:
+            title = f"[[{name}]]" if is_list else f"[{name}]"
+            what = (inspect.getdoc(inner) or "").partition(": ")[2].split("\n")[0]
+            rows = [
+                _setting_row(key, entry, "" if is_list else f"{prefix}_{name.upper()}__{key.upper()}")
+                for key, entry in inner.model_fields.items()
+            ]
+            head = f"**`{title}`** {what}\n\n"
+            sections.append(head + table(("key", "default", "meaning"), (row[:3] for row in rows)))
+    variable = f"Any of them from the environment: `{own[-1][3]}`"
+    nested = next((name for name, field in model.model_fields.items() if _is_plain_section(field)), None)
+    if nested is not None:
+        inner, _ = _section_of(model.model_fields[nested].annotation)
+        assert inner is not None  # noqa: S101 - _is_plain_section says so
+        key = next(iter(inner.model_fields))
+        variable += f", in a section `{prefix}_{nested.upper()}__{key.upper()}`"
+    parts = [variable + ".\n", table(("key", "default", "meaning"), (row[:3] for row in own)), *sections]
+    return "\n".join(parts)
+
+
+def _is_plain_section(field: FieldInfo) -> bool:
+    inner, is_list = _section_of(field.annotation)
+    return inner is not None and not is_list
+
+
+def _section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return annotation, False
+    if typing.get_origin(annotation) is list:
+        inner = typing.get_args(annotation)[0]
+        if inspect.isclass(inner) and issubclass(inner, BaseModel):
+            return inner, True
+    return None, False
+
+
+def _setting_row(name: str, field: FieldInfo, variable: str) -> tuple[str, str, str, str]:
+    text = field.description or ""
+    found = _DEFAULT.match(text)
+    if found:
+        default, text = found["default"], found["meaning"]
+    elif field.is_required():
+        default = "required"
+    else:
+        default = _shown(field.get_default(call_default_factory=True))
+    choices = [str(choice) for choice in typing.get_args(field.annotation) if isinstance(choice, str)]
+    if typing.get_origin(field.annotation) is typing.Literal and not all(choice in text for choice in choices):
+        text += f" One of {', '.join(choices)}."
+    return f"`{name}`", default, text, variable
+
+
+def _shown(value: object) -> str:
+    if value in (None, "", [], {}, ()):
+        return "none"
+    if isinstance(value, enum.Enum):
+        return str(value.value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def plan_fields() -> str:
+    """Return the fields of `Plan`, with the meanings its docstring gives them."""
+    meanings = _attributes(inspect.getdoc(Plan) or "")
+    rows = []
+    for name, field in Plan.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "; ".join(f"{key} {value}" for key, value in default) if isinstance(default, BaseModel) else default
+        rows.append((f"`{name}`", _shown(shown) if shown is not None else "`None`", meanings[name]))
+    return table(("field", "default", "meaning"), rows)
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    _, _, text = docstring.partition("Attributes:\n")
+    meanings: dict[str, str] = {}
+    name = ""
+    for line in text.split("\n\n")[0].splitlines():
+        found = re.match(r"    (\w+): (.*)", line)
+        if found:
+            name = found[1]
+            meanings[name] = found[2]
+        elif name:
+            meanings[name] += " " + line.strip()
+    return {name: text.replace("``", "`") for name, text in meanings.items()}
+
+
+def exit_codes() -> str:
+    """Return the exit codes of the `federation` command."""
+    return table(("code", "name", "meaning"), ((str(code.value), code.name, code.meaning) for code in Exit))
+
+
+def metrics() -> str:
+    """Return every metric any process shows."""
+    return table(("metric", "kind", "labels", "meaning"), sorted(_metric_rows(Metrics())))
+
+
+def _metric_rows(source: Metrics) -> Iterator[tuple[str, str, str, str]]:
+    labels: dict[str, tuple[str, ...]] = {"federation_certificate_expiry_seconds": ("identity",)}
+    for value in vars(source).values():
+        if isinstance(value, MetricWrapperBase):
+            labels[value.describe()[0].name] = value._labelnames  # the library shows it nowhere else
+    for family in source.registry.collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        yield f"`{name}`", family.type, ", ".join(labels.get(family.name, ())), family.documentation
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "experiment-states": experiment_states,
+    "round-phases": round_phases,
+    "director-settings": lambda: settings(DirectorSettings, "DIRECTOR"),
+    "envoy-settings": lambda: settings(EnvoySettings, "ENVOY"),
+    "client-settings": lambda: settings(Profile, "FEDERATION"),
+    "plan-fields": plan_fields,
+    "exit-codes": exit_codes,
+    "metrics": metrics,
+}
+
+
+def renew(text: str) -> str:
+    """Return a page with every generated part made anew.
+
+    Raises:
+        KeyError: a marker names a part that is not in `PARTS`.
+    """
+    return _BLOCK.sub(lambda block: f"{block[1]}{PARTS[block['name']]()}{block[3]}", text)
+
+
+def pages() -> list[Path]:
+    """Return the pages that may hold generated parts."""
+    return [FOLDER.parent / "README.md", *sorted(FOLDER.glob("*.md"))]
+
+
+def main(arguments: list[str]) -> int:
+    """Renew all pages, or with ``--check`` say which are not up to date."""
+    stale = [page for page in pages() if renew(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
+    for page in stale:
+        if "--check" in arguments:
+            print(f"{page.name} is not up to date: run `python docs/generate.py`", file=sys.stderr)
+        else:
+            page.write_text(renew(page.read_text(encoding="utf-8")), encoding="utf-8")
+            print(f"renewed {page.name}")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

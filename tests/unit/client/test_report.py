@@ -1,0 +1,135 @@
+"""The report page: complete, self-contained, and safe whatever its texts say."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+
+import pytest
+
+from federation.client import views
+from federation.client.report import render_report, write_report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from federation.v1 import director_pb2 as pb
+
+VOID = {"meta", "br"}
+
+
+class Page(HTMLParser):
+    """Collects what a browser would see; fails on tags that do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture
+def details(reply: pb.GetExperimentReply) -> views.ExperimentDetails:
+    return views.details_of(reply)
+
+
+def test_hostile_texts_are_shown_and_never_run(details: views.ExperimentDetails) -> None:
+    page = Page(render_report(details))
+    assert "script" not in page.tags
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert '<script>alert("x")</script>' in "".join(page.text)
+
+
+def test_page_asks_nothing_of_a_network(details: views.ExperimentDetails) -> None:
+    text = render_report(details)
+    page = Page(text)
+    assert not {"link", "script", "img", "iframe", "object"} & set(page.tags)
+    assert not {"src", "href", "srcset"} & {name for name, _ in page.attributes}
+    assert re.search(r"https?:|url\(|@import", text) is None
+
+
+def test_page_says_state_sites_plan_and_digests(details: views.ExperimentDetails) -> None:
+    text = " ".join(Page(render_report(details)).text)
+    for expected in ("completed", "degraded", "alice", "north", "south", "west", "refused", "failed"):
+        assert expected in text
+    for digest in ("01" * 32, "ef" * 32, "sha256:" + "23" * 32, "cd" * 6):
+        assert digest in text
+    assert '"rounds": 2' in text
+
+
+def test_curves_are_drawn_for_each_metric_and_site(details: views.ExperimentDetails) -> None:
+    page = Page(render_report(details))
+    titles = {value for name, value in page.attributes if name == "aria-label"}
+    assert {"evaluation: loss", "evaluation: accuracy", "training: loss", "seconds per round"} <= titles
+    assert page.tags.count("polyline") >= 3 * 3
+
+
+def test_phases_are_in_the_order_a_round_takes(details: views.ExperimentDetails) -> None:
+    text = render_report(details)
+    heads = re.findall(r"<th>(select|collect|commit)</th>", text)
+    assert heads == ["select", "collect", "commit"]
+
+
+def test_one_round_is_enough_for_a_page(details: views.ExperimentDetails) -> None:
+    page = Page(render_report(replace(details, rounds=details.rounds[:1])))
+    assert "circle" in page.tags
+
+
+def test_no_round_gives_a_page_that_says_so(details: views.ExperimentDetails) -> None:
+    page = Page(render_report(replace(details, rounds=(), artifacts=(), sites=())))
+    assert "No round was committed." in page.text
+    assert "svg" not in page.tags
+
+
+def test_rounds_without_any_metric_still_have_times_and_norms(details: views.ExperimentDetails) -> None:
+    bare = tuple(
+        replace(
+            report,
+            metrics={},
+            train_metrics={},
+            contributions=tuple(replace(entry, metrics={}, train_metrics={}) for entry in report.contributions),
+        )
+        for report in details.rounds
+    )
+    titles = {value for name, value in Page(render_report(replace(details, rounds=bare))).attributes}
+    assert "seconds per round" in titles and "evaluation: loss" not in titles
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e308])
+def test_a_metric_that_diverged_does_not_break_the_page(details: views.ExperimentDetails, value: float) -> None:
+    rounds = tuple(replace(report, metrics={"loss": value}, update_norm=value) for report in details.rounds)
+    Page(render_report(replace(details, rounds=rounds)))
+
+
+def test_a_time_no_calendar_has_does_not_break_the_page(details: views.ExperimentDetails) -> None:
+    rounds = (replace(details.rounds[0], started_at=1e300),)
+    Page(render_report(replace(details, rounds=rounds)))
+
+
+def test_report_is_written_where_it_was_asked_for(details: views.ExperimentDetails, tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "report.html"
+    write_report(details, target)
+    assert target.read_text(encoding="utf-8") == render_report(details)

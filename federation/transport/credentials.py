@@ -1,0 +1,243 @@
+"""Certificate files of a process: what they must be, and how they become gRPC credentials.
+
+Rules:
+
+1. Three PEM files: the authority's certificate, our certificate, our key. All three are read, and checked against each
+   other, before anything is opened: an operator learns at start what is wrong, and from which file.
+2. A private key that others on the machine may read is refused.
+3. A server looks at its files before every handshake and takes what changed, so a renewed certificate needs no
+   restart. Files that do not fit together (a renewal half written) are passed over until they do.
+4. A client takes its files when it opens a channel; a renewed certificate means a new channel.
+
+`federation.pki` makes such files.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+
+from federation.errors import ConfigurationError, IdentityError
+from federation.names import Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateFacts:
+    """What a certificate says.
+
+    Attributes:
+        identity: whose it is.
+        expires_at: end of its validity, Unix seconds.
+        serial: serial number, which a revocation list names.
+        fingerprint: ``sha256:`` and the hex SHA-256 of the DER certificate.
+        server_names: DNS names it may serve; empty for a pure client.
+    """
+
+    identity: Identity
+    expires_at: float
+    serial: int
+    fingerprint: str
+    server_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsMaterial:
+    """The three files' contents, PEM."""
+
+    authority: bytes
+    certificate: bytes
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """Where the certificate files of a process are, PEM.
+
+    Attributes:
+        authority: certificate of the federation's authority.
+        certificate: our own certificate.
+        key: our private key, readable by us alone.
+    """
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> TlsFiles:
+        """Return the files ``ca.pem``, ``cert.pem`` and ``key.pem`` of a folder that ``federation pki`` wrote."""
+        return cls(authority=folder / "ca.pem", certificate=folder / "cert.pem", key=folder / "key.pem")
+
+    def load(self) -> TlsMaterial:
+        """Read the files and check that they fit together.
+
+        Raises:
+            ConfigurationError: a file is missing, unreadable or no PEM; the key is readable by others or is not the
+                certificate's; the authority did not issue the certificate.
+        """
+        material = TlsMaterial(
+            authority=_read(self.authority), certificate=_read(self.certificate), key=_read(self.key)
+        )
+        _check_private(self.key)
+        _check_fit(material, self)
+        return material
+
+    def facts(self) -> CertificateFacts:
+        """Return what our own certificate says.
+
+        Raises:
+            ConfigurationError: it cannot be read, or is not a certificate of a federation.
+        """
+        try:
+            return read_certificate(_read(self.certificate))
+        except IdentityError as error:
+            raise ConfigurationError(f"certificate {self.certificate}: {error}") from error
+
+    def check(self, *, now: float) -> CertificateFacts:
+        """Load the files, check that the certificate is valid `now` [Unix s], and return what it says.
+
+        Raises:
+            ConfigurationError: as `load` and `facts`, or the certificate has expired.
+        """
+        self.load()
+        facts = self.facts()
+        if facts.expires_at <= now:
+            raise ConfigurationError(
+                f"certificate {self.certificate} of {facts.identity} expired {now - facts.expires_at:.0f} seconds ago: "
+                "renew it, or issue a new one with `federation pki issue`"
+            )
+        return facts
+
+    def marks(self) -> tuple[tuple[int, int, int], ...]:
+        """Return what changes when a file is rewritten or replaced; missing files count as their own mark."""
+        return tuple(_mark(path) for path in (self.authority, self.certificate, self.key))
+
+
+def read_certificate(pem: bytes) -> CertificateFacts:
+    """Read a certificate of ours.
+
+    Raises:
+        IdentityError: it is no certificate, or does not carry exactly one SPIFFE id.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise IdentityError(f"not a certificate with a SPIFFE id: {error}") from error
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) != 1:
+        raise IdentityError(f"a certificate must carry exactly one URI, its SPIFFE id; got {len(uris)}")
+    return CertificateFacts(
+        identity=Identity.parse(uris[0]),
+        expires_at=certificate.not_valid_after_utc.timestamp(),
+        serial=certificate.serial_number,
+        fingerprint="sha256:" + certificate.fingerprint(hashes.SHA256()).hex(),
+        server_names=tuple(names.get_values_for_type(x509.DNSName)),
+    )
+
+
+def channel_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
+    """Return a client's credentials from the files as they are now.
+
+    Raises:
+        ConfigurationError: as `TlsFiles.load`.
+    """
+    material = tls.load()
+    return grpc.ssl_channel_credentials(material.authority, material.key, material.certificate)
+
+
+def server_credentials(tls: TlsFiles, on_handshake: Callable[[], None]) -> grpc.ServerCredentials:
+    """Return credentials that demand a client certificate and follow the files as they change.
+
+    Args:
+        tls: the server's files.
+        on_handshake: called before each handshake, **from a thread of gRPC's own**; must not block or raise.
+
+    Raises:
+        ConfigurationError: as `TlsFiles.load`.
+    """
+    marks = tls.marks()
+    first = _configuration(tls.load())
+
+    def before_handshake() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal marks
+        on_handshake()
+        seen = tls.marks()
+        if seen == marks:
+            return None
+        try:
+            renewed = _configuration(tls.load())
+        except ConfigurationError:
+            return None  # half written: the next handshake looks again, this one gets the certificate we have
+        marks = seen
+        return renewed
+
+    return grpc.dynamic_ssl_server_credentials(
+        first,
+        before_handshake,  # type: ignore[arg-type]  # the stubs forget that None means: as before
+        require_client_authentication=True,
+    )
+
+
+def _configuration(material: TlsMaterial) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(material.key, material.certificate)], root_certificates=material.authority
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read {path}: {error.strerror}; `federation pki issue` makes certificate, key and authority files"
+        ) from error
+
+
+def _mark(path: Path) -> tuple[int, int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (0, 0, 0)
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def _check_private(path: Path) -> None:
+    if os.name != "posix":
+        return  # elsewhere permission bits say nothing; the client is all that runs there
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise ConfigurationError(
+            f"private key {path} has permissions {mode:04o}, so others on this machine can use it: chmod 600 {path}"
+        )
+
+
+def _check_fit(material: TlsMaterial, files: TlsFiles) -> None:
+    try:
+        authority = x509.load_pem_x509_certificate(material.authority)
+        certificate = x509.load_pem_x509_certificate(material.certificate)
+        key = serialization.load_pem_private_key(material.key, None)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"{files.authority}, {files.certificate} or {files.key} is not the PEM it should be: {error}"
+        ) from error
+    if key.public_key() != certificate.public_key():
+        raise ConfigurationError(f"key {files.key} does not belong to certificate {files.certificate}")
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError, TypeError) as error:  # other signature, other name, other kind of key
+        raise ConfigurationError(
+            f"certificate {files.certificate} was not issued by the authority in {files.authority}: "
+            "take both from the same federation"
+        ) from error

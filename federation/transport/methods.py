@@ -1,0 +1,267 @@
+"""Calling a service: one stub for all services, built from the descriptor, and the one door for gRPC's errors.
+
+Rules:
+
+1. What goes wrong is one of our errors (`federation.transport.status`): the class the server raised, or TransportError
+   where a retry may help. `grpc.aio.AioRpcError` never leaves this module.
+2. A call ended locally (`cancel`, channel closed) is a TransportError for whoever waits on it. Only the cancellation
+   of the waiting task itself is CancelledError; gRPC does not tell the two apart, so we do.
+3. **Cancelling a task that waits in `read` ends the call**: gRPC does that. Whoever wants to wait for a message or
+   something else keeps one task that reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Never
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from federation.errors import FederationError, MalformedMessageError, TransportError
+from federation.transport.handlers import IDENTITY_KEY, method_path
+from federation.transport.status import from_rpc_error
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Iterable
+
+    from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+    from federation.names import Identity
+
+DEFAULT_TIMEOUT_S = 30.0
+"""Deadline of a call with one request and one reply. Streams have none unless asked: some last for months."""
+
+
+class Stub:
+    """The methods of one service over one channel.
+
+    Args:
+        channel: from `federation.transport.channels.open_channel`; the caller closes it.
+        service: descriptor of the service, such as ``director_pb2.DESCRIPTOR.services_by_name["Director"]``.
+        timeout_s: deadline of unary calls that name none.
+        identity: who we are; needed towards a plaintext loopback server alone, where no certificate says it.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        service: ServiceDescriptor,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        identity: Identity | None = None,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._metadata = ((IDENTITY_KEY, identity.spiffe),) if identity else None
+        self._methods = {method.name: _Method(channel, method) for method in service.methods}
+
+    async def unary(self, method: str, request: Message, *, timeout_s: float | None = None) -> Any:
+        """Call a method of one request and one reply, and return the reply.
+
+        Args:
+            method: name, as in the proto.
+            request: its request message.
+            timeout_s: deadline; the stub's default if None.
+
+        Raises:
+            FederationError: as the module says.
+        """
+        target = self._methods[method]
+        deadline_s = self._timeout_s if timeout_s is None else timeout_s
+        try:
+            call = target.start(deadline_s, self._metadata, request.SerializeToString())
+        except grpc.aio.UsageError as error:
+            raise _closed(target.path) from error
+        try:
+            data = await call
+        except (grpc.aio.AioRpcError, asyncio.CancelledError, grpc.aio.BaseError) as error:
+            _reraise(error, call, target.path)
+        return target.parse(data)
+
+    def server_stream(self, method: str, request: Message, *, timeout_s: float | None = None) -> ServerStream:
+        """Call a method of one request and many replies; the replies are read from what is returned.
+
+        Raises:
+            TransportError: the channel is closed.
+        """
+        target = self._methods[method]
+        try:
+            call = target.start(timeout_s, self._metadata, request.SerializeToString())
+        except grpc.aio.UsageError as error:
+            raise _closed(target.path) from error
+        return ServerStream(call, target)
+
+    async def client_stream(
+        self, method: str, requests: AsyncIterable[Message] | Iterable[Message], *, timeout_s: float | None = None
+    ) -> Any:
+        """Call a method of many requests and one reply, and return the reply.
+
+        The server may answer, or refuse, before all is sent; the rest is then not asked of `requests`. What `requests`
+        raises ends the call and is raised here.
+
+        Raises:
+            FederationError: as the module says.
+        """
+        call = self.bidi(method, timeout_s=timeout_s)
+        try:
+            if hasattr(requests, "__aiter__"):
+                async for request in requests:
+                    if not await call.try_write(request):
+                        break
+            else:
+                for request in requests:
+                    if not await call.try_write(request):
+                        break
+            return await call.reply()
+        finally:
+            call.cancel()
+
+    def bidi(self, method: str, *, timeout_s: float | None = None) -> BidiCall:
+        """Open a call with a stream of requests; requests and replies go through what is returned.
+
+        Raises:
+            TransportError: the channel is closed.
+        """
+        target = self._methods[method]
+        try:
+            call = target.start(timeout_s, self._metadata)
+        except grpc.aio.UsageError as error:
+            raise _closed(target.path) from error
+        return BidiCall(call, target)
+
+
+class ServerStream:
+    """Replies of one call: iterate, or `read`; as a context manager it ends the call on the way out."""
+
+    def __init__(self, call: Any, method: _Method) -> None:
+        self._call = call
+        self._method = method
+
+    def __aiter__(self) -> ServerStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await self.read()
+        if message is None:
+            raise StopAsyncIteration
+        return message
+
+    async def __aenter__(self) -> ServerStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+    async def read(self) -> Any:
+        """Return the next reply; None once the server has said its last and all was well.
+
+        Raises:
+            FederationError: the call failed, as the module says.
+        """
+        try:
+            data = await self._call.read()
+        except (grpc.aio.AioRpcError, asyncio.CancelledError, grpc.aio.BaseError) as error:
+            _reraise(error, self._call, self._method.path)
+        if data is grpc.aio.EOF:
+            return None
+        return self._method.parse(data)
+
+    def cancel(self) -> None:
+        """End the call; harmless once it has ended."""
+        self._call.cancel()
+
+
+class BidiCall(ServerStream):
+    """A call with a stream of requests. One task may write while another reads."""
+
+    async def write(self, request: Message) -> None:
+        """Send a request; returns when it is under way, which is what slows a writer down to the reader's pace.
+
+        Raises:
+            FederationError: the call failed, or the server ended it (TransportError if it ended well).
+        """
+        if not await self.try_write(request):
+            # The server's status says why; it may have left replies unread, which come before it.
+            while await self.read() is not None:
+                pass
+            raise TransportError(f"{self._method.path} was ended by the other side")
+
+    async def try_write(self, request: Message) -> bool:
+        """Send a request, and tell whether the call still took it; if not, `read` or `reply` says why.
+
+        Raises:
+            TransportError: the call was ended locally.
+        """
+        try:
+            await self._call.write(request.SerializeToString())
+        except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            return False
+        except (asyncio.CancelledError, grpc.aio.BaseError) as error:
+            _reraise(error, self._call, self._method.path)
+        return True
+
+    async def done_writing(self) -> None:
+        """Say that no request follows.
+
+        Raises:
+            FederationError: the call failed.
+        """
+        try:
+            await self._call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.CancelledError, grpc.aio.BaseError) as error:
+            _reraise(error, self._call, self._method.path)
+
+    async def reply(self) -> Any:
+        """Say that no request follows, and return the single reply of a client stream.
+
+        Raises:
+            FederationError: the call failed.
+        """
+        await self.done_writing()
+        try:
+            data = await self._call
+        except (grpc.aio.AioRpcError, asyncio.CancelledError, grpc.aio.BaseError) as error:
+            _reraise(error, self._call, self._method.path)
+        return self._method.parse(data)
+
+
+class _Method:
+    """One method of a service on one channel: bytes out, bytes in."""
+
+    def __init__(self, channel: grpc.aio.Channel, descriptor: MethodDescriptor) -> None:
+        self.path = method_path(descriptor)
+        self._reply_class: type[Message] = GetMessageClass(descriptor.output_type)
+        kinds = {
+            (False, False): channel.unary_unary,
+            (False, True): channel.unary_stream,
+            (True, False): channel.stream_unary,
+            (True, True): channel.stream_stream,
+        }
+        self._callable: Any = kinds[bool(descriptor.client_streaming), bool(descriptor.server_streaming)](self.path)
+
+    def start(self, timeout_s: float | None, metadata: Any, *request: bytes) -> Any:
+        return self._callable(*request, timeout=timeout_s, metadata=metadata)
+
+    def parse(self, data: bytes) -> Message:
+        try:
+            return self._reply_class.FromString(data)
+        except DecodeError as error:
+            name = self._reply_class.DESCRIPTOR.full_name
+            raise MalformedMessageError(f"{len(data)} bytes answered by {self.path} are no {name}") from error
+
+
+def _reraise(error: BaseException, call: Any, path: str) -> Never:
+    """Raise the error of ours that `error` stands for (rules 1 and 2)."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        raise from_rpc_error(error, path) from error
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if call.cancelled() and not (task and task.cancelling()):
+            raise TransportError(f"{path} was ended on this side") from error
+        raise error
+    raise TransportError(f"{path} failed: {error}") from error
+
+
+def _closed(path: str) -> FederationError:
+    return TransportError(f"{path} cannot be called: the channel is closed")

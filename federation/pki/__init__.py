@@ -1,0 +1,6 @@
+"""Certificates and keys: making them, handing them out, taking them back. Time is an argument; no network here.
+
+- `authority`: the federation's certificate authority and what it issues. - `requests`: keys, signing requests,
+  enrolment, renewal. - `tokens`: join tokens. - `signing`: signing keys, which owe nothing to the authority.
+- `known`: keys pinned at a silo. - `revocation`: certificates that no longer count. - `files`: how all are written.
+"""

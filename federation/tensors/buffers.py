@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from federation.tensors.schema import TensorSchema
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from federation.tensors.schema import TensorSchema
 
 Array = npt.NDArray[Any]
 

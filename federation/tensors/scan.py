@@ -3,8 +3,8 @@
 Rules:
 
 1. Pieces come in buffer order and may end anywhere, even inside an element.
-2. Floats are squared and summed block by block (BLAS), blocks are added in float64. A finite sum of squares proves every
-   element finite; only where it is not, as float32 squares overflow beyond 1e19, are the elements looked at one by one.
+2. Floats are squared and summed block by block (BLAS), blocks are added in float64. A finite sum of squares proves
+   every element finite; only where it is not, as float32 squares overflow beyond 1e19, is the block looked at again.
 3. Integers and booleans have no norm and are always finite: they are skipped.
 """
 

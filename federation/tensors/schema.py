@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
 
 from federation.names import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
 
 MAX_TENSORS = 8_000
 """Keeps a schema of the longest names below the limits of messages and manifests."""
@@ -46,7 +49,8 @@ class DType(Enum):
     def numpy(self) -> np.dtype[np.generic]:
         """The NumPy dtype, little-endian."""
         if self is DType.BFLOAT16:
-            return np.dtype(ml_dtypes.bfloat16)
+            bfloat16: np.dtype[np.generic] = np.dtype(ml_dtypes.bfloat16)
+            return bfloat16
         return np.dtype(self.value).newbyteorder("<")
 
     @property
@@ -77,8 +81,8 @@ class TensorRole(Enum):
     """What a tensor is to the experiment.
 
     PARAMETER: trained and federated; sites send its change. BUFFER: federated, not trained (batch-norm statistics,
-    counters); sites send its value, floats are averaged and integers combined by maximum. LOCAL: delivered once with the
-    initial model and never uploaded (a frozen backbone, a local head).
+    counters); sites send its value, floats are averaged and integers combined by maximum. LOCAL: delivered once with
+    the initial model and never uploaded (a frozen backbone, a local head).
     """
 
     PARAMETER = "parameter"

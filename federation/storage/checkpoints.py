@@ -1,0 +1,354 @@
+"""Model files: safetensors whose data section is the flat buffer of the schema.
+
+So a checkpoint is broadcast as it lies, its payload digest is that of the data section, and the next model is written
+beside it tile by tile. Rules:
+
+1. A file appears under its name whole or not at all: temporary file, fsync, rename, fsync of the folder.
+2. A writer hashes what it writes in order, so the digest costs no second pass.
+3. First touch of a new file costs more than the arithmetic of a round, so a superseded file may be kept as a *spare*
+   and overwritten by the next writer. Never one that somebody still reads (readers hold a shared lock) or that has
+   another name (the best model is a hard link).
+4. Canonical files only; `federation.storage.assembly` makes one from any other valid safetensors file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from federation.errors import StorageError
+from federation.names import Digest
+from federation.storage.disk import (
+    Buffer,
+    pread_into,
+    preallocate,
+    pwrite_all,
+    sync_folder,
+    translated,
+    try_lock,
+)
+from federation.storage.safetensors_format import Header, encode_header, header_size, parse_header
+from federation.tensors import TensorSchema, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+_BLOCK_BYTES = 1 << 20
+
+
+def read_header(path: Path) -> Header:
+    """Return what any safetensors file holds.
+
+    Raises:
+        StorageError: it cannot be read or is not valid.
+    """
+    with translated(path), open(path, "rb") as file:
+        file_bytes = os.fstat(file.fileno()).st_size
+        try:
+            return parse_header(file.read(header_size(file.read(8), file_bytes)), file_bytes)
+        except ValueError as error:
+            raise StorageError(f"{path} is not a valid safetensors file: {error}") from error
+
+
+class ModelFile:
+    """A canonical model file, open for reading at any offset from any thread. Implements `Readable`.
+
+    Attributes:
+        path: where it was opened.
+        schema: its tensors, roles included.
+        metadata: strings it carries.
+        data_offset: first byte of the data section in the file.
+        nbytes: size of the data section, bytes: that of the schema's flat buffer.
+    """
+
+    def __init__(self, path: Path, header: Header, descriptor: int) -> None:
+        self.path = path
+        self.schema = header.schema
+        self.metadata = dict(header.metadata)
+        self.data_offset = header.data_offset
+        self.nbytes = header.nbytes
+        self._descriptor = descriptor
+
+    @classmethod
+    def open(cls, path: Path) -> ModelFile:
+        """Open a model file.
+
+        Raises:
+            StorageError: it cannot be read, is damaged, or its tensors do not lie in canonical order.
+        """
+        with translated(path):
+            descriptor = os.open(path, os.O_RDONLY)
+        try:
+            if not try_lock(descriptor, exclusive=False):
+                raise StorageError(f"{path} is being written")
+            header = read_header(path)
+            if not header.is_canonical:
+                raise StorageError(f"{path} does not hold its tensors in canonical order; assemble it first")
+            return cls(path, header, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def pread_into(self, offset: int, view: Buffer) -> None:
+        """Fill `view` with the data section's bytes from `offset` on.
+
+        Raises:
+            StorageError: they are not all there, or the disk failed.
+        """
+        pread_into(self._descriptor, view, self.data_offset + offset, self.path)
+
+    def pread(self, offset: int, nbytes: int) -> bytes:
+        """Return up to `nbytes` of the data section from `offset` on; fewer only at its end.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        wanted = max(0, min(nbytes, self.nbytes - offset))
+        with translated(self.path):
+            data = os.pread(self._descriptor, wanted, self.data_offset + offset)
+        if len(data) != wanted:
+            raise StorageError(f"{self.path}: {len(data)} bytes at {offset}, expected {wanted}")
+        return data
+
+    def digest(self) -> Digest:
+        """Return the SHA-256 of the data section, in one pass.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        return Digest(_digest(self._descriptor, self.data_offset, self.nbytes, self.path))
+
+    def close(self) -> None:
+        """Give the file up; nothing may be read after."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ModelWriter:
+    """Writes one model file: `append` … `finish`, then `commit` or `abort`. Leaving its context uncommitted aborts.
+
+    Args:
+        path: name of the file once committed; one writer at a time.
+        schema: tensors to be written.
+        metadata: strings to carry.
+        spare: name for the superseded file of `path`; an earlier one there is overwritten instead of a fresh file.
+
+    Raises:
+        DiskFullError: there is no room for the whole model; nothing was changed.
+        StorageError: the disk failed, or another writer is at it.
+    """
+
+    def __init__(
+        self, path: Path, schema: TensorSchema, *, metadata: Mapping[str, str] | None = None, spare: Path | None = None
+    ) -> None:
+        self.path = path
+        self.schema = schema
+        self.temporary = path.with_name(f".{path.name}.tmp")
+        self._spare = spare
+        self._position = 0
+        self._hash: Any = hashlib.sha256()
+        self._digest: Digest | None = None
+        header = encode_header(schema, metadata or {})
+        self._data_offset = len(header)
+        self._descriptor = _open_temporary(self.temporary, spare)
+        try:
+            size = len(header) + schema.nbytes
+            preallocate(self._descriptor, size, path)
+            with translated(path):
+                os.ftruncate(self._descriptor, size)
+            pwrite_all(self._descriptor, header, 0, path)
+        except BaseException:
+            self.abort()
+            raise
+
+    def append(self, view: Buffer) -> None:
+        """Write the next bytes of the data section.
+
+        Raises:
+            DiskFullError, StorageError: as `write_at`.
+        """
+        self.write_at(self._position, view)
+
+    def write_at(self, offset: int, view: Buffer) -> None:
+        """Write bytes of the data section; out of order costs a second pass for the digest.
+
+        Raises:
+            ValueError: beyond the end.
+            DiskFullError: there is no room, which preallocation makes rare.
+            StorageError: the disk failed.
+        """
+        nbytes = memoryview(view).nbytes
+        if offset + nbytes > self.schema.nbytes:
+            raise ValueError(f"write to byte {offset + nbytes} of a model of {self.schema.nbytes}")
+        pwrite_all(self._descriptor, view, self._data_offset + offset, self.path)
+        if offset != self._position:
+            self._hash = None
+        elif self._hash is not None:
+            self._hash.update(view)
+        self._position = offset + nbytes
+
+    def finish(self) -> Digest:
+        """Return the SHA-256 of the data section, which is now complete; nothing is durable yet.
+
+        Raises:
+            RuntimeError: bytes are missing.
+            StorageError: the disk failed.
+        """
+        if self._digest is None:
+            if self._hash is None:
+                self._digest = Digest(_digest(self._descriptor, self._data_offset, self.schema.nbytes, self.path))
+            elif self._position != self.schema.nbytes:
+                raise RuntimeError(f"{self._position} of {self.schema.nbytes} bytes written")
+            else:
+                self._digest = Digest(self._hash.digest())
+            try_lock(self._descriptor, exclusive=False)
+        return self._digest
+
+    def reader(self) -> ModelFile:
+        """Open the finished candidate, before it is committed or after.
+
+        Raises:
+            RuntimeError: not finished.
+            StorageError: the disk failed.
+        """
+        if self._digest is None:
+            raise RuntimeError("finish the model before reading it")
+        return ModelFile.open(self.temporary if self._descriptor >= 0 else self.path)
+
+    def sync(self) -> None:
+        """Begin to make it durable; `commit` is then quick. May run while the candidate is read.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        with translated(self.path):
+            os.fsync(self._descriptor)
+
+    def commit(self) -> Digest:
+        """Make the file durable under its name and return its digest.
+
+        Raises:
+            RuntimeError: bytes are missing.
+            StorageError: the disk failed; the earlier file of that name is as before.
+        """
+        digest = self.finish()
+        self.sync()
+        with translated(self.path):
+            if self._spare is not None:
+                self._spare.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # no earlier file
+                    # A link, not a rename: there is no instant at which no model has the name.
+                    os.link(self.path, self._spare)
+            os.replace(self.temporary, self.path)
+        os.close(self._descriptor)
+        self._descriptor = -1
+        sync_folder(self.path.parent)
+        return digest
+
+    def abort(self) -> None:
+        """Forget what was written. Does nothing after `commit`."""
+        if self._descriptor >= 0:
+            with contextlib.suppress(OSError):
+                self.temporary.unlink()
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+def write_model(
+    path: Path, schema: TensorSchema, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> Digest:
+    """Write a whole model held in memory and return the digest of its data section. Works on every platform.
+
+    Raises:
+        ValueError: a tensor is missing or differs from its spec.
+        StorageError: the disk refused.
+    """
+    buffer = pack(schema, arrays)
+    temporary = path.with_name(f".{path.name}.tmp")
+    header = encode_header(schema, metadata or {})
+    with translated(path, len(header) + len(buffer)):
+        with open(temporary, "wb") as file:
+            file.write(header)
+            file.write(buffer)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    sync_folder(path.parent)
+    return Digest(hashlib.sha256(buffer).digest())
+
+
+def read_model(path: Path) -> tuple[TensorSchema, dict[str, npt.NDArray[Any]]]:
+    """Read any valid safetensors file whole. Works on every platform.
+
+    Returns:
+        Its schema (roles are PARAMETER where the file does not say) and its tensors in canonical order, owned by the
+        caller.
+
+    Raises:
+        StorageError: it cannot be read or is not valid.
+    """
+    header = read_header(path)
+    schema = header.schema
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    with translated(path), open(path, "rb") as file:
+        for spec in schema:
+            flat = np.empty(spec.elements, dtype=spec.dtype.numpy)
+            file.seek(header.data_offset + header.offsets[spec.name])
+            if spec.nbytes and file.readinto(memoryview(flat.view(np.uint8))) != spec.nbytes:
+                raise StorageError(f"{path} ends inside tensor {spec.name!r}")
+            arrays[spec.name] = flat.reshape(spec.shape)
+    return schema, arrays
+
+
+def _open_temporary(temporary: Path, spare: Path | None) -> int:
+    """Open the file to write, locked: the spare, what a killed writer left, or a fresh one."""
+    with translated(temporary):
+        if spare is not None and spare.exists() and not temporary.exists():
+            descriptor = os.open(spare, os.O_RDWR)
+            if try_lock(descriptor, exclusive=True) and os.fstat(descriptor).st_nlink == 1:
+                os.rename(spare, temporary)
+                return descriptor
+            # Somebody still reads it, or it has another name: leave them the inode and begin a fresh one.
+            os.close(descriptor)
+            spare.unlink()
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o600)
+        if try_lock(descriptor, exclusive=True):
+            return descriptor
+        os.close(descriptor)
+    raise StorageError(f"{temporary} is being written or read by another; one writer of a model file at a time")
+
+
+def _digest(descriptor: int, offset: int, nbytes: int, path: Path) -> bytes:
+    block = memoryview(bytearray(min(_BLOCK_BYTES, max(nbytes, 1))))
+    sha256 = hashlib.sha256()
+    position = 0
+    while position < nbytes:
+        view = block[: min(len(block), nbytes - position)]
+        pread_into(descriptor, view, offset + position, path)
+        sha256.update(view)
+        position += len(view)
+    return sha256.digest()

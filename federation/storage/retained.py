@@ -1,0 +1,140 @@
+"""A site's own update, kept until its round is committed: sent again byte for byte, never trained again.
+
+The files stay where the trainer wrote them; the record beside them says which they are and what they must hold. Nothing
+is fsynced: after a power loss `Retention.verify` finds out, and the site trains again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from federation.errors import StorageError
+from federation.names import Attempt, Digest, RoundNumber
+from federation.storage.disk import translated, write_atomically
+
+_RECORD = "retained.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetainedFile:
+    """One payload: its name, its file, its size in bytes, its SHA-256."""
+
+    payload: str
+    path: Path
+    nbytes: int
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetainedUpdate:
+    """A finished update.
+
+    Attributes:
+        round: its round.
+        attempt: its attempt.
+        header: its announcement, as bytes.
+        files: its payloads in the order announced.
+    """
+
+    round: RoundNumber
+    attempt: Attempt
+    header: bytes
+    files: tuple[RetainedFile, ...]
+
+
+class Retention:
+    """Holds at most one update, the latest.
+
+    Args:
+        folder: where the record lies; made if missing.
+
+    Raises:
+        StorageError: the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _RECORD
+        with translated(folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def keep(self, update: RetainedUpdate) -> None:
+        """Remember an update in place of any earlier one.
+
+        Raises:
+            StorageError: the disk refused; the earlier one is still remembered.
+        """
+        record = {
+            "round": update.round,
+            "attempt": update.attempt,
+            "header": update.header.hex(),
+            "files": [
+                {"payload": file.payload, "path": str(file.path), "bytes": file.nbytes, "digest": file.digest.hex()}
+                for file in update.files
+            ],
+        }
+        write_atomically(self._path, json.dumps(record).encode(), durable=False)
+
+    def current(self) -> RetainedUpdate | None:
+        """Return the update that is remembered, if its files are there in their sizes; else forget it."""
+        try:
+            record = json.loads(self._path.read_bytes())
+            update = RetainedUpdate(
+                round=RoundNumber(int(record["round"])),
+                attempt=Attempt(int(record["attempt"])),
+                header=bytes.fromhex(record["header"]),
+                files=tuple(
+                    RetainedFile(
+                        payload=row["payload"],
+                        path=Path(row["path"]),
+                        nbytes=int(row["bytes"]),
+                        digest=Digest(bytes.fromhex(row["digest"])),
+                    )
+                    for row in record["files"]
+                ),
+            )
+            if all(file.path.stat().st_size >= file.nbytes for file in update.files):
+                return update
+        except FileNotFoundError:
+            pass
+        except (OSError, KeyError, TypeError, ValueError):
+            pass
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        return None
+
+    def verify(self, update: RetainedUpdate) -> bool:
+        """Tell whether the files still hold what was digested: one pass over each, so after a restart only.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        return all(_digest(file) == file.digest for file in update.files)
+
+    def release(self, round_number: RoundNumber) -> None:
+        """Forget the update of this round or an earlier one: its round is committed or given up.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        update = self.current()
+        if update is not None and update.round <= round_number:
+            with translated(self._path):
+                self._path.unlink(missing_ok=True)
+
+
+def _digest(file: RetainedFile) -> bytes:
+    sha256 = hashlib.sha256()
+    block = memoryview(bytearray(1 << 20))
+    with translated(file.path), open(file.path, "rb", buffering=0) as source:
+        left = file.nbytes
+        while left:
+            got = source.readinto(block[: min(left, len(block))])
+            if not got:
+                raise StorageError(f"{file.path} ends {left} bytes early")
+            sha256.update(block[:got])
+            left -= got
+    return sha256.digest()

@@ -1,0 +1,337 @@
+"""The spool: where uploads land, in reused preallocated files, and from which they are aggregated.
+
+Rules, in order:
+
+1. Room for a whole update is reserved before its first byte; a full disk refuses that update and touches no other.
+2. A file is never given back to the disk: first touch costs twenty times what overwriting does.
+3. An update counts from the moment its record exists: one small JSON file, renamed into place. A killed process loses
+   what was partly received, never what was admitted.
+4. Nothing is fsynced on the way; after a power loss a record may describe bytes that never reached the disk, so
+   `recover` believes digests, not records. The site keeps its update until the round is committed.
+5. Per (round, site) there is at most one update; by (attempt, round, site) an upload is idempotent, and under the same
+   id it goes on where it was cut, within the life of the process.
+
+Not locked: the journal of the same folder is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from federation.errors import StorageError
+from federation.names import Attempt, Digest, RoundNumber, SiteName, check_name
+from federation.storage.disk import Buffer, pread_into, preallocate, pwrite_all, translated, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_BLOCK_BYTES = 1 << 20
+_RECORD_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateKey:
+    """What makes an upload the same upload: held bytes count for equal keys only.
+
+    Attributes:
+        site: who sends it.
+        round: round it answers.
+        attempt: attempt it answers.
+        update_id: its id, random, chosen by the site.
+    """
+
+    site: SiteName
+    round: RoundNumber
+    attempt: Attempt
+    update_id: bytes
+
+
+class SpoolPayload:
+    """One payload of an update: a range of a spool file. Implements `Readable`.
+
+    Attributes:
+        nbytes: announced size, bytes.
+        received: bytes written so far, without a gap.
+    """
+
+    def __init__(self, descriptor: int, path: Path, start: int, nbytes: int, *, received: int = 0) -> None:
+        self.nbytes = nbytes
+        self.received = received
+        self._descriptor = descriptor
+        self._path = path
+        self._start = start
+
+    def pwrite(self, offset: int, view: Buffer) -> None:
+        """Write bytes that were checked, at `received`.
+
+        Raises:
+            ValueError: they leave a gap, overlap, or pass the end.
+            DiskFullError: there is no room, which preallocation makes rare.
+            StorageError: the disk failed.
+        """
+        nbytes = memoryview(view).nbytes
+        if offset != self.received or offset + nbytes > self.nbytes:
+            raise ValueError(f"write of {nbytes} bytes at {offset}, expected at {self.received} up to {self.nbytes}")
+        pwrite_all(self._descriptor, view, self._start + offset, self._path)
+        self.received += nbytes
+
+    def pread_into(self, offset: int, view: Buffer) -> None:
+        """Fill `view` with the payload's bytes from `offset` on.
+
+        Raises:
+            StorageError: they are not all there, or the disk failed.
+        """
+        if offset + memoryview(view).nbytes > self.nbytes:
+            raise StorageError(f"{self._path}: read past the {self.nbytes} bytes of a payload")
+        pread_into(self._descriptor, view, self._start + offset, self._path)
+
+    def digest(self) -> Digest:
+        """Return the SHA-256 of the whole payload, in one pass.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        sha256 = hashlib.sha256()
+        block = memoryview(bytearray(min(_BLOCK_BYTES, max(self.nbytes, 1))))
+        for offset in range(0, self.nbytes, _BLOCK_BYTES):
+            view = block[: min(_BLOCK_BYTES, self.nbytes - offset)]
+            self.pread_into(offset, view)
+            sha256.update(view)
+        return Digest(sha256.digest())
+
+
+class SpooledUpdate:
+    """One update in the spool, partly received or admitted.
+
+    Attributes:
+        key: site, round, attempt, id.
+        header: what was given to `Spool.begin`.
+        payloads: where its payloads go, in the order announced.
+        facts: what was given to `Spool.admit`; empty before.
+        is_admitted: whether it counts.
+    """
+
+    def __init__(self, key: UpdateKey, header: bytes, payload_bytes: Sequence[int], slot: _Slot) -> None:
+        self.key = key
+        self.header = header
+        self.facts: dict[str, Any] = {}
+        self.is_admitted = False
+        self.payloads: tuple[SpoolPayload, ...] = slot.payloads(payload_bytes)
+        self._slot = slot
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """Bytes received of each payload."""
+        return tuple(payload.received for payload in self.payloads)
+
+
+class Spool:
+    """The uploads of one experiment. Methods are called from one thread at a time, payloads from any.
+
+    Args:
+        folder: made if missing; on a local disk.
+
+    Raises:
+        StorageError: the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._updates: dict[tuple[RoundNumber, SiteName], SpooledUpdate] = {}
+        with translated(folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            paths = sorted(folder.glob("slot-*.bin"))
+        self._free = [_Slot(path) for path in paths]
+        self._slots = len(paths)
+
+    def begin(self, key: UpdateKey, payload_bytes: Sequence[int], header: bytes) -> SpooledUpdate:
+        """Reserve room for an update, or return the one that was begun or admitted before.
+
+        Args:
+            key: an equal key resumes; another one of the same site and round replaces what is there, unless that is
+                admitted for the same attempt.
+            payload_bytes: size of each payload.
+            header: what to find again after a restart, such as the announcement.
+
+        Returns:
+            The update of this site, round and attempt: if `is_admitted`, perhaps another than was asked for.
+
+        Raises:
+            DiskFullError: there is no room; every other update is intact.
+            StorageError: the disk failed.
+        """
+        present = self.find(key.site, key.round)
+        if present is not None:
+            sizes = [payload.nbytes for payload in present.payloads]
+            is_same = present.key == key and sizes == list(payload_bytes)
+            if is_same or (present.is_admitted and present.key.attempt == key.attempt):
+                return present
+            self.discard(present)
+        check_name(key.site, "site name")
+        slot = self._take(sum(payload_bytes))
+        update = SpooledUpdate(key, header, payload_bytes, slot)
+        self._updates[key.round, key.site] = update
+        return update
+
+    def find(self, site: SiteName, round_number: RoundNumber) -> SpooledUpdate | None:
+        """Return what this site sent for this round, or None."""
+        return self._updates.get((round_number, site))
+
+    def admit(self, update: SpooledUpdate, digests: Sequence[Digest], facts: dict[str, Any]) -> None:
+        """Let a whole, checked update count. Once this returns it survives a killed process. Idempotent.
+
+        Args:
+            update: every byte received.
+            digests: SHA-256 of each payload, verified by the caller.
+            facts: JSON object to find again after a restart, such as norm and times.
+
+        Raises:
+            RuntimeError: bytes are missing.
+            StorageError: the disk refused; the update does not count.
+        """
+        if update.is_admitted:
+            return
+        if any(payload.received != payload.nbytes for payload in update.payloads) or len(digests) != len(
+            update.payloads
+        ):
+            raise RuntimeError(f"update of {update.key.site} is not whole: {update.held}")
+        record = {
+            "version": _RECORD_VERSION,
+            "site": update.key.site,
+            "round": update.key.round,
+            "attempt": update.key.attempt,
+            "update_id": update.key.update_id.hex(),
+            "header": update.header.hex(),
+            "slot": update._slot.path.name,
+            "bytes": [payload.nbytes for payload in update.payloads],
+            "digests": [digest.hex() for digest in digests],
+            "facts": facts,
+        }
+        write_atomically(self._record(update), json.dumps(record, allow_nan=False).encode(), durable=False)
+        update.facts = facts
+        update.is_admitted = True
+
+    def admitted(self, round_number: RoundNumber) -> list[SpooledUpdate]:
+        """Return what counts for a round, by site name."""
+        found = (update for (number, _), update in self._updates.items() if number == round_number)
+        return sorted((update for update in found if update.is_admitted), key=lambda update: update.key.site)
+
+    def recover(self, round_number: RoundNumber, attempt: Attempt) -> list[SpooledUpdate]:
+        """Find what an earlier process admitted for an attempt at a round; called once, before any `begin`.
+
+        Records of other rounds and attempts, and those whose bytes are not what they say, are dropped.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        free = {slot.path.name: slot for slot in self._free}
+        for path in sorted(self._folder.glob("admitted-*.json")):
+            update = _read_record(path, free)
+            if update is None or (update.key.round, update.key.attempt) != (round_number, attempt):
+                with translated(path):
+                    path.unlink()
+                continue
+            self._free.remove(free.pop(update._slot.path.name))
+            self._updates[update.key.round, update.key.site] = update
+        return self.admitted(round_number)
+
+    def discard(self, update: SpooledUpdate) -> None:
+        """Forget an update; its file is reused.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        if self._updates.get((update.key.round, update.key.site)) is not update:
+            return
+        with translated(self._folder):
+            self._record(update).unlink(missing_ok=True)
+        del self._updates[update.key.round, update.key.site]
+        self._free.append(update._slot)
+
+    def release(self, round_number: RoundNumber) -> None:
+        """Forget everything up to a round, which is committed or given up.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        for update in [update for (number, _), update in self._updates.items() if number <= round_number]:
+            self.discard(update)
+
+    def close(self) -> None:
+        """Close every file; what was admitted stays."""
+        for slot in [*self._free, *(update._slot for update in self._updates.values())]:
+            slot.close()
+        self._free.clear()
+        self._updates.clear()
+
+    def _take(self, nbytes: int) -> _Slot:
+        """Return a free slot of at least this size: the smallest that is large enough, or the largest, grown."""
+        fitting = [slot for slot in self._free if slot.size >= nbytes]
+        if fitting:
+            slot = min(fitting, key=lambda slot: slot.size)
+        elif self._free:
+            slot = max(self._free, key=lambda slot: slot.size)
+        else:
+            slot = _Slot(self._folder / f"slot-{self._slots:04d}.bin")
+            self._slots += 1
+            self._free.append(slot)
+        slot.reserve(nbytes)
+        self._free.remove(slot)
+        return slot
+
+    def _record(self, update: SpooledUpdate) -> Path:
+        return self._folder / f"admitted-{update.key.round:08d}-{update.key.site}.json"
+
+
+class _Slot:
+    """One reused file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with translated(path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            self.size = os.fstat(self._descriptor).st_size
+
+    def reserve(self, nbytes: int) -> None:
+        preallocate(self._descriptor, nbytes, self.path)
+        self.size = max(self.size, nbytes)
+
+    def payloads(self, sizes: Sequence[int], *, complete: bool = False) -> tuple[SpoolPayload, ...]:
+        start, payloads = 0, []
+        for nbytes in sizes:
+            received = nbytes if complete else 0
+            payloads.append(SpoolPayload(self._descriptor, self.path, start, nbytes, received=received))
+            start += nbytes
+        return tuple(payloads)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _read_record(path: Path, slots: dict[str, _Slot]) -> SpooledUpdate | None:
+    """Return the update a record describes if its bytes are there and right."""
+    with contextlib.suppress(KeyError, TypeError, ValueError, StorageError):
+        record = json.loads(path.read_bytes())
+        slot = slots[record["slot"]]
+        key = UpdateKey(
+            site=SiteName(check_name(record["site"], "site name")),
+            round=RoundNumber(int(record["round"])),
+            attempt=Attempt(int(record["attempt"])),
+            update_id=bytes.fromhex(record["update_id"]),
+        )
+        update = SpooledUpdate(key, bytes.fromhex(record["header"]), record["bytes"], slot)
+        update.payloads = slot.payloads(record["bytes"], complete=True)
+        digests = [bytes.fromhex(digest) for digest in record["digests"]]
+        if record["version"] == _RECORD_VERSION and [payload.digest() for payload in update.payloads] == digests:
+            update.facts = dict(record["facts"])
+            update.is_admitted = True
+            return update
+    return None

@@ -1,0 +1,95 @@
+"""Between payload files and rules: tiles read by position, results taken in pieces, runs of one role."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from federation.aggregation.tiles import Array, Tile, TileSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from federation.names import SiteName
+    from federation.storage.disk import Readable
+    from federation.tensors import TensorRole, TensorSchema
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring elements of one dtype and one role in the model's buffer."""
+
+    role: TensorRole
+    tile: Tile
+
+
+def runs(schema: TensorSchema) -> Iterator[Run]:
+    """Cut a buffer where dtype or role change; parameters and buffers lie between one another."""
+    offset, count, last = 0, 0, None
+    for spec in schema:
+        if last is not None and (spec.dtype, spec.role) != (last.dtype, last.role):
+            yield Run(last.role, Tile(dtype=last.dtype, offset=offset, elements=count))
+            offset, count = offset + count * last.dtype.itemsize, 0
+        count, last = count + spec.elements, spec
+    if last is not None:
+        yield Run(last.role, Tile(dtype=last.dtype, offset=offset, elements=count))
+
+
+def split(tile: Tile, elements: int) -> tuple[Tile, Tile]:
+    """Return the first elements of a tile and the rest."""
+    size = tile.dtype.itemsize
+    head = Tile(dtype=tile.dtype, offset=tile.offset, elements=elements)
+    return head, Tile(dtype=tile.dtype, offset=tile.offset + elements * size, elements=tile.elements - elements)
+
+
+def cut(tile: Tile, most: int) -> Iterator[Tile]:
+    """Cut a tile into pieces of at most `most` elements."""
+    while tile.elements:
+        piece, tile = split(tile, min(most, tile.elements))
+        yield piece
+
+
+class PayloadTiles:
+    """The same payload of every site as a `TileSource`; sites, weights and payloads in name order."""
+
+    def __init__(
+        self, sites: Sequence[SiteName], weights: Sequence[float], payloads: Sequence[Readable], tiles: tuple[Tile, ...]
+    ) -> None:
+        self.sites = sites
+        self.weights = weights
+        self.tiles = tiles
+        self._payloads = payloads
+
+    def read(self, site: int, tile: Tile, out: Array) -> None:
+        """Read one site's elements of a tile."""
+        self._payloads[site].pread_into(tile.offset, out.view(np.uint8).data)
+
+
+class TileStream:
+    """What a rule yields for a source, taken in pieces of any size.
+
+    Args:
+        source: what the rule was given; its tiles are what must come out.
+        results: what the rule yields.
+    """
+
+    def __init__(self, source: TileSource, results: Iterator[tuple[Tile, Array]]) -> None:
+        self._expected = iter(source.tiles)
+        self._results = results
+        self._left: Array = np.empty(0)
+
+    def take(self, most: int) -> Array:
+        """Return 1 to `most` next elements; valid until the next call.
+
+        Raises:
+            RuntimeError: the rule did not yield the tiles of its source in order.
+        """
+        if not self._left.size:
+            expected = next(self._expected, None)
+            tile, self._left = next(self._results, (None, self._left))
+            if tile is None or tile != expected or self._left.shape != (tile.elements,):
+                raise RuntimeError(f"the aggregation rule yielded {tile}, expected {expected}")
+        piece, self._left = self._left[:most], self._left[most:]
+        return piece

@@ -1,0 +1,140 @@
+"""Payloads in pieces: cut, sent from any offset, checked and put together again. Memory is one chunk.
+
+Rules, in order:
+
+1. Chunks come in order without gap or overlap, none is empty, none larger than 4 MiB, none passes the announced end.
+2. Each carries the CRC-32 of its data; a wrong one ends the transfer, what came before stays good.
+3. The digest of the whole is SHA-256 over the encoded bytes, computed on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from typing import TYPE_CHECKING
+
+from federation.errors import MalformedMessageError, TransportError
+from federation.names import Digest
+from federation.v1 import tensors_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CHUNK_BYTES = 1 << 20
+MAX_CHUNK_BYTES = 4 << 20
+
+
+def make_chunk(offset: int, data: bytes) -> tensors_pb2.Chunk:
+    """Return one chunk of a payload."""
+    return tensors_pb2.Chunk(offset=offset, data=data, crc32=zlib.crc32(data))
+
+
+def read_chunks(
+    pread: Callable[[int, int], bytes], total: int, offset: int = 0, *, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[tensors_pb2.Chunk]:
+    """Cut a payload into chunks. Each step reads and checksums one: run it in a thread if the source may block.
+
+    Args:
+        pread: returns the bytes at (offset, size), all of them, such as `ModelFile.pread`.
+        total: size of the payload, bytes.
+        offset: where to begin.
+        chunk_bytes: size of each but the last.
+
+    Raises:
+        ValueError: offset or chunk size make no sense.
+        MalformedMessageError: the offset is beyond the end; it came from the peer that asked.
+        StorageError: from `pread`.
+    """
+    if offset > total:
+        raise MalformedMessageError(f"offset {offset} is beyond the payload's {total} bytes")
+    if offset < 0 or not 1 <= chunk_bytes <= MAX_CHUNK_BYTES:
+        raise ValueError(f"offset {offset} or chunk size {chunk_bytes} is out of range")
+    return _read_chunks(pread, total, offset, chunk_bytes)
+
+
+def _read_chunks(
+    pread: Callable[[int, int], bytes], total: int, offset: int, chunk_bytes: int
+) -> Iterator[tensors_pb2.Chunk]:
+    while offset < total:
+        data = pread(offset, min(chunk_bytes, total - offset))
+        yield make_chunk(offset, data)
+        offset += len(data)
+
+
+class ChunkReceiver:
+    """Checks the chunks of one payload as they come.
+
+    Args:
+        total: announced size of the payload, bytes.
+
+    A transfer that was cut goes on with the same receiver: its digest covers what came before.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._received = 0
+        self._sha256 = hashlib.sha256()
+
+    @property
+    def received(self) -> int:
+        """Checked bytes so far: the offset the next chunk must have."""
+        return self._received
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every announced byte has come."""
+        return self._received == self.total
+
+    def check(self, chunk: tensors_pb2.Chunk) -> bytes:
+        """Return a chunk's data if it is the next piece and undamaged. Changes nothing.
+
+        Raises:
+            MalformedMessageError: it is empty, too large, out of order, or passes the announced end.
+            TransportError: its checksum is wrong; ask again from `received` on.
+        """
+        data = chunk.data
+        if not 1 <= len(data) <= MAX_CHUNK_BYTES:
+            raise MalformedMessageError(f"chunk of {len(data)} bytes; expected 1 to {MAX_CHUNK_BYTES}")
+        if chunk.offset != self._received:
+            raise MalformedMessageError(f"chunk at offset {chunk.offset}, expected {self._received}")
+        if self._received + len(data) > self.total:
+            raise MalformedMessageError(
+                f"chunk ends at {self._received + len(data)}, beyond the {self.total} bytes announced"
+            )
+        if zlib.crc32(data) != chunk.crc32:
+            raise TransportError(f"chunk at offset {chunk.offset} was damaged on the way (CRC-32 differs)")
+        return data
+
+    def take(self, data: bytes) -> None:
+        """Count bytes that `check` returned and that are safely stored."""
+        self._sha256.update(data)
+        self._received += len(data)
+
+    def accept(self, chunk: tensors_pb2.Chunk) -> bytes:
+        """Check a chunk and count it at once, for receivers that cannot fail to keep it.
+
+        Returns:
+            Its data, not copied.
+
+        Raises:
+            MalformedMessageError, TransportError: as `check`.
+        """
+        data = self.check(chunk)
+        self.take(data)
+        return data
+
+    def finish(self, expected: Digest | None = None) -> Digest:
+        """Return the digest of the whole payload.
+
+        Args:
+            expected: what it must be; None to learn it.
+
+        Raises:
+            TransportError: bytes are missing, or the digest is another; fetch it again.
+        """
+        if not self.is_complete:
+            raise TransportError(f"the payload ended after {self._received} of {self.total} bytes")
+        digest = Digest(self._sha256.digest())
+        if expected is not None and digest != expected:
+            raise TransportError(f"the payload's digest is {digest.hex()[:16]}…, expected {expected.hex()[:16]}…")
+        return digest

@@ -1,0 +1,85 @@
+"""One payload of an upload on its way into the spool: everything that is checked, in one pass over each chunk.
+
+Order, size and CRC-32 (a damaged chunk is a transport fault: the transfer ends and resumes), finite-ness and norm, then
+the spool, then the digest. A chunk counts only once it is written, so whatever fails, `held` is what is really there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from federation.errors import Refusal, UpdateRejectedError
+from federation.tensors import NotFiniteError, TensorScan, TensorSchema
+from federation.wire.chunks import ChunkReceiver
+
+if TYPE_CHECKING:
+    from federation.names import Digest
+    from federation.storage.spool import SpoolPayload
+    from federation.v1 import tensors_pb2
+    from federation.wire.payloads import Payload
+
+
+class PayloadReception:
+    """Receives one payload; keep it as long as the upload may resume. One chunk at a time; run `accept` in a thread.
+
+    Args:
+        payload: as announced and checked.
+        schema: layout of its flat buffer, of exactly the announced size.
+        sink: where it goes; nothing received yet.
+    """
+
+    def __init__(self, payload: Payload, schema: TensorSchema, sink: SpoolPayload) -> None:
+        if schema.nbytes != payload.encoded_bytes or sink.nbytes != schema.nbytes or sink.received:
+            raise ValueError(f"payload {payload.name} does not fit its schema or its place in the spool")
+        self.payload = payload
+        self._receiver = ChunkReceiver(payload.encoded_bytes)
+        self._scan = TensorScan(schema)
+        self._sink = sink
+
+    @property
+    def held(self) -> int:
+        """Checked and stored bytes: where the sender goes on."""
+        return self._receiver.received
+
+    @property
+    def norm(self) -> float:
+        """L2 norm of the float elements so far."""
+        return self._scan.norm
+
+    def accept(self, chunk: tensors_pb2.Chunk) -> None:
+        """Check and store the next chunk.
+
+        Raises:
+            MalformedMessageError: out of order, too large, or past the end.
+            TransportError: damaged on the way; resume from `held`.
+            UpdateRejectedError: NOT_FINITE. The update is lost.
+            DiskFullError, StorageError: it could not be stored; resume from `held`.
+        """
+        data = self._receiver.check(chunk)
+        # Stored before it is scanned: a scan cannot be taken back, a write at the same place can be made again.
+        self._sink.pwrite(self._receiver.received, data)
+        try:
+            self._scan.feed(data)
+        except NotFiniteError as error:
+            raise UpdateRejectedError(
+                Refusal.NOT_FINITE, f"payload {self.payload.name}: {error}; the local training has diverged"
+            ) from error
+        self._receiver.take(data)
+
+    def finish(self, digest: Digest) -> None:
+        """Check that the payload is whole and what its sender meant.
+
+        Raises:
+            UpdateRejectedError: TRUNCATED or CORRUPT.
+        """
+        if not self._receiver.is_complete:
+            raise UpdateRejectedError(
+                Refusal.TRUNCATED,
+                f"payload {self.payload.name} ended after {self.held} of {self.payload.encoded_bytes} bytes",
+            )
+        found = self._receiver.finish()
+        if found != digest:
+            raise UpdateRejectedError(
+                Refusal.CORRUPT,
+                f"payload {self.payload.name} has digest {found.hex()[:16]}…, its sender says {digest.hex()[:16]}…",
+            )

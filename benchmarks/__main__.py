@@ -1,0 +1,82 @@
+"""``python -m benchmarks NAME [options] [--json]``; NAME ``all`` runs every one, small."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from benchmarks import memory, round_latency, startup, throughput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.results import Result
+
+app = typer.Typer(help="Speed and memory, measured against a limit of the same run.", no_args_is_help=True)
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line and case.")]
+SitesOption = Annotated[int, typer.Option(min=1, help="Sites of the federation.")]
+ParametersOption = Annotated[int, typer.Option(min=1, help="float32 parameters of the model.")]
+RoundsOption = Annotated[int, typer.Option(min=3, help="Rounds to run.")]
+
+
+def _show(results: Iterator[Result], *, as_json: bool) -> None:
+    for result in results:
+        print(result.to_json() if as_json else result.to_text(), flush=True)
+
+
+@app.command("round-latency")
+def run_round_latency(
+    sites: SitesOption = 4,
+    parameters: ParametersOption = 10_000,
+    rounds: RoundsOption = 40,
+    as_json: JsonOption = False,
+) -> None:
+    """Milliseconds a round costs when nothing is trained."""
+    _show(round_latency.measure(sites=sites, parameters=parameters, rounds=rounds), as_json=as_json)
+
+
+@app.command("throughput")
+def run_throughput(
+    sites: SitesOption = 4,
+    parameters: ParametersOption = 25_000_000,
+    rounds: RoundsOption = 6,
+    as_json: JsonOption = False,
+) -> None:
+    """Seconds a round of a large model takes, beside bare mutual-TLS sockets."""
+    _show(throughput.measure(sites=sites, parameters=parameters, rounds=rounds), as_json=as_json)
+
+
+@app.command("memory")
+def run_memory(
+    sites: Annotated[list[int] | None, typer.Option(help="Numbers of sites to compare; 4 and 16 by default.")] = None,
+    parameters: ParametersOption = 25_000_000,
+    rounds: RoundsOption = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Peak resident memory of aggregator and collaborators, in models."""
+    _show(memory.measure(sites=tuple(sites or (4, 16)), parameters=parameters, rounds=rounds), as_json=as_json)
+
+
+@app.command("startup")
+def run_startup(
+    sites: SitesOption = 4,
+    parameters: ParametersOption = 10_000,
+    submissions: Annotated[int, typer.Option(min=1, help="Experiments to submit one after another.")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Seconds from submitting to the first round."""
+    _show(startup.measure(sites=sites, parameters=parameters, submissions=submissions), as_json=as_json)
+
+
+@app.command("all")
+def run_all(as_json: JsonOption = False) -> None:
+    """Every benchmark, small."""
+    _show(round_latency.measure(rounds=20), as_json=as_json)
+    _show(startup.measure(submissions=2), as_json=as_json)
+    _show(throughput.measure(parameters=5_000_000, rounds=5), as_json=as_json)
+    _show(memory.measure(parameters=5_000_000), as_json=as_json)
+
+
+if __name__ == "__main__":
+    app()

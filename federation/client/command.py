@@ -1,0 +1,317 @@
+"""The `federation` command: thin over `federation.client.federation`, one function per sub-command.
+
+Text for people goes to standard output, progress and errors to standard error; with ``--json`` standard output holds
+JSON and nothing else. Exit codes are `federation.client.exits.Exit`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from federation import __version__
+from federation.client import pki_commands
+from federation.client.exits import Exit, exit_for
+from federation.errors import FederationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXIT_TABLE = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in Exit)
+
+app = typer.Typer(
+    name="federation",
+    help="Train one model together without pooling the data.",
+    epilog=EXIT_TABLE,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(pki_commands.app, name="pki")
+
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option("--profile", envvar="FEDERATION_PROFILE", help="Profile file or folder (see the README)."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one document per line, and nothing else.")]
+ExperimentArgument = Annotated[str, typer.Argument(help="Experiment id, as `submit` and `list` print it.")]
+
+
+def _connect(profile: Path | None):  # type: ignore[no-untyped-def]  # its type is imported when it is needed
+    from federation.client.federation import Federation  # gRPC loads only for commands that connect
+
+    return Federation.connect(profile)
+
+
+def _follow(federation, experiment: str, *, as_json: bool, cursor: int = 0) -> None:  # type: ignore[no-untyped-def]
+    from federation.client import views
+    from federation.client.progress import follow
+
+    events: Iterator[views.Event] = federation.watch(experiment, cursor=cursor)
+    if as_json:
+        for event in events:
+            print(views.to_json(event), flush=True)
+    else:
+        rounds = federation.show(experiment).summary.rounds_planned
+        follow(events, rounds=rounds, console=Console(stderr=False))
+    summary = federation.show(experiment).summary
+    if not as_json:
+        note = " (degraded: some rounds had fewer sites than planned)" if summary.degraded else ""
+        print(f"{summary.experiment} {summary.state}{note}: {summary.reason}")
+    if summary.state == "failed":
+        raise typer.Exit(Exit.EXPERIMENT_FAILED)
+    if summary.state == "cancelled":
+        raise typer.Exit(Exit.EXPERIMENT_CANCELLED)
+
+
+@app.command()
+def submit(
+    folder: Annotated[Path, typer.Argument(help="Folder with experiment.py.")],
+    profile: ProfileOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay and show progress until it has ended.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build, sign and submit the experiment in FOLDER; print its id."""
+    from federation.client.progress import TransferBar
+
+    with _connect(profile) as federation:
+        with TransferBar(Console(stderr=True)) as bar:
+            experiment = federation.submit(folder, progress=bar)
+        print(json.dumps({"experiment": experiment}) if as_json else experiment, flush=True)
+        if watch:
+            _follow(federation, experiment, as_json=as_json)
+
+
+@app.command("list")
+def list_experiments(
+    profile: ProfileOption = None,
+    project: Annotated[str, typer.Option(help="Only this project.")] = "",
+    state: Annotated[list[str] | None, typer.Option(help="Only this state; may be repeated.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """List experiments, newest first."""
+    from federation.client import views
+    from federation.client.progress import printable
+
+    with _connect(profile) as federation:
+        found = federation.list(project=project, states=tuple(state or ()), limit=limit)
+    if as_json:
+        print(views.to_json(found))
+        return
+    table = Table("experiment", "project", "by", "state", "rounds", "sites", "reason")
+    for row in found:
+        rounds = f"{row.rounds_done}/{row.rounds_planned}"
+        shown = row.state + (" (degraded)" if row.degraded else "")
+        sites, reason = ", ".join(row.sites), printable(row.reason)
+        table.add_row(row.experiment, row.project, row.submitted_by, shown, rounds, sites, reason)
+    Console().print(table)
+
+
+@app.command()
+def show(experiment: ExperimentArgument, profile: ProfileOption = None, as_json: JsonOption = False) -> None:
+    """Show one experiment: state, plan, sites, rounds, artifacts."""
+    from federation.client import views
+    from federation.client.progress import format_metrics, printable
+
+    with _connect(profile) as federation:
+        details = federation.show(experiment)
+    if as_json:
+        print(views.to_json(details))
+        return
+    console, summary = Console(), details.summary
+    console.print(f"[bold]{summary.experiment}[/bold]  {summary.state}  {printable(summary.reason)}")
+    console.print(f"by {summary.submitted_by}, project {summary.project}, signed with {details.signing_fingerprint}")
+    console.print(
+        f"rounds {summary.rounds_done} of {summary.rounds_planned}" + (", degraded" if summary.degraded else "")
+    )
+    sites = Table("site", "answer", "examples", "shards", "reason")
+    for site in details.sites:
+        sites.add_row(site.site, site.answer, str(site.examples), ", ".join(site.shards), printable(site.reason))
+    rounds = Table("round", "seconds", "counted", "metrics", "best")
+    for report in details.rounds:
+        counted = sum(contribution.outcome == "counted" for contribution in report.contributions)
+        metrics = printable(format_metrics(report.metrics or report.train_metrics))
+        rounds.add_row(
+            str(report.round), f"{report.seconds:.3f}", f"{counted}/{len(report.contributions)}", metrics,
+            "best" if report.is_best else "",
+        )  # fmt: skip
+    artifacts = Table("artifact", "bytes", "round", "sha256")
+    for artifact in details.artifacts:
+        artifacts.add_row(artifact.name, str(artifact.bytes), str(artifact.round or ""), artifact.digest)
+    for table in (sites, rounds, artifacts):
+        console.print(table)
+
+
+@app.command()
+def watch(
+    experiment: ExperimentArgument,
+    profile: ProfileOption = None,
+    cursor: Annotated[int, typer.Option(help="Only events after this one.", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow an experiment until it has ended; Ctrl-C leaves it running."""
+    with _connect(profile) as federation:
+        _follow(federation, experiment, as_json=as_json, cursor=cursor)
+
+
+@app.command()
+def cancel(
+    experiment: ExperimentArgument,
+    profile: ProfileOption = None,
+    reason: Annotated[str, typer.Option(help="Why, for everybody who looks at it later.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Cancel an experiment. Doing it twice is harmless."""
+    with _connect(profile) as federation:
+        state = federation.cancel(experiment, reason=reason)
+    print(json.dumps({"experiment": experiment, "state": state}) if as_json else f"{experiment} {state}")
+
+
+@app.command()
+def logs(
+    experiment: ExperimentArgument,
+    profile: ProfileOption = None,
+    site: Annotated[str, typer.Option(help="Lines this site released; without it, the aggregator's.")] = "",
+    follow: Annotated[bool, typer.Option("--follow", help="Stay until the experiment has ended.")] = False,
+) -> None:
+    """Print an experiment's log lines."""
+    with _connect(profile) as federation:
+        for line in federation.logs(experiment, site=site, follow=follow):
+            print(line, flush=True)
+
+
+@app.command()
+def download(
+    experiment: ExperimentArgument,
+    artifact: Annotated[str, typer.Argument(help="Artifact name; `show` lists them.")] = "best.safetensors",
+    output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")] = Path(),
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Download a model, the history or another artifact; a cut download goes on where it stopped."""
+    from federation.client import views
+    from federation.client.progress import TransferBar
+
+    with _connect(profile) as federation, TransferBar(Console(stderr=True)) as bar:
+        fetched = federation.download(experiment, artifact, output, progress=bar)
+    path = output / artifact if output.is_dir() else output
+    print(views.to_json(fetched) if as_json else str(path))
+
+
+@app.command()
+def report(
+    experiment: ExperimentArgument,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML file; default EXPERIMENT.html.")] = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a self-contained HTML page about an experiment."""
+    from federation.client import views
+    from federation.client.report import write_report
+
+    with _connect(profile) as federation:
+        details = federation.show(experiment)
+    target = output or Path(f"{experiment}.html")
+    write_report(details, target)
+    print(views.to_json(details) if as_json else str(target))
+
+
+@app.command()
+def envoys(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
+    """List the federation's envoys and the shards they offer."""
+    from federation.client import views
+    from federation.client.progress import printable
+
+    with _connect(profile) as federation:
+        found = federation.envoys()
+    if as_json:
+        print(views.to_json(found))
+        return
+    table = Table("site", "online", "running", "shard", "kind", "train", "validation", "sample", "description")
+    for envoy in found:
+        online = "yes" if envoy.online else "no"
+        if not envoy.shards:
+            table.add_row(envoy.site, online, str(envoy.running), "", "", "", "", "", "offers nothing")
+        for shard in envoy.shards:
+            table.add_row(
+                envoy.site, online, str(envoy.running), shard.name, shard.kind, str(shard.train_examples),
+                str(shard.validation_examples), printable(str(list(shard.sample_shape))), printable(shard.description),
+            )  # fmt: skip
+    Console().print(table)
+
+
+@app.command()
+def doctor(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
+    """Check everything between this machine and its director, and say what to do."""
+    import dataclasses
+
+    from federation.client.doctor import Outcome, examine
+    from federation.client.progress import printable
+
+    marks = {
+        Outcome.GOOD.value: "[green]✓[/green]",
+        Outcome.WARNING.value: "[yellow]![/yellow]",
+        Outcome.BAD.value: "[red]✗[/red]",
+    }
+    console, is_bad = Console(), False
+    for finding in examine(profile):
+        is_bad = is_bad or finding.outcome == Outcome.BAD.value
+        if as_json:
+            print(json.dumps(dataclasses.asdict(finding)), flush=True)
+            continue
+        console.print(f"{marks[finding.outcome]} {finding.check}: {printable(finding.found)}", highlight=False)
+        if finding.advice:
+            console.print(f"  → {printable(finding.advice)}", highlight=False)
+    if is_bad:
+        raise typer.Exit(Exit.CONFIGURATION)
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[Path, typer.Option("--output", "-o", help="Folder for models, report, plot and logs.")] = Path(
+        "quickstart"
+    ),
+    rounds: Annotated[int | None, typer.Option(help="Rounds instead of the usual ones.", min=1, max=1000)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train one model across three hospitals on this machine, with real processes and real mutual TLS."""
+    from federation.client.quickstart import run_quickstart
+
+    run_quickstart(folder, rounds=rounds, as_json=as_json)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train one model together without pooling the data."""
+
+
+def main() -> None:
+    """Run the command; errors are one line on standard error and an exit code."""
+    try:
+        app()
+    except FederationError as error:
+        print(f"federation: {error}", file=sys.stderr)
+        raise SystemExit(int(exit_for(error))) from error
+    except KeyboardInterrupt:
+        print("federation: interrupted; what runs elsewhere goes on", file=sys.stderr)
+        raise SystemExit(int(Exit.INTERRUPTED)) from None
+
+
+if __name__ == "__main__":
+    main()

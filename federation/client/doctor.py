@@ -1,0 +1,168 @@
+"""`federation doctor`: check, in order, everything between this machine and its director, and say what to do.
+
+1. The profile can be read. 2. The certificate files belong together and have not expired. 3. The address can be
+reached.
+4. TLS stands, with the director's expected name. 5. The director takes us for whom we think we are. 6. The clocks
+agree. 7. The certificates live long enough. 8. The protocol versions overlap. 9. The signing key is there.
+
+Each check is a `Finding`. One that fails ends the examination only if nothing after it could be checked.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from federation.client.federation import Federation
+from federation.client.profile import Profile, load_profile
+from federation.errors import ConfigurationError, FederationError, TransportError
+from federation.pki.signing import fingerprint_of_file
+from federation.wire.versions import negotiate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from federation.v1 import director_pb2 as pb
+
+CLOCK_TOLERANCE_S = 5.0
+"""Clocks further apart than this are reported, seconds: certificates and expiries are judged by them."""
+EXPIRY_WARNING_S = 14 * 86400.0
+"""A certificate that expires sooner is reported, seconds."""
+
+
+class Outcome(Enum):
+    """How a check ended."""
+
+    GOOD = "good"
+    WARNING = "warning"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One check: its name, how it ended, what was found, and what to do about it (empty if nothing)."""
+
+    check: str
+    outcome: str
+    found: str
+    advice: str = ""
+
+
+def _good(check: str, found: str) -> Finding:
+    return Finding(check=check, outcome=Outcome.GOOD.value, found=found)
+
+
+def _bad(check: str, found: str, advice: str) -> Finding:
+    return Finding(check=check, outcome=Outcome.BAD.value, found=found, advice=advice)
+
+
+def _warn(check: str, found: str, advice: str) -> Finding:
+    return Finding(check=check, outcome=Outcome.WARNING.value, found=found, advice=advice)
+
+
+def examine(path: Path | None) -> Iterator[Finding]:
+    """Yield the findings in order; ends early where nothing further can be checked."""
+    try:
+        profile = load_profile(path)
+    except ConfigurationError as error:
+        yield _bad("profile", str(error), "mend the profile")
+        return
+    yield _good("profile", f"federation {profile.federation} at {profile.address}")
+    try:
+        facts = profile.tls.check(now=time.time())
+    except ConfigurationError as error:
+        yield _bad("files", str(error), "mend the file, or ask your operator to issue a certificate")
+        return
+    yield _good("files", f"certificate of {facts.identity}")
+    reachable = check_reachable(profile.address)
+    yield reachable
+    if reachable.outcome == Outcome.BAD.value:
+        return
+    yield from _ask(profile)
+    yield check_signing_key(profile)
+
+
+def check_reachable(address: str) -> Finding:
+    """Say whether the host of `address` resolves and its port accepts a connection within 5 seconds."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            return _good("reachable", f"{address} accepts connections")
+    except (OSError, ValueError) as error:
+        return _bad(
+            "reachable", f"{address}: {error}", "check address, name resolution, firewall, and that the director runs"
+        )
+
+
+def _ask(profile: Profile) -> Iterator[Finding]:
+    before = time.time()
+    try:
+        with Federation.connect(profile) as federation:
+            reply = federation.describe()
+    except TransportError as error:
+        yield _bad(
+            "certificate chain",
+            str(error),
+            f"the director must present {profile.server_name} and both certificates must come from {profile.authority}",
+        )
+        return
+    except FederationError as error:
+        yield _bad("identity", str(error), "ask your operator which certificate you should use")
+        return
+    after = time.time()
+    yield _good("certificate chain", f"mutual TLS with {profile.server_name}")
+    if reply.federation == profile.federation:
+        yield _good("identity", f"the director takes us for {reply.caller}")
+    else:
+        yield _bad(
+            "identity", f"the director is of federation {reply.federation!r}", "mend `federation` in the profile"
+        )
+    yield check_clock(reply.now, before, after)
+    yield from check_expiry("our certificate", reply.caller_expires_at, after)
+    yield from check_expiry("director's certificate", reply.certificate_expires_at, after)
+    yield check_version(reply)
+
+
+def check_clock(theirs: float, before: float, after: float) -> Finding:
+    """Compare the director's clock with ours, read before and after its answer; Unix seconds."""
+    # The director's clock was read somewhere between the two readings of ours.
+    skew = theirs - after if theirs > after else theirs - before if theirs < before else 0.0
+    if abs(skew) <= CLOCK_TOLERANCE_S:
+        return _good("clock", f"within {CLOCK_TOLERANCE_S:g} s of the director's")
+    side = "behind" if skew > 0 else "ahead of"
+    return _warn("clock", f"{abs(skew):.0f} s {side} the director's", "synchronise this machine's clock (NTP)")
+
+
+def check_expiry(what: str, expires_at: float, now: float) -> Iterator[Finding]:
+    """Say how long a certificate lives; nothing if the director did not say when it ends (0)."""
+    if not expires_at:
+        return
+    days = (expires_at - now) / 86400
+    if expires_at - now < EXPIRY_WARNING_S:
+        yield _warn(what, f"expires in {days:.1f} days", "renew it: `federation pki issue`, or enrol again")
+    else:
+        yield _good(what, f"valid for {days:.0f} days")
+
+
+def check_version(reply: pb.DescribeReply) -> Finding:
+    """Say whether we and the director share a protocol version."""
+    try:
+        version = negotiate(reply.protocol)
+    except FederationError as error:
+        return _bad("protocol", str(error), "update the older side")
+    return _good("protocol", f"version {version}, director runs {reply.protocol.software}")
+
+
+def check_signing_key(profile: Profile) -> Finding:
+    """Say whether there is a usable signing key, and its fingerprint."""
+    if not profile.signing_key.exists():
+        advice = f"`federation pki signing-key {profile.signing_key}`, then have the silos pin its fingerprint"
+        return _warn("signing key", f"none at {profile.signing_key}: nothing can be submitted", advice)
+    try:
+        return _good("signing key", fingerprint_of_file(profile.signing_key))
+    except ConfigurationError as error:
+        return _bad("signing key", str(error), "restore the key from your backup, or make and pin a new one")

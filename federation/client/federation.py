@@ -1,0 +1,315 @@
+"""The Python client: `Federation.connect` and everything one can ask of a federation.
+
+::
+
+    with Federation.connect() as federation:
+        experiment = federation.submit("examples/digits_cnn")
+        for event in federation.watch(experiment):
+            print(event.text)
+        federation.download(experiment, "best.safetensors", "best.safetensors")
+
+Calls block; underneath, one event loop in a thread of its own drives gRPC, so that `watch` waits on the stream and
+nothing is polled. Every failure is one of `federation.errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import threading
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from federation.client import views
+from federation.client.profile import Profile, load_profile
+from federation.client.submission import Package, packaged
+from federation.errors import MalformedMessageError, NotFoundError, TransportError
+from federation.names import Identity, Role, UserName
+from federation.transport.channels import open_channel
+from federation.transport.methods import Stub
+from federation.v1 import director_pb2 as pb
+from federation.v1 import tensors_pb2
+from federation.wire.chunks import CHUNK_BYTES, make_chunk
+from federation.wire.versions import range_to_proto
+
+ProgressCallback = Callable[[str, int, int], None]
+"""Called as ``(what, bytes done, bytes in all)`` while something is sent or fetched."""
+
+_Result = TypeVar("_Result")
+_MAX_RECONNECTS = 8
+
+
+def _ignore(what: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+class Federation:
+    """A connection to one federation, as one user. Use as a context manager, or call `close`.
+
+    Raises from every method: `TransportError` if the director cannot be reached, `IdentityError` if our certificate
+    does not allow the call, and what the method itself names.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="federation-client", daemon=True)
+        self._thread.start()
+        self._stub = self._run(self._open())
+
+    @classmethod
+    def connect(cls, profile: Profile | Path | str | None = None) -> Self:
+        """Open a connection.
+
+        Args:
+            profile: a profile, its file or folder; None: the default place (see `federation.client.profile`).
+
+        Raises:
+            ConfigurationError: there is no valid profile, or its certificates cannot be read.
+        """
+        if not isinstance(profile, Profile):
+            profile = load_profile(Path(profile) if profile is not None else None)
+        return cls(profile)
+
+    def close(self) -> None:
+        """Close the connection; streams that are still read end."""
+        if self._loop.is_closed():
+            return
+        self._run(self._channel.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Asking
+
+    def describe(self) -> pb.DescribeReply:
+        """Return the director's name, clock and versions, and who it takes us for."""
+        reply: pb.DescribeReply = self._unary("Describe", pb.DescribeRequest())
+        return reply
+
+    def list(
+        self, *, project: str = "", states: tuple[str, ...] = (), limit: int = 100
+    ) -> tuple[views.ExperimentSummary, ...]:
+        """Return experiments we may see, newest first."""
+        request = pb.ListExperimentsRequest(project=project, limit=limit)
+        request.states.extend(views.state_value(state) for state in states)
+        reply: pb.ListExperimentsReply = self._unary("ListExperiments", request)
+        return tuple(views.summary_of(summary) for summary in reply.experiments)
+
+    def show(self, experiment: str) -> views.ExperimentDetails:
+        """Return all about one experiment.
+
+        Raises:
+            NotFoundError: there is none of this id, or it is not ours.
+        """
+        return views.details_of(self._unary("GetExperiment", pb.GetExperimentRequest(experiment=experiment)))
+
+    def envoys(self) -> tuple[views.Envoy, ...]:
+        """Return the federation's envoys and what they offer."""
+        reply: pb.ListEnvoysReply = self._unary("ListEnvoys", pb.ListEnvoysRequest())
+        return tuple(views.envoy_of(envoy) for envoy in reply.envoys)
+
+    # Doing
+
+    def submit(self, folder: Path | str, *, progress: ProgressCallback = _ignore) -> str:
+        """Build, sign and submit the experiment in `folder`; return its id.
+
+        Raises:
+            PlanError: the folder, its plan or its model is not sound; nothing was sent.
+            ConfigurationError: there is no signing key.
+            LimitError: bundle or model is larger than the director allows.
+        """
+        me = Identity.parse(self.describe().caller)
+        if me.role not in (Role.USER, Role.OPERATOR):
+            raise NotFoundError(f"{me} cannot submit: use a certificate of role user or operator")
+        with packaged(Path(folder), self.profile, submitter=UserName(me.name), now=time.time()) as package:
+            return self._run(self._submit(package, progress))
+
+    def cancel(self, experiment: str, *, reason: str = "") -> str:
+        """Cancel an experiment; return its state afterwards. Doing it twice is harmless.
+
+        Raises:
+            ConflictError: it has ended otherwise.
+            NotFoundError: there is none of this id.
+        """
+        request = pb.CancelExperimentRequest(experiment=experiment, reason=reason)
+        reply: pb.CancelExperimentReply = self._unary("CancelExperiment", request)
+        return views.state_name(reply.state)
+
+    def watch(self, experiment: str, *, cursor: int = 0) -> Iterator[views.Event]:
+        """Yield events as they happen, from `cursor` on; ends after the experiment has ended.
+
+        A cut stream is taken up again where it stopped.
+        """
+        return self._iterate(self._watch(experiment, cursor))
+
+    def wait(self, experiment: str) -> views.ExperimentSummary:
+        """Wait until the experiment has ended; return where it ended."""
+        for _event in self.watch(experiment):
+            pass
+        return self.show(experiment).summary
+
+    def logs(self, experiment: str, *, site: str = "", follow: bool = False) -> Iterator[str]:
+        """Yield log lines of the experiment's aggregator, or those a site released."""
+        return self._iterate(self._logs(experiment, site, follow=follow))
+
+    def download(
+        self, experiment: str, artifact: str, target: Path | str, *, progress: ProgressCallback = _ignore
+    ) -> views.Artifact:
+        """Fetch an artifact into `target`, going on where an earlier try stopped, and check its digest.
+
+        Args:
+            experiment: its id.
+            artifact: name of the artifact, such as ``best.safetensors``.
+            target: file to write, or folder to write a file of the artifact's name into.
+            progress: called as pieces arrive.
+
+        Raises:
+            NotFoundError: there is no such artifact (yet).
+            MalformedMessageError: what arrived is not what the director announced; nothing is left at `target`.
+        """
+        path = Path(target)
+        if path.is_dir():
+            path = path / artifact
+        return self._run(self._download(experiment, artifact, path, progress))
+
+    # Underneath
+
+    async def _open(self) -> Stub:
+        self._channel = open_channel(self.profile.address, server_name=self.profile.server_name, tls=self.profile.tls)
+        return Stub(self._channel, pb.DESCRIPTOR.services_by_name["Director"])
+
+    def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def _unary(self, method: str, request: Any) -> Any:
+        return self._run(self._stub.unary(method, request, timeout_s=self.profile.timeout_s))
+
+    def _iterate(self, stream: AsyncIterator[_Result]) -> Iterator[_Result]:
+        async def step() -> tuple[bool, _Result | None]:
+            try:
+                return True, await anext(stream)
+            except StopAsyncIteration:
+                return False, None
+
+        try:
+            while True:
+                more, item = self._run(step())
+                if not more:
+                    return
+                yield item  # type: ignore[misc]  # an item is there whenever there is more
+        finally:
+            if not self._loop.is_closed():
+                self._run(stream.aclose())  # type: ignore[attr-defined]  # both streams are async generators
+
+    async def _submit(self, package: Package, progress: ProgressCallback) -> str:
+        bundle_bytes = package.archive.stat().st_size
+        model_bytes = package.model.stat().st_size
+
+        async def requests() -> AsyncIterator[pb.SubmitRequest]:
+            yield pb.SubmitRequest(
+                header=pb.SubmitHeader(
+                    protocol=range_to_proto(),
+                    manifest=package.signed.manifest,
+                    signature=package.signed.signature,
+                    signing_key=package.signed.signing_key,
+                    bundle_bytes=bundle_bytes,
+                    model_bytes=model_bytes,
+                )
+            )
+            async for chunk in _file_chunks(package.archive):
+                yield pb.SubmitRequest(bundle=chunk)
+                progress("bundle", chunk.offset + len(chunk.data), bundle_bytes)
+            async for chunk in _file_chunks(package.model):
+                yield pb.SubmitRequest(model=chunk)
+                progress("model", chunk.offset + len(chunk.data), model_bytes)
+
+        reply: pb.SubmitReply = await self._stub.client_stream("Submit", requests())
+        return reply.experiment
+
+    async def _watch(self, experiment: str, cursor: int) -> AsyncIterator[views.Event]:
+        failures = 0
+        while True:
+            request = pb.WatchExperimentRequest(experiment=experiment, cursor=cursor)
+            try:
+                async for message in self._stub.server_stream("WatchExperiment", request):
+                    failures = 0
+                    cursor = message.sequence
+                    yield views.event_of(message)
+                return
+            except TransportError:
+                failures += 1
+                if failures > _MAX_RECONNECTS:
+                    raise
+                await asyncio.sleep(min(0.1 * 2**failures, 10.0))  # backoff before dialling again, not a poll
+
+    async def _logs(self, experiment: str, site: str, *, follow: bool) -> AsyncIterator[str]:
+        request = pb.ReadLogsRequest(experiment=experiment, site=site, follow=follow)
+        async for message in self._stub.server_stream("ReadLogs", request):
+            for line in message.lines:
+                yield line
+
+    async def _download(self, experiment: str, name: str, target: Path, progress: ProgressCallback) -> views.Artifact:
+        partial = target.with_name(target.name + ".part")
+        sha256, offset = hashlib.sha256(), 0
+        if partial.exists():
+            with partial.open("rb") as kept:
+                while piece := kept.read(CHUNK_BYTES):
+                    sha256.update(piece)
+                    offset += len(piece)
+        request = pb.DownloadArtifactRequest(experiment=experiment, name=name, offset=offset)
+        artifact: views.Artifact | None = None
+        stream = self._stub.server_stream("DownloadArtifact", request)
+        try:
+            # The file is made only once the director has answered: a missing artifact leaves nothing behind.
+            with contextlib.ExitStack() as files:
+                file = None
+                async for message in stream:
+                    if message.HasField("artifact"):
+                        artifact = views.artifact_of(message.artifact)
+                    file = file or files.enter_context(partial.open("ab"))
+                    data = _check(message.chunk, offset)
+                    file.write(data)
+                    sha256.update(data)
+                    offset += len(data)
+                    progress(name, offset, artifact.bytes if artifact else offset)
+        except MalformedMessageError:
+            partial.unlink(missing_ok=True)
+            raise
+        if artifact is None or sha256.hexdigest() != artifact.digest or offset != artifact.bytes:
+            partial.unlink(missing_ok=True)
+            raise MalformedMessageError(
+                f"{name} arrived with {offset} bytes and another digest than announced; try again"
+            )
+        os.replace(partial, target)
+        return artifact
+
+
+def _check(chunk: tensors_pb2.Chunk, offset: int) -> bytes:
+    if chunk.offset != offset or zlib.crc32(chunk.data) != chunk.crc32:
+        raise MalformedMessageError(f"a piece at {chunk.offset} is damaged or out of order, expected one at {offset}")
+    return chunk.data
+
+
+async def _file_chunks(path: Path) -> AsyncIterator[tensors_pb2.Chunk]:
+    with path.open("rb") as file:
+        offset = 0
+        while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+            yield make_chunk(offset, data)
+            offset += len(data)

@@ -1,0 +1,207 @@
+"""`federation report`: one HTML page that says what an experiment did, and opens anywhere without a network.
+
+What it shows, in order: how it ended; the curves, global and per site; who contributed what to which round; where the
+time and the bytes went; the plan; the digests that tie the page to the models and to what was signed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import html
+import json
+from typing import TYPE_CHECKING
+
+from federation.client.charts import Line, line_chart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from federation.client.views import Contribution, ExperimentDetails, Round
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:2em auto;padding:0 1em;color:#1a1a1a}
+h1{margin-bottom:0}h2{margin-top:2em;border-bottom:1px solid #ddd}.lead{color:#555;margin-top:.2em}
+.state{padding:.1em .6em;border-radius:1em;color:#fff;background:#009E73}.failed,.cancelled{background:#D55E00}
+.degraded{color:#a04000;font-weight:600}table{border-collapse:collapse;font-size:13px;margin:.6em 0}
+th,td{padding:.25em .7em;border-bottom:1px solid #eee;text-align:right}th{background:#f6f6f6}
+th:first-child,td:first-child,td.text{text-align:left}.scroll{overflow-x:auto}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(460px,1fr));gap:1em}figure{margin:0}
+svg{width:100%;height:auto;font-size:11px}svg .title{font-size:14px;font-weight:600}.grid{stroke:#e4e4e4}
+figcaption span{margin-right:1em;font-size:12px}figcaption
+i{display:inline-block;width:1em;height:.25em;margin-right:.4em;vertical-align:middle}
+pre,code{font-size:12px;background:#f6f6f6;padding:.1em .3em}pre{padding:.8em;overflow-x:auto}
+.counted{background:#e4f5ee}.late,.lost,.failed-site,.refused{background:#fbe7da}
+"""
+
+
+def write_report(details: ExperimentDetails, target: Path) -> None:
+    """Write the page about an experiment to `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(render_report(details), encoding="utf-8")
+
+
+def render_report(details: ExperimentDetails) -> str:
+    """Return the page as HTML text."""
+    summary = details.summary
+    degraded = (
+        ' <span class="degraded">degraded: some rounds counted fewer sites than were asked</span>'
+        if summary.degraded
+        else ""
+    )
+    lead = (
+        f'<span class="state {html.escape(summary.state)}">{html.escape(summary.state)}</span> '
+        f"{html.escape(summary.reason)}{degraded}<br>submitted by {html.escape(summary.submitted_by)} on "
+        f"{_time(summary.submitted_at)}, project {html.escape(summary.project)}; {summary.rounds_done} of "
+        f"{summary.rounds_planned} rounds; sites: {html.escape(', '.join(summary.sites) or 'none')}"
+    )
+    sections = [
+        ("Curves", f'<div class="charts">{"".join(_curves(details.rounds))}</div>'),
+        ("Contributions", _contributions(details.rounds) + _sites(details)),
+        ("Time and bytes", _rounds(details.rounds)),
+        ("Plan", f"<pre>{html.escape(json.dumps(details.plan, indent=2, sort_keys=True))}</pre>"),
+        ("Digests", _digests(details)),
+        ("History of its state", _transitions(details)),
+    ]
+    body = "".join(f"<h2>{title}</h2>{content}" for title, content in sections)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(summary.experiment)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{html.escape(summary.name)}</h1>"
+        f'<p class="lead"><code>{html.escape(summary.experiment)}</code> {lead}</p>{body}</body></html>\n'
+    )
+
+
+def _curves(rounds: Sequence[Round]) -> Iterable[str]:
+    for metric in sorted({name for report in rounds for name in report.metrics}):
+        lines = [Line(name="federation", points=_points(rounds, lambda r, m=metric: r.metrics.get(m)), is_main=True)]
+        for site in _site_names(rounds):
+            lines.append(Line(name=site, points=_points(rounds, lambda r, m=metric, s=site: _of(r, s, m, "metrics"))))
+        yield line_chart(f"evaluation: {metric}", lines)
+    for metric in sorted({name for report in rounds for name in report.train_metrics}):
+        lines = [Line(name="mean", points=_points(rounds, lambda r, m=metric: r.train_metrics.get(m)), is_main=True)]
+        for site in _site_names(rounds):
+            lines.append(
+                Line(name=site, points=_points(rounds, lambda r, m=metric, s=site: _of(r, s, m, "train_metrics")))
+            )
+        yield line_chart(f"training: {metric}", lines)
+    yield line_chart(
+        "seconds per round", [Line(name="seconds", points=_points(rounds, lambda r: r.seconds), is_main=True)]
+    )
+    norms = [Line(name="aggregate", points=_points(rounds, lambda r: r.update_norm), is_main=True)]
+    yield line_chart("norm of the update", norms)
+
+
+def _points(rounds: Sequence[Round], value: Callable[[Round], float | None]) -> list[tuple[float, float]]:
+    found = ((float(report.round), value(report)) for report in rounds)
+    return [(x, y) for x, y in found if y is not None]
+
+
+def _site_names(rounds: Sequence[Round]) -> list[str]:
+    return sorted({contribution.site for report in rounds for contribution in report.contributions})
+
+
+def _of(report: Round, site: str, metric: str, kind: str) -> float | None:
+    for contribution in report.contributions:
+        if contribution.site == site:
+            values: dict[str, float] = getattr(contribution, kind)
+            return values.get(metric)
+    return None
+
+
+def _contributions(rounds: Sequence[Round]) -> str:
+    sites = _site_names(rounds)
+    if not sites:
+        return "<p>No round was committed.</p>"
+    rows = []
+    for site in sites:
+        cells = []
+        for report in rounds:
+            found = next((entry for entry in report.contributions if entry.site == site), None)
+            cells.append(_cell(found))
+        rows.append(f"<tr><td>{html.escape(site)}</td>{''.join(cells)}</tr>")
+    head = "".join(f"<th>{report.round}</th>" for report in rounds)
+    return (
+        "<p>Share of each site in each round's model; a word where it did not count.</p>"
+        f'<div class="scroll"><table><tr><th>site</th>{head}</tr>{"".join(rows)}</table></div>'
+    )
+
+
+def _cell(entry: Contribution | None) -> str:
+    if entry is None:
+        return "<td></td>"
+    if entry.outcome == "counted":
+        return f'<td class="counted" title="{entry.examples} examples">{entry.weight:.2f}</td>'
+    kind = "failed-site" if entry.outcome == "failed" else html.escape(entry.outcome)
+    return f'<td class="{kind}" title="{html.escape(entry.reason)}">{html.escape(entry.outcome)}</td>'
+
+
+def _sites(details: ExperimentDetails) -> str:
+    rows = []
+    for site in details.sites:
+        entries = [entry for report in details.rounds for entry in report.contributions if entry.site == site.site]
+        rows.append(
+            (
+                site.site, site.answer, site.reason, site.examples,
+                sum(entry.outcome == "counted" for entry in entries),
+                _size(sum(entry.bytes_up for entry in entries)), _size(sum(entry.bytes_down for entry in entries)),
+                f"{sum(entry.train_seconds for entry in entries):.2f}",
+                f"{sum(entry.transfer_seconds for entry in entries):.2f}",
+            )
+        )  # fmt: skip
+    head = ("site", "answer", "reason", "examples", "rounds counted", "sent", "fetched", "training s", "upload s")
+    return _table(head, rows)
+
+
+def _rounds(rounds: Sequence[Round]) -> str:
+    phases = sorted({phase for report in rounds for phase in report.phase_seconds}, key=_phase_order)
+    head = ("round", "started", "seconds", *phases, "sent to sites", "received", "best", "model")
+    rows = [
+        (
+            report.round, _time(report.started_at), f"{report.seconds:.3f}",
+            *(f"{report.phase_seconds.get(phase, 0.0):.3f}" for phase in phases),
+            _size(report.bytes_down), _size(report.bytes_up), "best" if report.is_best else "",
+            report.model_digest[:12],
+        )
+        for report in rounds
+    ]  # fmt: skip
+    return f'<div class="scroll">{_table(head, rows)}</div>'
+
+
+def _phase_order(phase: str) -> int:
+    order = ("select", "broadcast", "collect", "aggregate", "evaluate", "commit")
+    return order.index(phase) if phase in order else len(order)
+
+
+def _digests(details: ExperimentDetails) -> str:
+    rows: list[tuple[object, ...]] = [
+        ("signed manifest", details.manifest_digest, ""),
+        ("submitter's signing key", details.signing_fingerprint, ""),
+    ]
+    rows += [(artifact.name, artifact.digest, _size(artifact.bytes)) for artifact in details.artifacts]
+    return _table(("what", "SHA-256", "size"), rows)
+
+
+def _transitions(details: ExperimentDetails) -> str:
+    rows = [(_time(entry.at), entry.state, entry.reason, entry.actor) for entry in details.transitions]
+    return _table(("time (UTC)", "state", "reason", "asked by"), rows)
+
+
+def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    top = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _time(at: float) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):  # a site's clock may say anything
+        return f"{at:g}"
+
+
+def _size(nbytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    raise AssertionError("unreachable")

@@ -2,15 +2,16 @@
 
 Checks, in order, each with the `Refusal` it raises:
 
-1. The experiment is this one (UNKNOWN_EXPERIMENT), the epoch the present one (STALE_EPOCH), the round the open one
-   (CLOSED_ROUND), and the site was asked (NOT_ASKED).
+1. The experiment is this one (UNKNOWN_EXPERIMENT), the epoch the present one (STALE_EPOCH), round and attempt the open
+   ones (CLOSED_ROUND), and the site was asked (NOT_ASKED).
 2. The payloads are exactly those expected, each of its schema (WRONG_SCHEMA), codec (WRONG_CODEC) and size (TRUNCATED).
 3. It starts from the model that was sent (WRONG_MODEL).
 4. The examples are at least 1 and at most what envoy, collaborator and plan allow (EXAMPLES): a site cannot buy weight.
 5. Training metrics have names the plan fixes and finite values (METRICS).
 
-When all bytes are in: every float is finite (NOT_FINITE), the digests are as committed (CORRUPT), and the L2 norm of
-the parameter change is at most what the plan allows (NORM).
+Once all is in, the L2 norm of the parameter change is at most what the plan allows (NORM). What concerns the bytes is
+checked as they arrive, by `federation.wire.reception`: every float is finite (NOT_FINITE), nothing is missing
+(TRUNCATED), the digests are as committed (CORRUPT).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from federation.plan import check_metrics
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from federation.names import Digest, Epoch, ExperimentId, PayloadName, RoundNumber
+    from federation.names import Attempt, Digest, Epoch, ExperimentId, PayloadName, RoundNumber
 
 CODEC = "identity"
 """The only codec there is so far: raw bytes."""
@@ -38,6 +39,7 @@ class Expectation:
         experiment: experiment of this aggregator.
         epoch: its epoch.
         round: round in progress.
+        attempt: attempt in progress.
         model_digest: SHA-256 of the model that was sent out.
         payloads: name, schema digest and size [bytes] of each payload, in order.
         metrics: names the plan fixes.
@@ -46,6 +48,7 @@ class Expectation:
     experiment: ExperimentId
     epoch: Epoch
     round: RoundNumber
+    attempt: Attempt
     model_digest: Digest
     payloads: tuple[tuple[PayloadName, Digest, int], ...]
     metrics: tuple[str, ...]
@@ -57,8 +60,9 @@ class Claim:
 
     Attributes:
         experiment: experiment it says it is for.
-        epoch: epoch of the task it answers.
+        epoch: epoch of the session it is sent in.
         round: round of the task it answers.
+        attempt: attempt of the task it answers.
         model_digest: SHA-256 of the model it started from.
         payloads: name, schema digest, codec and size [bytes] of each payload, in order.
         examples: training examples behind it.
@@ -68,6 +72,7 @@ class Claim:
     experiment: str
     epoch: int
     round: int
+    attempt: int
     model_digest: bytes
     payloads: tuple[tuple[str, bytes, str, int], ...]
     examples: int
@@ -95,10 +100,11 @@ def check_task(claim: Claim, expected: Expectation, *, is_asked: bool) -> None:
             Refusal.STALE_EPOCH,
             f"the update has epoch {claim.epoch}; this aggregator has epoch {expected.epoch}: wait for its next task",
         )
-    if claim.round != expected.round:
+    if (claim.round, claim.attempt) != (expected.round, expected.attempt):
         raise UpdateRejectedError(
             Refusal.CLOSED_ROUND,
-            f"the update is for round {claim.round}; round {expected.round} is in progress: drop it",
+            f"the update is for round {claim.round}, attempt {claim.attempt}; round {expected.round}, attempt "
+            f"{expected.attempt} is in progress: drop it",
         )
     if not is_asked:
         raise UpdateRejectedError(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from federation.errors import Refusal, UpdateRejectedError
-from federation.names import Digest, Epoch, ExperimentId, PayloadName, RoundNumber
+from federation.names import Attempt, Digest, Epoch, ExperimentId, PayloadName, RoundNumber
 from federation.rounds.admission import Claim, Expectation, check_claim, check_norm, check_task
 
 SCHEMA, MODEL = Digest(b"s" * 32), Digest(b"m" * 32)
@@ -15,6 +15,7 @@ EXPECTED = Expectation(
     experiment=ExperimentId("mnist-12345678"),
     epoch=Epoch(2),
     round=RoundNumber(5),
+    attempt=Attempt(2),
     model_digest=MODEL,
     payloads=((PayloadName("delta"), SCHEMA, 40),),
     metrics=("loss",),
@@ -23,6 +24,7 @@ GOOD = Claim(
     experiment="mnist-12345678",
     epoch=2,
     round=5,
+    attempt=2,
     model_digest=MODEL,
     payloads=(("delta", SCHEMA, "identity", 40),),
     examples=100,
@@ -45,6 +47,7 @@ def test_admits_what_was_asked_for():
         pytest.param({"experiment": "other-12345678"}, Refusal.UNKNOWN_EXPERIMENT, id="unknown experiment"),
         pytest.param({"epoch": 1}, Refusal.STALE_EPOCH, id="stale epoch"),
         pytest.param({"round": 4}, Refusal.CLOSED_ROUND, id="closed round"),
+        pytest.param({"attempt": 1}, Refusal.CLOSED_ROUND, id="attempt that missed"),
         pytest.param({"round": 6}, Refusal.CLOSED_ROUND, id="round to come"),
         pytest.param({"payloads": ()}, Refusal.WRONG_SCHEMA, id="no payload"),
         pytest.param({"payloads": (("buffers", SCHEMA, "identity", 40),)}, Refusal.WRONG_SCHEMA, id="other payload"),

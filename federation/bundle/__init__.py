@@ -6,7 +6,7 @@ manifest's bytes. At a silo, in this order: `verify` (signature, federation, exp
 the manifest is believed.
 """
 
-from federation.bundle.manifest import FileEntry, Manifest, new_nonce
+from federation.bundle.manifest import FileEntry, Manifest, new_nonce, payload_digest
 from federation.bundle.nonces import NonceLedger
 from federation.bundle.packing import Limits, Packed, file_digest, pack, unpack
 from federation.bundle.signing import (
@@ -33,6 +33,7 @@ __all__ = [
     "new_nonce",
     "open_manifest",
     "pack",
+    "payload_digest",
     "sign_manifest",
     "unpack",
     "verify",

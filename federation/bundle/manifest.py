@@ -16,12 +16,18 @@ import json
 import math
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from federation.bundle.paths import check_paths
 from federation.errors import BundleError, FederationError
 from federation.names import Digest, FederationName, UserName, check_name
 from federation.plan import ExperimentSpec
+from federation.tensors import TensorSchema, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from federation.tensors.buffers import Array
 
 MAX_MANIFEST_BYTES = 1024 * 1024
 """What `SubmitHeader.manifest` may hold."""
@@ -52,8 +58,13 @@ class Manifest:
         bundle_bytes: size of the archive, bytes.
         model_digest: SHA-256 of the initial model, a safetensors file.
         model_bytes: size of the initial model file, bytes.
+        model_payload_digest: SHA-256 of the flat buffer of the initial federated tensors: what a site is sent as
+            payload ``model`` in round 1, so that it can tell that it starts from what was signed.
+        base_payload_digest: the same of the local tensors, payload ``base``; of no bytes if there are none.
         nonce: 16 random bytes in hex; a silo accepts each once.
         not_after: Unix time after which no silo accepts the bundle, seconds.
+        spec_json: the spec as it was signed, byte for byte; left out at home, where it is `spec`'s canonical JSON. A
+            newer release knows more fields, so writing `spec` anew need not give what was signed.
     """
 
     federation: FederationName
@@ -64,8 +75,15 @@ class Manifest:
     bundle_bytes: int
     model_digest: Digest
     model_bytes: int
+    model_payload_digest: Digest
+    base_payload_digest: Digest
     nonce: str
     not_after: float
+    spec_json: bytes = b""
+
+    def __post_init__(self) -> None:
+        if not self.spec_json:
+            object.__setattr__(self, "spec_json", self.spec.canonical_json())
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON, which is what is signed and sent."""
@@ -74,10 +92,12 @@ class Manifest:
                 "format": FORMAT,
                 "federation": self.federation,
                 "submitter": self.submitter,
-                "spec": self.spec.model_dump(mode="json"),
+                "spec": json.loads(self.spec_json),
                 "files": [{"path": entry.path, "size": entry.size, "sha256": entry.sha256} for entry in self.files],
                 "bundle": {"sha256": self.bundle_digest.hex(), "size": self.bundle_bytes},
                 "model": {"sha256": self.model_digest.hex(), "size": self.model_bytes},
+                "model_payload": self.model_payload_digest.hex(),
+                "base_payload": self.base_payload_digest.hex(),
                 "nonce": self.nonce,
                 "not_after": self.not_after,
             }
@@ -87,6 +107,11 @@ class Manifest:
     def digest(self) -> Digest:
         """SHA-256 of the signed bytes."""
         return Digest(hashlib.sha256(self.to_bytes()).digest())
+
+    @property
+    def spec_digest(self) -> Digest:
+        """SHA-256 of the spec as it was signed: what peers call the experiment's plan by."""
+        return Digest(hashlib.sha256(self.spec_json).digest())
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
@@ -111,6 +136,18 @@ def new_nonce() -> str:
     return secrets.token_hex(NONCE_BYTES)
 
 
+def payload_digest(schema: TensorSchema, arrays: Mapping[str, Array]) -> Digest:
+    """Return the SHA-256 of the flat buffer of a schema, without making the buffer.
+
+    Raises:
+        ValueError: a tensor is missing, or has another dtype or shape than its spec.
+    """
+    digest = hashlib.sha256()
+    for spec in schema:
+        digest.update(pack(TensorSchema((spec,)), arrays))
+    return Digest(digest.digest())
+
+
 def _canonical(document: dict[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
@@ -128,17 +165,21 @@ def _read(document: dict[str, Any]) -> Manifest:
     document = dict(document)
     document.pop("format")
     bundle, model = document.pop("bundle"), document.pop("model")
+    spec_json = _canonical(document.pop("spec"))  # a part of canonical JSON, written canonically, is the same bytes
     manifest = Manifest(
         federation=FederationName(check_name(document.pop("federation"), "federation name")),
         submitter=UserName(check_name(document.pop("submitter"), "user name")),
-        spec=ExperimentSpec.parse(document.pop("spec")),
+        spec=ExperimentSpec.parse(spec_json),
         files=_read_files(document.pop("files")),
         bundle_digest=_digest(bundle.pop("sha256")),
         bundle_bytes=_size(bundle.pop("size")),
         model_digest=_digest(model.pop("sha256")),
         model_bytes=_size(model.pop("size")),
+        model_payload_digest=_digest(document.pop("model_payload")),
+        base_payload_digest=_digest(document.pop("base_payload")),
         nonce=bytes.fromhex(_text(document["nonce"], NONCE_BYTES * 2)).hex(),
         not_after=_time(document.pop("not_after")),
+        spec_json=spec_json,
     )
     if manifest.nonce != document.pop("nonce"):
         raise BundleError("the nonce must be lower-case hex")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from federation.bundle.manifest import Manifest, new_nonce
+from federation.bundle.manifest import Manifest, new_nonce, payload_digest
 from federation.bundle.packing import file_digest, pack
 from federation.bundle.signing import SignedManifest, sign_manifest
 from federation.errors import ConfigurationError
@@ -81,6 +81,8 @@ def packaged(folder: Path, profile: Profile, *, submitter: UserName, now: float)
             bundle_bytes=packed.nbytes,
             model_digest=file_digest(model),
             model_bytes=model.stat().st_size,
+            model_payload_digest=payload_digest(spec.schema_.federated, arrays),
+            base_payload_digest=payload_digest(spec.schema_.local, arrays),
             nonce=new_nonce(),
             not_after=now + VALID_FOR_S,
         )

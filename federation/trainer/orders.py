@@ -75,6 +75,7 @@ class Orders:
         """
         done = self._ready().train(
             number=order.round,
+            attempt=order.attempt,
             model=Path(order.model_file),
             delta=Path(order.delta_file),
             buffers=_path(order.buffers_file),
@@ -98,7 +99,7 @@ class Orders:
         Raises:
             StorageError: it cannot be moved.
         """
-        self._ready().keep(order.round, counted=order.counted)
+        self._ready().keep(order.round, order.attempt, counted=order.counted)
 
     def _ready(self) -> LocalWork:
         if self._work is None:

@@ -114,6 +114,7 @@ class LocalWork:
         model: Path,
         delta: Path,
         buffers: Path | None,
+        attempt: int = 1,
         optimizer_in: Path | None = None,
         optimizer_out: Path | None = None,
     ) -> Worked:
@@ -124,6 +125,7 @@ class LocalWork:
             model: flat buffer of the federated tensors, x.
             delta: receives the change of the parameters, w - x.
             buffers: receives the values of the buffers; None if there are none.
+            attempt: which asking of this round; it changes nothing but whose verdict settles the local state.
             optimizer_in: flat buffer of aggregated optimizer state; None: start without.
             optimizer_out: receives optimizer state; None unless the plan aggregates it.
 
@@ -151,7 +153,7 @@ class LocalWork:
         metrics = self._checked(self._task.train(self._adapter.model, self._data, context), "train")
         seconds = time.perf_counter() - started
         arrays = self._adapter.arrays()
-        self._hold(number, arrays, context)
+        self._hold(attempt, arrays, context)
         write_change(delta, model, self._schema, arrays)
         if self._schema.buffers:
             if buffers is None:
@@ -185,13 +187,13 @@ class LocalWork:
             seconds=time.perf_counter() - started,
         )
 
-    def keep(self, number: int, *, counted: bool) -> None:
-        """Promote or drop the state a round left.
+    def keep(self, number: int, attempt: int = 1, *, counted: bool) -> None:
+        """Promote or drop the state an attempt at a round left.
 
         Raises:
             StorageError: it cannot be moved.
         """
-        self._state.settle(number, counted=counted)
+        self._state.settle(number, attempt, counted=counted)
 
     def _load(self, model: Path, state: LocalState) -> None:
         arrays = self._adapter.arrays()
@@ -209,13 +211,13 @@ class LocalWork:
         read_into(file, schema, state)
         return state
 
-    def _hold(self, number: int, arrays: Mapping[str, Any], context: RoundContext) -> None:
+    def _hold(self, attempt: int, arrays: Mapping[str, Any], context: RoundContext) -> None:
         kept = self._spec.plan.optimizer_state == "keep"
         state = LocalState(
             tensors={name: arrays[name].copy() for name in self._changing},
             optimizer=dict(context.optimizer_state) if kept else {},
         )
-        self._state.set_pending(number, state)
+        self._state.set_pending(context.number, attempt, state)
 
     def _write_optimizer(self, file: Path, context: RoundContext) -> None:
         schema = self._spec.optimizer_schema

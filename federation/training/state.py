@@ -6,7 +6,8 @@ Rules, in order:
    state (the update counted) or drops it; so a site's state never runs ahead of a model that does not know of it.
 2. Both are files in the trainer's workspace, replaced atomically. Pending state is durable before the update leaves the
    site: a trainer that was restarted in between can still keep or drop it.
-3. Training another round drops what was pending: nobody will ask for it any more.
+3. Training again drops what was pending: nobody will ask for it any more. State is known by round and attempt, so
+   that a late verdict on an earlier attempt settles nothing else.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ class StateStore:
 
     def of_round(self, number: int) -> LocalState:
         """Return the state that belongs to the model of a round: its pending state if there is one, else the kept."""
-        return self._pending[1] if self._pending and self._pending[0] == number else self._kept
+        return self._pending[1] if self._pending and self._pending[0][0] == number else self._kept
 
-    def set_pending(self, number: int, state: LocalState) -> None:
-        """Hold the state a round left, durably, until `settle`.
+    def set_pending(self, number: int, attempt: int, state: LocalState) -> None:
+        """Hold the state an attempt at a round left, durably, until `settle`.
 
         Raises:
             StorageError: it cannot be written.
@@ -70,8 +71,8 @@ class StateStore:
         if not state.tensors and not state.optimizer:
             return
         self._pending = None
-        _write(self._pending_path, number, state)
-        self._pending = (number, state)
+        _write(self._pending_path, (number, attempt), state)
+        self._pending = ((number, attempt), state)
 
     def drop_pending(self) -> None:
         """Forget what is pending.
@@ -87,13 +88,13 @@ class StateStore:
         except OSError as error:
             raise StorageError(f"cannot remove {self._pending_path}: {error.strerror}") from error
 
-    def settle(self, number: int, *, counted: bool) -> None:
-        """Promote (the update counted) or drop what a round left. Harmless if repeated or nothing is pending.
+    def settle(self, number: int, attempt: int, *, counted: bool) -> None:
+        """Promote (the update counted) or drop what an attempt left. Harmless if repeated or nothing of it is pending.
 
         Raises:
             StorageError: the file cannot be moved; nothing changed.
         """
-        if self._pending is None or self._pending[0] != number:
+        if self._pending is None or self._pending[0] != (number, attempt):
             return
         if not counted:
             self.drop_pending()
@@ -105,7 +106,7 @@ class StateStore:
         self._kept, self._pending = self._pending[1], None
 
 
-def _write(path: Path, number: int, state: LocalState) -> None:
+def _write(path: Path, of: tuple[int, int], state: LocalState) -> None:
     named = {f"tensor:{name}": value for name, value in state.tensors.items()}
     named.update((f"optimizer:{name}", value) for name, value in state.optimizer.items())
     # Numbered names: a prefix must not push a tensor's name over the limit of a schema.
@@ -115,14 +116,14 @@ def _write(path: Path, number: int, state: LocalState) -> None:
         TensorSpec(name=key, dtype=DType.of(value.dtype), shape=value.shape) for key, value in arrays.items()
     )
     rows = [[spec.name, spec.dtype.value, list(spec.shape)] for spec in schema]
-    head = json.dumps({"round": number, "names": names, "rows": rows}).encode()
+    head = json.dumps({"round": of[0], "attempt": of[1], "names": names, "rows": rows}).encode()
     try:
         write_atomically(path, head + b"\n" + pack(schema, arrays))
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _read(path: Path) -> tuple[int, LocalState] | None:
+def _read(path: Path) -> tuple[tuple[int, int], LocalState] | None:
     try:
         if not path.exists():
             return None
@@ -136,6 +137,6 @@ def _read(path: Path) -> tuple[int, LocalState] | None:
         for place, name in enumerate(document["names"]):
             part, _, plain = name.partition(":")
             (state.tensors if part == "tensor" else state.optimizer)[plain] = arrays[f"{place:06d}"]
-        return int(document["round"]), state
+        return (int(document["round"]), int(document["attempt"])), state
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise StorageError(f"the local state in {path} cannot be read: {error}") from error

@@ -14,10 +14,12 @@ Rules, in order:
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
 import stat
+import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,8 +191,12 @@ def _extract(source: BufferedReader, manifest: Manifest, folder: Path) -> None:
             _check_entries(infos, expected)
             for info in infos:
                 _extract_one(archive, info, expected[info.filename], folder)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error) as error:
         raise BundleError(f"the archive cannot be read: {error}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # the disk's fault
+            raise
+        raise BundleError("the archive cannot be read: an offset in it lies before its beginning") from error
 
 
 def _check_entries(infos: list[zipfile.ZipInfo], expected: dict[str, FileEntry]) -> None:

@@ -84,6 +84,10 @@ class Database:
         """As `transact`, but a power cut may lose it: for what an aggregator will report again."""
         return await self._in_thread(self._work, self._relaxed, work, args, kwargs)
 
+    def announce(self, experiment: str) -> None:
+        """Announce news of an experiment that is not in the database, such as a log line."""
+        self._announce(frozenset({experiment}))
+
     async def close(self) -> None:
         """Close connections and the thread."""
         try:
@@ -124,6 +128,16 @@ class Database:
     def _dispose(self, _loop: asyncio.AbstractEventLoop) -> None:
         self._durable.dispose()
         self._relaxed.dispose()
+
+
+def check_url(url: str) -> str:
+    """Check that a database URL can be used here, and return it without its password.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    _engine(url, durable=True).dispose()
+    return _without_password(url)
 
 
 def _translated(call: Callable[..., T], *args: Any) -> T:

@@ -37,6 +37,11 @@ def append(session: Session, event: pb.Event) -> None:
     touch(session, event.experiment)
 
 
+def append_text(session: Session, experiment: str, *, kind: str, text: str, at: float) -> None:
+    """Append an event that is only a sentence."""
+    append(session, pb.Event(experiment=experiment, at=at, kind=kind, text=text))
+
+
 def after(session: Session, experiment: str, cursor: int, limit: int) -> list[pb.Event]:
     """Return up to `limit` events of the experiment with a sequence above `cursor`, in order."""
     rows = session.execute(

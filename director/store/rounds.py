@@ -57,18 +57,35 @@ def last_sequence(session: Session, experiment: str) -> int:
     return session.scalar(select(func.max(tables.Round.sequence)).where(tables.Round.experiment == experiment)) or 0
 
 
-def reports(session: Session, experiment: str) -> list[pb.RoundReport]:
-    """Return the committed rounds in order."""
-    parts: dict[int, list[pb.Contribution]] = {}
-    of_this = tables.Contribution.experiment == experiment
-    for part in session.scalars(select(tables.Contribution).where(of_this).order_by(tables.Contribution.site)):
+def reports(
+    session: Session, experiment: str, *, after_round: int = 0, limit: int | None = None
+) -> list[pb.RoundReport]:
+    """Return committed rounds after a round, in order, at most `limit`."""
+    query = (
+        select(tables.Round)
+        .where(tables.Round.experiment == experiment, tables.Round.round > after_round)
+        .order_by(tables.Round.sequence)
+        .limit(limit)
+    )
+    rows = list(session.scalars(query))
+    if not rows:
+        return []
+    parts: dict[int, list[pb.Contribution]] = {row.sequence: [] for row in rows}
+    these = (
+        select(tables.Contribution)
+        .where(
+            tables.Contribution.experiment == experiment,
+            tables.Contribution.sequence.between(rows[0].sequence, rows[-1].sequence),
+        )
+        .order_by(tables.Contribution.site)
+    )
+    for part in session.scalars(these):
         message = pb.Contribution()
         _fill(message, part, _CONTRIBUTION_MAPS, without=("experiment", "sequence"))
-        parts.setdefault(part.sequence, []).append(message)
+        parts[part.sequence].append(message)
     found = []
-    query = select(tables.Round).where(tables.Round.experiment == experiment).order_by(tables.Round.sequence)
-    for row in session.scalars(query):
-        report = pb.RoundReport(contributions=parts.get(row.sequence, ()))
+    for row in rows:
+        report = pb.RoundReport(contributions=parts[row.sequence])
         _fill(report, row, _ROUND_MAPS, without=("experiment",))
         found.append(report)
     return found

@@ -39,6 +39,7 @@ from federation.names import FederationName, Identity, Role
 from federation.pki.authority import CertificateAuthority
 from federation.pki.revocation import RevocationList
 from federation.runtime.children import Limits as ChildLimits
+from federation.runtime.notify import notify_ready, notify_stopping
 from federation.runtime.clock import SystemClock, pause
 from federation.runtime.tasks import Supervisor
 from federation.storage.artifacts import FsspecStore
@@ -92,7 +93,9 @@ async def run(settings: DirectorSettings, shutdown: Shutdown) -> None:
     """
     async with serving(settings) as director:
         _log.info("director runs", federation=settings.federation, port=director.port, metrics=director.metrics_port)
+        notify_ready(address=_own_address(settings, director.port))
         await shutdown.draining.wait()
+        notify_stopping()
         _log.info("draining", reason=shutdown.reason)
         await director.overseer.drain(shutdown.stop_now)
         hurry = asyncio.create_task(shutdown.stop_now.wait(), name="hurry")

@@ -28,7 +28,7 @@ from typing import Any, Self, TypeVar
 from federation.client import views
 from federation.client.profile import Profile, load_profile
 from federation.client.submission import Package, packaged
-from federation.errors import MalformedMessageError, NotFoundError, TransportError
+from federation.errors import IdentityError, MalformedMessageError, TransportError
 from federation.names import Identity, Role, UserName
 from federation.transport.channels import open_channel
 from federation.transport.methods import Stub
@@ -131,8 +131,8 @@ class Federation:
             LimitError: bundle or model is larger than the director allows.
         """
         me = Identity.parse(self.describe().caller)
-        if me.role not in (Role.USER, Role.OPERATOR):
-            raise NotFoundError(f"{me} cannot submit: use a certificate of role user or operator")
+        if me.role is not Role.USER:
+            raise IdentityError(f"{me} cannot submit: use a certificate of role user")
         with packaged(Path(folder), self.profile, submitter=UserName(me.name), now=time.time()) as package:
             return self._run(self._submit(package, progress))
 

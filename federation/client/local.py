@@ -139,7 +139,7 @@ class LocalFederation:
         )
         path = self.folder / "director" / "director.toml"
         path.write_text(to_toml(settings))
-        self._start({"director": [sys.executable, "-m", "director.command", "--config", str(path)]})
+        self._start({"director": [sys.executable, "-m", "director", "--config", str(path)]})
         self._write_profile()
 
     def start_envoy(self, site: str) -> None:
@@ -213,7 +213,7 @@ class LocalFederation:
 
     def _envoy_command(self, site: str) -> list[str]:
         config = self.folder / "sites" / site / "envoy.toml"
-        return [sys.executable, "-m", "envoy.command", "--config", str(config)]
+        return [sys.executable, "-m", "envoy", "--config", str(config)]
 
     def _start(self, commands: Mapping[str, list[str]]) -> None:
         """Start daemons side by side and wait until each has said that it is ready."""

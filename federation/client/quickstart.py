@@ -30,7 +30,7 @@ from federation.storage.checkpoints import read_model
 from federation.tensors import pack
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from federation.client.views import ExperimentDetails
     from federation.data.shard import Shard
@@ -222,7 +222,7 @@ def _print_result(result: dict[str, Any], console: Console) -> None:
         console.print(f"{what:7}{result[what]}", soft_wrap=True, highlight=False)
 
 
-def _plot(details: ExperimentDetails, comparison: Comparison, shards: Sequence[str], target: Path) -> None:
+def _plot(details: ExperimentDetails, comparison: Comparison, shards: Iterable[str], target: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

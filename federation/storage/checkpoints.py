@@ -318,7 +318,7 @@ def read_model(path: Path) -> tuple[TensorSchema, dict[str, npt.NDArray[Any]]]:
         for spec in schema:
             flat = np.empty(spec.elements, dtype=spec.dtype.numpy)
             file.seek(header.data_offset + header.offsets[spec.name])
-            if spec.nbytes and file.readinto(memoryview(flat.view(np.uint8))) != spec.nbytes:
+            if spec.nbytes and file.readinto(flat.view(np.uint8).data) != spec.nbytes:
                 raise StorageError(f"{path} ends inside tensor {spec.name!r}")
             arrays[spec.name] = flat.reshape(spec.shape)
     return schema, arrays

@@ -26,7 +26,7 @@ from federation.storage.tile_streams import PayloadTiles, TileStream, cut, runs,
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from federation.aggregation.rule import AggregationRule
     from federation.names import Digest, SiteName

@@ -50,7 +50,7 @@ def write_into(schema: TensorSchema, arrays: Mapping[str, Array], buffer: bytear
         if name not in arrays:
             raise ValueError(f"tensor {name!r} of the schema is missing")
         source = arrays[name]
-        if source.shape != spec.shape or source.dtype != spec.dtype.numpy:
+        if source.shape != spec.shape or source.dtype.name != spec.dtype.value:
             raise ValueError(
                 f"tensor {name!r} is {source.dtype.name}{list(source.shape)}, "
                 f"expected {spec.dtype.value}{list(spec.shape)}"

@@ -51,7 +51,8 @@ class DType(Enum):
         if self is DType.BFLOAT16:
             bfloat16: np.dtype[np.generic] = np.dtype(ml_dtypes.bfloat16)
             return bfloat16
-        return np.dtype(self.value).newbyteorder("<")
+        native: np.dtype[np.generic] = np.dtype(self.value)
+        return native.newbyteorder("<")
 
     @property
     def itemsize(self) -> int:

@@ -194,9 +194,11 @@ class TrainerHandle:
         """Evaluate one model on the validation data."""
         return (await self._ask(trainer_pb2.TrainerOrder(evaluate=order), "evaluated", timeout_s)).evaluated
 
-    async def keep(self, round_number: int, *, counted: bool, timeout_s: float | None = 60.0) -> None:
+    async def keep(
+        self, round_number: int, *, counted: bool, attempt: int = 0, timeout_s: float | None = 60.0
+    ) -> None:
         """Promote the local state of a round that counted, or drop it."""
-        message = trainer_pb2.KeepState(round=round_number, counted=counted)
+        message = trainer_pb2.KeepState(round=round_number, attempt=attempt, counted=counted)
         await self._ask(trainer_pb2.TrainerOrder(keep=message), "done", timeout_s)
 
     async def end(self, grace_s: float = 10.0) -> ExitStatus:

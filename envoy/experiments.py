@@ -1,0 +1,362 @@
+"""What happens to an experiment at this site, from the director's question to the end: the shell around the rules.
+
+In order: open the manifest (`federation.bundle`), ask policy (`admission`), spend the signature's nonce, fetch and
+open the bundle (`fetching`), answer, run a collaborator (`spawning`), report its end. Each step is recorded before the
+next begins (`participation`), so a restart goes on where it stopped and a repeated assignment is answered alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from envoy import admission, endings, fetching, messages, released
+from envoy.participation import Participation, ParticipationStore, Stage, is_same_request
+from envoy.spawning import Collaborator, Collaborators
+from federation import bundle
+from federation.errors import ConflictError, FederationError, NotFoundError
+from federation.names import ExperimentId, FederationName, check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from envoy.catalogue import Catalogue
+    from envoy.config import EnvoySettings
+    from federation.bundle import NonceLedger, VerifiedManifest
+    from federation.collaborator.config import CollaboratorConfig
+    from federation.runtime.clock import Clock
+    from federation.runtime.tasks import Supervisor
+    from federation.telemetry.metrics import Metrics
+    from federation.transport.methods import Stub
+    from federation.v1 import director_pb2
+
+_log = logging.getLogger(__name__)
+_LISTED = 100
+
+
+@dataclass(slots=True, kw_only=True)
+class Experiments:
+    """Every experiment of this site; `attendance.Member` and `control.Owner` in one.
+
+    Attributes:
+        settings: the owner's.
+        store: what is remembered.
+        catalogue: shards on offer.
+        collaborators: what runs.
+        nonces: signatures spent.
+        known: reads the pinned fingerprints of users, afresh each time.
+        pin: pins a user's fingerprint.
+        configure: makes a collaborator's config from a record.
+        tell: sends to the director if it is there.
+        director: gives the director's calls once it is there.
+        supervisor: owner of the jobs started here.
+        clock: time.
+        metrics: counts.
+    """
+
+    settings: EnvoySettings
+    store: ParticipationStore
+    catalogue: Catalogue
+    collaborators: Collaborators
+    nonces: NonceLedger
+    known: Callable[[], Mapping[str, str]]
+    pin: Callable[[str, str], None]
+    configure: Callable[[Participation], CollaboratorConfig]
+    tell: Callable[[director_pb2.AttendRequest], None]
+    director: Callable[[], Awaitable[Stub]]
+    supervisor: Supervisor
+    clock: Clock
+    metrics: Metrics
+    _jobs: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _details: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def resume(self) -> None:
+        """Go on with what was accepted before this process began: adopt or start collaborators, or fetch again."""
+        for record in self.store.at(Stage.ACCEPTED):
+            if fetching.is_ready(self.store.folder_of(record.experiment)):
+                self._start(record)
+            else:
+                self._begin(record.experiment, self._consider(record.message))
+        self._count()
+
+    # What the session with the director asks (attendance.Member).
+
+    def offers(self) -> director_pb2.ShardOffers:
+        """Shards on offer."""
+        return self.catalogue.offers
+
+    def running(self) -> Sequence[str]:
+        """Experiments whose collaborators run here."""
+        return [each.experiment for each in self.collaborators.all()]
+
+    def standing(self) -> Sequence[director_pb2.AttendRequest]:
+        """Everything a director that knows nothing must be told."""
+        told = []
+        for record in self.store.all():
+            if record.stage is Stage.PENDING or (record.stage.is_over and not record.reported):
+                told.append(self._word_on(record))
+            elif record.stage is Stage.ACCEPTED and self.collaborators.get(record.experiment) is not None:
+                told.append(self._word_on(record))
+        return told
+
+    def assigned(self, assignment: director_pb2.Assignment) -> None:
+        """The director asks the site to join; repeating it is harmless."""
+        try:
+            experiment = ExperimentId(check_name(assignment.experiment, "experiment id"))
+        except FederationError as error:
+            _log.error("the director sent an assignment that cannot be answered: %s", error)
+            return
+        record = self.store.get(experiment)
+        if record is not None and not is_same_request(record.message, assignment):
+            _log.error("the director changed what experiment %s is; keeping to what was signed first", experiment)
+            self.tell(messages.refused(experiment, "this experiment was assigned before with other content"))
+        elif record is None or (record.stage is Stage.REFUSED and not record.refused_by_owner):
+            self._begin(experiment, self._consider(assignment))
+        elif record.stage.is_over:
+            self.tell(self._word_on(record))
+        else:
+            self._again(record, assignment)
+
+    def withdrawn(self, withdrawal: director_pb2.Withdrawal) -> None:
+        """The director ends a participation."""
+        record = self.store.get(withdrawal.experiment)
+        if record is not None and not record.stage.is_over:
+            self.supervisor.job(f"withdraw-{record.experiment}", self._withdraw(record.experiment, withdrawal.reason))
+
+    def delivered(self, request: director_pb2.AttendRequest) -> None:
+        """A message was handed to the connection: an end that was told need not be told again."""
+        experiment = messages.final_word_on(request)
+        record = self.store.get(experiment) if experiment else None
+        if record is not None and record.stage.is_over and not record.reported:
+            self.store.update(record.experiment, reported=True)
+
+    # What the owner asks (control.Owner).
+
+    def listing(self) -> list[dict[str, Any]]:
+        """The newest experiments this site knows, oldest first."""
+        return [messages.listed(record) for record in self.store.all()[-_LISTED:]]
+
+    async def approve(self, experiment: str, *, pin: bool) -> str:
+        """Approve what waits; policy is asked again, and may refuse still.
+
+        Args:
+            experiment: id.
+            pin: also pin the signer's key, so that his next bundle need not wait.
+
+        Raises:
+            NotFoundError: no such experiment.
+            ConflictError: it does not wait.
+        """
+        record = self._waiting(experiment)
+        if pin:
+            self.pin(record.submitter, record.fingerprint)
+        record = self.store.update(experiment, approved=True)
+        self._begin(record.experiment, self._consider(record.message))
+        return f"approved {experiment}; it starts now" + (f", and {record.submitter}'s key is pinned" if pin else "")
+
+    async def refuse(self, experiment: str, reason: str) -> str:
+        """Refuse what waits, for good; errors as `approve`."""
+        record = self._waiting(experiment)
+        text = reason or "the site's owner refused it"
+        self._refuse(self.store.update(record.experiment, refused_by_owner=True), text)
+        return f"refused {experiment}"
+
+    def heard(self, experiment: str, status: dict[str, Any]) -> None:
+        """A collaborator said how it goes."""
+        collaborator, record = self.collaborators.get(experiment), self.store.get(experiment)
+        if collaborator is None or record is None:
+            return
+        before = self._details.get(experiment)
+        self._details[experiment] = status
+        if before is not None and status.get("round") != before.get("round"):
+            collaborator.progressed()
+        if self.settings.policy.release_logs:
+            self.supervisor.job(f"release-{experiment}", self._release(record.experiment))
+
+    # Steps.
+
+    def _begin(self, experiment: str, work: Any) -> None:
+        running = self._jobs.get(experiment)
+        if running is not None and not running.done():
+            work.close()  # the same question is being worked on
+            return
+        self._jobs[experiment] = self.supervisor.job(f"assignment-{experiment}", work)
+
+    async def _consider(self, assignment: director_pb2.Assignment) -> None:
+        experiment = ExperimentId(assignment.experiment)
+        before = self.store.get(experiment)
+        record = Participation(
+            experiment=experiment,
+            assignment=assignment.SerializeToString(),
+            stage=Stage.PENDING,
+            approved=before.approved if before else False,
+            asked_at=before.asked_at if before else self.clock.now(),
+        )
+        try:
+            await self.catalogue.described.wait()  # before, there is nothing to compare with
+            verified = await asyncio.to_thread(self._open, assignment)
+            record = messages.signed_by(record, verified)
+            decision = admission.decide(self._request(record, assignment, verified), self.settings.admission_policy)
+            if decision.verdict is admission.Verdict.REFUSED:
+                self._refuse(record, decision.reason)
+                return
+            if decision.verdict is admission.Verdict.PENDING:
+                self._hold(record, decision.reason)
+                return
+            manifest = verified.manifest
+            self.nonces.accept(manifest.nonce, experiment=experiment, not_after=manifest.not_after)
+            self.store.save(messages.at_stage(record, Stage.ACCEPTED))
+            folder = self.store.folder_of(experiment)
+            await fetching.fetch(self.director, experiment, manifest, folder, clock=self.clock)
+            await asyncio.to_thread(fetching.unpack, manifest, folder)
+        except FederationError as error:
+            _log.warning("experiment %s cannot run here: %s", experiment, error)
+            self._refuse(record, messages.sayable(error))
+            return
+        accepted = self.store.get(experiment)
+        if accepted is not None and accepted.stage is Stage.ACCEPTED:
+            self._start(accepted)
+            self.tell(messages.accepted(experiment))
+
+    def _open(self, assignment: director_pb2.Assignment) -> VerifiedManifest:
+        signed = bundle.SignedManifest(
+            manifest=assignment.manifest, signature=assignment.signature, signing_key=assignment.signing_key
+        )
+        verified = bundle.open_manifest(
+            signed, federation=FederationName(self.settings.federation), now=self.clock.now()
+        )
+        fetching.check_size(verified.manifest, assignment.bundle_bytes, self.settings.limits.max_bundle_bytes)
+        return verified
+
+    def _request(
+        self, record: Participation, assignment: director_pb2.Assignment, verified: VerifiedManifest
+    ) -> admission.Request:
+        manifest = verified.manifest
+        spec = manifest.spec
+        return admission.Request(
+            submitter=manifest.submitter,
+            seen_as=assignment.submitted_by,
+            fingerprint=verified.fingerprint,
+            pinned=self.known().get(manifest.submitter),
+            rounds=spec.plan.rounds,
+            rule=spec.plan.rule,
+            bundle_digest=manifest.bundle_digest.hex(),
+            shard_kind=spec.shard,
+            sample_shape=spec.sample_shape,
+            target_shape=spec.target_shape,
+            shards=tuple(assignment.shards),
+            approved=record.approved,
+            running=sum(other.experiment != record.experiment for other in self.store.at(Stage.ACCEPTED)),
+            offered=self.catalogue.offered,
+        )
+
+    def _again(self, record: Participation, assignment: director_pb2.Assignment) -> None:
+        """A question that was asked before; only where the aggregator listens may be news."""
+        old = record.message
+        moved = (old.aggregator_address, old.aggregator_server_name) != (
+            assignment.aggregator_address,
+            assignment.aggregator_server_name,
+        )
+        if moved:
+            record = self.store.update(record.experiment, assignment=assignment.SerializeToString())
+        collaborator = self.collaborators.get(record.experiment)
+        if collaborator is not None and moved:
+            self.supervisor.job(
+                f"move-{record.experiment}",
+                collaborator.move(assignment.aggregator_address, assignment.aggregator_server_name),
+            )
+        if record.stage is Stage.PENDING or collaborator is not None:
+            self.tell(self._word_on(record))
+
+    def _hold(self, record: Participation, reason: str) -> None:
+        record = self.store.save(messages.at_stage(record, Stage.PENDING, reason))
+        _log.info("experiment %s waits: %s; `envoy approve %s`", record.experiment, reason, record.experiment)
+        self._count()
+        self.tell(messages.pending(record.experiment, reason))
+
+    def _refuse(self, record: Participation, reason: str) -> None:
+        decision = admission.refused(reason)
+        record = self.store.save(messages.at_stage(record, Stage.REFUSED, decision.reason))
+        _log.info("experiment %s is refused: %s", record.experiment, decision.reason)
+        self.store.clean(record.experiment)
+        self._count()
+        self.tell(messages.refused(record.experiment, decision.reason))
+
+    def _start(self, record: Participation) -> None:
+        collaborator = Collaborator(
+            experiment=record.experiment,
+            folder=self.store.folder_of(record.experiment),
+            config=self.configure(record),
+            max_restarts=self.settings.limits.max_restarts,
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+        self.collaborators.add(collaborator)
+        self._count()
+        self.supervisor.job(f"run-{record.experiment}", self.collaborators.run(collaborator, self._ended))
+
+    async def _ended(self, experiment: ExperimentId, over: endings.Over) -> None:
+        status = self._details.pop(experiment, {})
+        detail = str(status.get("detail", "")) if self.settings.policy.release_tracebacks else ""
+        record = self.store.update(
+            experiment,
+            stage=Stage.ENDED,
+            outcome=over.outcome,
+            reason=over.reason,
+            error_class=over.error_class,
+            detail=detail,
+        )
+        _log.info("experiment %s %s here: %s", experiment, over.outcome, over.reason or over.error_class or "done")
+        await self._leave(record)
+        self.tell(self._word_on(record))
+
+    async def _withdraw(self, experiment: ExperimentId, reason: str) -> None:
+        job = self._jobs.pop(experiment, None)
+        if job is not None and not job.done():
+            job.cancel()
+            await asyncio.gather(job, return_exceptions=True)
+        collaborator = self.collaborators.get(experiment)
+        if collaborator is not None:
+            await collaborator.stop(reason or "the director withdrew it", drain=False)
+        record = self.store.get(experiment)
+        # What ended by its own last word meanwhile keeps its outcome.
+        if record is not None and not record.stage.is_over:
+            _log.info("experiment %s was withdrawn: %s", experiment, reason)
+            await self._leave(self.store.update(experiment, stage=Stage.ENDED, reason=reason, reported=True))
+
+    async def _leave(self, record: Participation) -> None:
+        """Release what may leave, and remove the rest."""
+        self._details.pop(record.experiment, None)
+        if self.settings.policy.release_logs:
+            await self._release(record.experiment)
+        if not self.settings.keep_workspaces:
+            await asyncio.to_thread(self.store.clean, record.experiment)
+        self._count()
+
+    async def _release(self, experiment: ExperimentId) -> None:
+        record = self.store.get(experiment)
+        if record is None:
+            return
+        log = self.store.folder_of(experiment) / messages.TRAINER_LOG
+        lines, offset = await asyncio.to_thread(released.read_new, log, record.log_offset)
+        if lines:
+            self.store.update(experiment, log_offset=offset)
+            for request in messages.logs(experiment, lines):
+                self.tell(request)
+
+    def _waiting(self, experiment: str) -> Participation:
+        record = self.store.get(experiment)
+        if record is None:
+            raise NotFoundError(f"no experiment {experiment[:80]!r} is known here; `envoy pending` lists what waits")
+        if record.stage is not Stage.PENDING:
+            raise ConflictError(f"experiment {experiment} is {record.stage.value}, it does not wait for approval")
+        return record
+
+    def _word_on(self, record: Participation) -> director_pb2.AttendRequest:
+        return messages.word_on(record)
+
+    def _count(self) -> None:
+        for stage in Stage:
+            self.metrics.experiments.labels(stage.value).set(len(self.store.at(stage)))

@@ -1,0 +1,257 @@
+"""Collaborators as supervised children: started, adopted after the envoy's own death, restarted, stopped.
+
+Rules:
+
+1. One collaborator per experiment. What a process finds in its exit folder decides (`endings`), not who started it.
+2. An envoy that starts first looks whether the collaborator of its predecessor still runs, and adopts it.
+3. A crash is mended by starting again after a growing delay, a bounded number of times.
+4. Stopping goes by the local socket, which carries the reason, and by signal if the line is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from envoy import endings
+from federation.collaborator.backoff import Backoff
+from federation.errors import FederationError, TransportError
+from federation.runtime import children
+from federation.runtime.clock import pause
+from federation.runtime.records import read_exit_record, write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from federation.collaborator.config import CollaboratorConfig
+    from federation.collaborator.local_socket import LineStream
+    from federation.names import ExperimentId
+    from federation.runtime.clock import Clock
+    from federation.telemetry.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+_KIND = "collaborator"
+_STOP_MARGIN_S = 10.0
+"""Beyond its own drain time a collaborator gets this long to end its trainer and write its record, seconds."""
+_PASSED_ON = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "HOME")
+CONFIG_FILE = "collaborator.json"
+
+
+@dataclass(slots=True, kw_only=True)
+class Collaborator:
+    """One experiment's collaborator, whatever process it is at the moment.
+
+    Attributes:
+        experiment: id.
+        folder: the experiment's folder at this envoy.
+        config: what the process is told.
+        max_restarts: crashes in a row that are mended.
+        clock: for the delay before a restart.
+        metrics: where restarts are counted.
+    """
+
+    experiment: ExperimentId
+    folder: Path
+    config: CollaboratorConfig
+    max_restarts: int
+    clock: Clock
+    metrics: Metrics
+    metrics_address: str = ""
+    _child: children.Child | None = None
+    _stream: LineStream | None = None
+    _asked: bool = False
+    _crashes: int = 0
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> endings.Over | None:
+        """Keep it running until it is over; None if it stopped because we asked.
+
+        Cancelling leaves the process running, to be adopted by the next envoy.
+        """
+        backoff = Backoff(first_s=0.5, most_s=60.0)
+        try:
+            self._child = children.adopt(self.config.folder)
+            if self._child is not None:
+                _log.info("adopted the collaborator of %s, pid %s", self.experiment, self._child.identity.pid)
+            else:
+                last_word = self._last_word()
+                if last_word is not None:
+                    return last_word
+            while not self._asked:
+                ending = await self._run_once()
+                if isinstance(ending, endings.Over):
+                    return ending
+                if isinstance(ending, endings.AtRest):
+                    break
+                self.metrics.child_restarts_total.labels(_KIND).inc()
+                await self._pause(backoff)
+            return None
+        finally:
+            if self._child is not None and self._child.is_running:
+                self._child.release()
+
+    def connected(self, stream: LineStream, metrics_address: str) -> None:
+        """Note the line that the collaborator dialled."""
+        self._stream = stream
+        self.metrics_address = metrics_address
+
+    def disconnected(self, stream: LineStream) -> None:
+        """Note that a line is gone; a newer one stays."""
+        if self._stream is stream:
+            self._stream = None
+            self.metrics_address = ""
+
+    def progressed(self) -> None:
+        """Note that a round was worked on: crashes before it are forgiven."""
+        self._crashes = 0
+
+    async def move(self, address: str, server_name: str) -> None:
+        """Tell it where its aggregator is now, and whoever is started later."""
+        self.config = self.config.model_copy(
+            update={"aggregator_address": address, "aggregator_server_name": server_name}
+        )
+        self._write_config()
+        if self._stream is not None:
+            try:
+                await self._stream.send({"type": "aggregator", "address": address, "server_name": server_name})
+            except TransportError as error:
+                _log.info("the collaborator of %s will read its new aggregator later: %s", self.experiment, error)
+
+    async def stop(self, reason: str, *, drain: bool) -> None:
+        """Ask it to end and return once it has; after its time it is killed.
+
+        Args:
+            reason: for its log.
+            drain: let a task in progress end; otherwise end at once.
+        """
+        self._asked = True
+        self._wake.set()
+        child = self._child
+        if child is None or not child.is_running:
+            return
+        grace_s = _STOP_MARGIN_S + (self.config.drain_s if drain else 0.0)
+        try:
+            if self._stream is None:
+                raise TransportError("no line")
+            await self._stream.send({"type": "stop", "reason": reason, "drain": drain})
+        except TransportError:
+            child.terminate()
+        try:
+            await asyncio.wait_for(child.wait(), grace_s)
+        except TimeoutError:
+            _log.warning("the collaborator of %s did not end in %s s and is killed", self.experiment, grace_s)
+            await child.stop(0.5)
+
+    def kill(self) -> None:
+        """End it at once; its trainer dies with it."""
+        self._asked = True
+        self._wake.set()
+        if self._child is not None:
+            self._child.kill()
+
+    async def _run_once(self) -> endings.Ending:
+        if self._child is None or not self._child.is_running:
+            self._child = await self._spawn()
+        status = await self._child.wait()
+        ending = endings.judge(
+            status.record, str(status), asked=self._asked, crashes=self._crashes, max_restarts=self.max_restarts
+        )
+        self._crashes += 1
+        log = _log.warning if isinstance(ending, endings.Again) else _log.info
+        log("the collaborator of %s: %s", self.experiment, status)
+        return ending
+
+    async def _spawn(self) -> children.Child:
+        self._write_config()
+        path = self.folder / CONFIG_FILE
+        return await children.spawn(
+            children.ChildSpec(
+                name=f"{_KIND} of {self.experiment}",
+                argv=[sys.executable, "-P", "-m", "federation.collaborator", "--config", str(path)],
+                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+                cwd=self.folder,
+                log=self.folder / "collaborator.log",
+                folder=self.config.folder,
+            )
+        )
+
+    def _write_config(self) -> None:
+        write_atomically(self.folder / CONFIG_FILE, self.config.model_dump_json(indent=1).encode())
+
+    def _last_word(self) -> endings.Over | None:
+        """What a process that ended while no envoy watched has left."""
+        record = read_exit_record(self.config.folder)
+        if record is None:
+            return None
+        ending = endings.judge(record, record.outcome, asked=False, crashes=0, max_restarts=1)
+        return ending if isinstance(ending, endings.Over) else None
+
+    async def _pause(self, backoff: Backoff) -> None:
+        waiting = asyncio.create_task(pause(self.clock, backoff.next_s()), name=f"restart-{self.experiment}")
+        woken = asyncio.create_task(self._wake.wait(), name=f"wake-{self.experiment}")
+        try:
+            await asyncio.wait({waiting, woken}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (waiting, woken):
+                task.cancel()
+            await asyncio.gather(waiting, woken, return_exceptions=True)
+
+
+OnEnd = Callable[["ExperimentId", endings.Over], Awaitable[None]]
+
+
+class Collaborators:
+    """All collaborators of this site."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._all: dict[str, Collaborator] = {}
+
+    def get(self, experiment: str) -> Collaborator | None:
+        """Return an experiment's collaborator, or None."""
+        return self._all.get(experiment)
+
+    def all(self) -> list[Collaborator]:
+        """Return all, by experiment."""
+        return [self._all[name] for name in sorted(self._all)]
+
+    def add(self, collaborator: Collaborator) -> None:
+        """Take one in before it runs, so that its line is known when it dials.
+
+        Raises:
+            RuntimeError: the experiment has one already.
+        """
+        if collaborator.experiment in self._all:
+            raise RuntimeError(f"experiment {collaborator.experiment} has a collaborator already")
+        self._all[collaborator.experiment] = collaborator
+        self._count()
+
+    async def run(self, collaborator: Collaborator, on_end: OnEnd) -> None:
+        """Keep one that was added running until it is over, then call `on_end`."""
+        try:
+            over = await collaborator.run()
+        except FederationError as error:
+            _log.error("the collaborator of %s cannot be started: %s", collaborator.experiment, error)
+            over = endings.Over(outcome=endings.FAILED, error_class=type(error).__name__, reason=str(error))
+        finally:
+            del self._all[collaborator.experiment]
+            self._count()
+        if over is not None:
+            await on_end(collaborator.experiment, over)
+
+    async def stop_all(self, reason: str) -> None:
+        """Ask all to end in good order and wait until they have."""
+        await asyncio.gather(*(each.stop(reason, drain=True) for each in self.all()))
+
+    def kill_all(self) -> None:
+        """End all at once."""
+        for each in self.all():
+            each.kill()
+
+    def _count(self) -> None:
+        self._metrics.children.labels(_KIND).set(len(self._all))

@@ -1,0 +1,162 @@
+"""Getting a payload: from the task itself if it is small, else by `PullModel`, resumed where it was cut.
+
+Every byte is checked twice: a CRC per chunk on the way, and SHA-256 over the whole before a trainer sees it. What the
+site holds already, by digest, is not fetched again. Memory is one chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from federation.collaborator import exchange as files
+from federation.collaborator.backoff import Backoff
+from federation.collaborator.threads import in_thread
+from federation.errors import LimitError, MalformedMessageError, StorageError, TransportError
+from federation.runtime.clock import pause
+from federation.v1 import aggregator_pb2
+from federation.wire.chunks import ChunkReceiver
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from federation.collaborator.exchange import Exchange
+    from federation.collaborator.link import Link, LinkHolder
+    from federation.names import Digest, ExperimentId
+    from federation.runtime.clock import Clock
+    from federation.telemetry.metrics import Metrics
+    from federation.v1 import tensors_pb2
+    from federation.wire.payloads import Payload
+
+_MAX_DAMAGED = 5
+
+
+@dataclass(slots=True, kw_only=True)
+class Downloads:
+    """Fetches payloads into the exchange folder.
+
+    Attributes:
+        experiment: id.
+        exchange: where payloads go.
+        links: connection to the aggregator.
+        metrics: bytes fetched.
+        clock: for the delay after a cut.
+    """
+
+    experiment: ExperimentId
+    exchange: Exchange
+    links: LinkHolder
+    metrics: Metrics
+    clock: Clock
+
+    async def model(self, payload: Payload, inline: Mapping[bytes, bytes]) -> Path:
+        """Return the exchange file that holds a model.
+
+        Args:
+            payload: checked descriptor, with digest.
+            inline: payloads that came with the task, by digest.
+
+        Raises:
+            MalformedMessageError: what is sent is not what was announced.
+            StorageError: the disk refused.
+        """
+        digest = _digest_of(payload)
+        held = self.exchange.held_model(digest)
+        if held is None and digest not in inline:
+            # After a restart a slot may still hold it; reading it costs less than fetching it.
+            held = await in_thread(self.exchange.find_held_model, digest, payload.encoded_bytes)
+        if held is not None:
+            return held
+        path = self.exchange.free_model_slot()
+        await self._obtain(payload, digest, inline, path)
+        self.exchange.keep_model(path, digest)
+        return path
+
+    async def single(self, name: str, payload: Payload, inline: Mapping[bytes, bytes]) -> Path:
+        """Return one of the fixed exchange files, holding this payload; arguments and errors as `model`."""
+        digest = _digest_of(payload)
+        path = self.exchange.path(name)
+        if not await in_thread(self.exchange.find_held, name, digest, payload.encoded_bytes):
+            self.exchange.forget(name)
+            await self._obtain(payload, digest, inline, path)
+            self.exchange.keep(name, digest)
+        return path
+
+    async def _obtain(self, payload: Payload, digest: Digest, inline: Mapping[bytes, bytes], path: Path) -> None:
+        descriptor = files.open_for_write(path, payload.encoded_bytes)
+        try:
+            if digest in inline:
+                self._write_inline(payload, digest, inline[digest], descriptor)
+            else:
+                await self._pull(payload, digest, descriptor)
+        finally:
+            os.close(descriptor)
+        self.metrics.payload_bytes_total.labels("in", payload.name).inc(payload.encoded_bytes)
+
+    def _write_inline(self, payload: Payload, digest: Digest, data: bytes, descriptor: int) -> None:
+        if len(data) != payload.encoded_bytes or hashlib.sha256(data).digest() != digest:
+            raise MalformedMessageError(f"the task's own copy of payload {payload.name} is not the one it announces")
+        os.pwrite(descriptor, data, 0)
+
+    async def _pull(self, payload: Payload, digest: Digest, descriptor: int) -> None:
+        """Fetch until it is whole, however often the line is cut; damage is not forgiven for ever."""
+        receiver = ChunkReceiver(payload.encoded_bytes)
+        backoff = Backoff()
+        damaged = 0
+        while True:
+            link = await self.links.get()
+            before = receiver.received
+            try:
+                await self._pull_rest(link, receiver, digest, descriptor)
+                receiver.finish(digest)
+                return
+            except (TransportError, LimitError) as error:
+                if receiver.received > before:
+                    backoff.reset()
+                if receiver.is_complete:
+                    damaged += 1
+                    if damaged >= _MAX_DAMAGED:
+                        raise MalformedMessageError(
+                            f"payload {payload.name} came whole {damaged} times and was never the one announced"
+                        ) from error
+                    receiver = ChunkReceiver(payload.encoded_bytes)
+                await pause(self.clock, backoff.next_s())
+
+    async def _pull_rest(self, link: Link, receiver: ChunkReceiver, digest: Digest, descriptor: int) -> None:
+        """Fetch from where the receiver is; one chunk is checked and written while the next comes."""
+        request = aggregator_pb2.PullModelRequest(experiment=self.experiment, digest=digest, offset=receiver.received)
+        storing: asyncio.Task[None] | None = None
+        try:
+            async with link.stub.server_stream("PullModel", request) as replies:
+                async for reply in replies:
+                    if storing is not None:
+                        await storing
+                    storing = asyncio.create_task(
+                        in_thread(_store, receiver, reply.chunk, descriptor), name="store-chunk"
+                    )
+        finally:
+            if storing is not None:
+                await storing
+
+
+def _store(receiver: ChunkReceiver, chunk: tensors_pb2.Chunk, descriptor: int) -> None:
+    data = receiver.check(chunk)
+    position = receiver.received
+    view = memoryview(data)
+    try:
+        while view:
+            written = os.pwrite(descriptor, view, position)
+            view, position = view[written:], position + written
+    except OSError as error:
+        raise StorageError(f"a payload could not be written: {error.strerror or error}") from error
+    receiver.take(data)
+
+
+def _digest_of(payload: Payload) -> Digest:
+    if payload.digest is None:
+        raise ValueError(f"payload {payload.name} has no digest; read it with with_digest=True")
+    return payload.digest

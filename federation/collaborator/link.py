@@ -1,0 +1,63 @@
+"""The present connection to the aggregator, shared by those who use it and kept up by `session`."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from federation.names import Epoch
+    from federation.transport.methods import BidiCall, Stub
+    from federation.v1 import aggregator_pb2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One welcomed session.
+
+    Attributes:
+        stub: calls of the aggregator, over the session's channel.
+        call: the session's stream.
+        epoch: epoch of the aggregator.
+    """
+
+    stub: Stub
+    call: BidiCall
+    epoch: Epoch
+
+
+class LinkHolder:
+    """The link that is up now, if one is."""
+
+    def __init__(self) -> None:
+        self._link: Link | None = None
+        self._up = asyncio.Event()
+        self._writing = asyncio.Lock()
+
+    @property
+    def current(self) -> Link | None:
+        """The link, or None while it is down."""
+        return self._link
+
+    def set(self, link: Link | None) -> None:
+        """Note that a link is up, or that none is."""
+        self._link = link
+        if link is None:
+            self._up.clear()
+        else:
+            self._up.set()
+
+    async def get(self) -> Link:
+        """Return the link, once there is one."""
+        while self._link is None:
+            await self._up.wait()
+        return self._link
+
+    async def say(self, request: aggregator_pb2.ParticipateRequest) -> bool:
+        """Send on the session's stream; False if there is none or it ended: the aggregator will ask again."""
+        link = self._link
+        if link is None:
+            return False
+        async with self._writing:
+            return await link.call.try_write(request)

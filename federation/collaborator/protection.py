@@ -1,0 +1,128 @@
+"""What a trainer hands over, checked as a stranger's would be, before any of it leaves the site.
+
+One pass over each payload in reused megabytes, never the whole in memory; the digest is taken on the way:
+
+1. The file is a regular one and has exactly the size of its schema.
+2. Every float is finite: a NaN would poison the model of everyone.
+3. Metrics are among those the plan fixes, and finite.
+4. Examples are at least 1 and at most what the shard has; steps and seconds are not negative.
+
+The aggregator checks all of this again. Clipping and noise come in here when there is a privacy floor: they need the
+same pass. Failures are `TaskError` with a class of ours; numbers of the site go to the site's log only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from federation.errors import TaskError
+from federation.names import Digest
+from federation.plan import check_metrics
+from federation.tensors import NotFiniteError, TensorScan, TensorSchema
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingClaim:
+    """What a trainer says of its round of training, once checked.
+
+    Attributes:
+        examples: distinct training examples used.
+        steps: optimizer steps taken.
+        metrics: finite, names of the plan.
+        seconds: time of the task itself, seconds.
+    """
+
+    examples: int
+    steps: int
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationClaim:
+    """What a trainer says of an evaluation, once checked; fields as in `TrainingClaim`, over validation examples."""
+
+    examples: int
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+def check_training(claim: TrainingClaim, *, shard_examples: int, metrics: tuple[str, ...]) -> TrainingClaim:
+    """Return `claim` if a trainer may say so.
+
+    Args:
+        claim: what it says.
+        shard_examples: training examples of the shard.
+        metrics: names the plan fixes.
+
+    Raises:
+        TaskError: class ``WrongResult``.
+    """
+    _check_examples(claim.examples, at_least=1, at_most=shard_examples)
+    if claim.steps < 0:
+        raise TaskError("WrongResult", traceback=f"{claim.steps} optimizer steps")
+    _check_seconds(claim.seconds)
+    _check_metrics(claim.metrics, metrics)
+    return claim
+
+
+def check_evaluation(claim: EvaluationClaim, *, shard_examples: int, metrics: tuple[str, ...]) -> EvaluationClaim:
+    """Return `claim` if a trainer may say so; arguments and errors as `check_training`."""
+    _check_examples(claim.examples, at_least=0, at_most=shard_examples)
+    _check_seconds(claim.seconds)
+    _check_metrics(claim.metrics, metrics)
+    return claim
+
+
+def check_payload(descriptor: int, schema: TensorSchema, name: str) -> Digest:
+    """Read one payload through and return its SHA-256; blocks.
+
+    Args:
+        descriptor: open file of exactly ``schema.nbytes`` bytes.
+        schema: its layout.
+        name: payload name, for the site's log.
+
+    Raises:
+        TaskError: class ``NotFinite`` if a float is not finite, ``WrongResult`` if the file became shorter.
+    """
+    running = hashlib.sha256()
+    scan = TensorScan(schema)
+    view = memoryview(bytearray(min(PIECE_BYTES, schema.nbytes)))
+    offset = 0
+    while offset < schema.nbytes:
+        count = os.preadv(descriptor, [view[: schema.nbytes - offset]], offset)
+        if count == 0:
+            raise TaskError("WrongResult", traceback=f"payload {name!r} became shorter while it was read")
+        running.update(view[:count])
+        try:
+            scan.feed(view[:count])
+        except NotFiniteError as error:
+            raise TaskError("NotFinite", traceback=f"payload {name!r}: {error}") from error
+        offset += count
+    return Digest(running.digest())
+
+
+def _check_examples(examples: int, *, at_least: int, at_most: int) -> None:
+    if not at_least <= examples <= at_most:
+        raise TaskError("WrongResult", traceback=f"{examples} examples claimed, the shard has {at_most}")
+
+
+def _check_seconds(seconds: float) -> None:
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise TaskError("WrongResult", traceback=f"{seconds} seconds claimed")
+
+
+def _check_metrics(metrics: Mapping[str, float], allowed: tuple[str, ...]) -> None:
+    try:
+        check_metrics(dict(metrics), allowed)
+    except ValueError as error:
+        raise TaskError("WrongMetrics", traceback=str(error)) from error

@@ -1,0 +1,174 @@
+"""Sending a finished update until the aggregator has it: resumed where it was cut, the same bytes each time.
+
+1. Header first, with the id that was stored with the update: what the server holds counts for the same id only.
+2. Small updates are sent whole at once; for larger ones the server's word on what it holds comes first.
+3. Chunks are read at positions, one ahead of the one on the wire; then the digests taken when the update was checked.
+4. A cut, or a server that is busy, means again after a delay. Any other refusal is final for this update.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from federation.collaborator import exchange as files
+from federation.collaborator.backoff import Backoff
+from federation.collaborator.threads import in_thread
+from federation.errors import LimitError, MalformedMessageError, StorageError, TransportError
+from federation.runtime.clock import pause
+from federation.v1 import aggregator_pb2, tensors_pb2
+from federation.wire.chunks import read_chunks
+from federation.wire.payloads import INLINE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from federation.collaborator.link import Link, LinkHolder
+    from federation.runtime.clock import Clock
+    from federation.storage.retained import RetainedUpdate
+    from federation.telemetry.metrics import Metrics
+    from federation.transport.methods import BidiCall
+
+
+@dataclass(slots=True, kw_only=True)
+class Uploads:
+    """Sends updates.
+
+    Attributes:
+        links: connection to the aggregator.
+        metrics: bytes sent.
+        clock: for the delay after a cut.
+    """
+
+    links: LinkHolder
+    metrics: Metrics
+    clock: Clock
+
+    async def push(self, update: RetainedUpdate) -> None:
+        """Return once the aggregator has admitted `update`.
+
+        Raises:
+            UpdateRejectedError: it was refused; sending it again would not help.
+            FederationError: likewise, for another reason (the round is over, the site is not of the experiment).
+            TaskError: the trainer took the files away or changed their size.
+        """
+        backoff = Backoff()
+        with contextlib.ExitStack() as stack:
+            descriptors = [stack.enter_context(_opened(files.open_result(f.path, f.nbytes))) for f in update.files]
+            while True:
+                link = await self.links.get()
+                try:
+                    await self._send(link, update, descriptors)
+                    break
+                except (TransportError, LimitError):
+                    await pause(self.clock, backoff.next_s())
+        for file in update.files:
+            self.metrics.payload_bytes_total.labels("out", file.payload).inc(file.nbytes)
+
+    async def _send(self, link: Link, update: RetainedUpdate, descriptors: Sequence[int]) -> None:
+        header = aggregator_pb2.UpdateHeader.FromString(update.header)
+        header.epoch = link.epoch  # the session's; round, attempt and model say what it answers
+        call = link.stub.bidi("PushUpdate")
+        try:
+            # Should a write not be taken, the next read raises what the server says.
+            await call.try_write(aggregator_pb2.PushUpdateRequest(header=header))
+            total = sum(file.nbytes for file in update.files)
+            holding = None
+            offsets: Sequence[int] = [0] * len(update.files)
+            if total > INLINE_BYTES:
+                holding = await _holding(call, update)
+                if holding.admitted:
+                    return
+                offsets = holding.bytes
+            await self._send_payloads(call, update, descriptors, offsets)
+            if holding is None:
+                holding = await _holding(call, update)
+                if holding.admitted:
+                    return
+            await _result(call)
+        finally:
+            call.cancel()
+
+    async def _send_payloads(
+        self, call: BidiCall, update: RetainedUpdate, descriptors: Sequence[int], offsets: Sequence[int]
+    ) -> None:
+        """Send what is missing and the commit; stops early, without an error, if the server ended the call."""
+        pieces = _pieces(update, descriptors, offsets)
+        small = sum(file.nbytes for file in update.files) <= INLINE_BYTES
+        reading: asyncio.Task[aggregator_pb2.PushUpdateRequest | None] | None = None
+        try:
+            # A small update is read where we are: a thread would cost more than the page cache does.
+            piece = next(pieces, None) if small else await in_thread(next, pieces, None)
+            while piece is not None:
+                if not small:
+                    reading = asyncio.create_task(in_thread(next, pieces, None), name="read-chunk")
+                if not await call.try_write(piece):
+                    return
+                piece = await reading if reading is not None else next(pieces, None)
+            commit = aggregator_pb2.UpdateCommit(digests=[file.digest for file in update.files])
+            if await call.try_write(aggregator_pb2.PushUpdateRequest(commit=commit)):
+                await call.done_writing()
+        finally:
+            if reading is not None and not reading.done():
+                await asyncio.wait({reading})
+
+
+def _pieces(
+    update: RetainedUpdate, descriptors: Sequence[int], offsets: Sequence[int]
+) -> Iterator[aggregator_pb2.PushUpdateRequest]:
+    for index, (file, descriptor, offset) in enumerate(zip(update.files, descriptors, offsets, strict=True)):
+
+        def pread(position: int, size: int, descriptor: int = descriptor, payload: str = file.payload) -> bytes:
+            try:
+                data = os.pread(descriptor, size, position)
+            except OSError as error:
+                raise StorageError(f"payload {payload} cannot be read: {error.strerror or error}") from error
+            if len(data) != size:
+                raise StorageError(f"payload {payload} became shorter while it was sent")
+            return data
+
+        for chunk in read_chunks(pread, file.nbytes, offset):
+            yield _request(index, chunk)
+
+
+def _request(index: int, chunk: tensors_pb2.Chunk) -> aggregator_pb2.PushUpdateRequest:
+    return aggregator_pb2.PushUpdateRequest(chunk=aggregator_pb2.UpdateChunk(payload=index, chunk=chunk))
+
+
+async def _holding(call: BidiCall, update: RetainedUpdate) -> aggregator_pb2.UpdateHolding:
+    reply = await call.read()
+    if reply is None or reply.WhichOneof("message") != "holding":
+        raise MalformedMessageError("the aggregator did not first say how much of the update it holds")
+    holding: aggregator_pb2.UpdateHolding = reply.holding
+    if not holding.admitted and (
+        len(holding.bytes) != len(update.files)
+        or any(held > file.nbytes for held, file in zip(holding.bytes, update.files, strict=True))
+    ):
+        raise MalformedMessageError(
+            f"the aggregator says it holds {list(holding.bytes)} bytes of payloads that have "
+            f"{[file.nbytes for file in update.files]}"
+        )
+    return holding
+
+
+async def _result(call: BidiCall) -> None:
+    """Read to the result; a refusal is the error that the call ends with."""
+    while True:
+        reply = await call.read()
+        if reply is None:
+            raise TransportError("the aggregator ended the upload without a result")
+        if reply.WhichOneof("message") == "result":
+            if not reply.result.admitted:
+                raise MalformedMessageError(f"an update was not admitted without a status: {reply.result.detail[:500]}")
+            return
+
+
+@contextlib.contextmanager
+def _opened(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

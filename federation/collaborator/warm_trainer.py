@@ -1,0 +1,121 @@
+"""A trainer that is there when it is wanted: started and prepared once, kept warm, replaced when it dies.
+
+Rules:
+
+1. It starts for the first task and stays; bundle, shards and model are loaded once.
+2. A trainer that dies under an order is replaced and the order given again, a bounded number of times in a row. One
+   that misses its deadline is replaced for the next order only: the same order would hang again.
+3. What fails while it loads the experiment fails for ever: that is permanent.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from federation.confinement.handle import TrainerHandle
+from federation.errors import TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from federation.confinement.handle import TrainerSettings
+    from federation.v1 import trainer_pb2
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_TIMEOUT = "TrainerTimeout"
+
+
+@dataclass(slots=True, kw_only=True)
+class WarmTrainer:
+    """The trainer of one experiment and site.
+
+    Attributes:
+        settings: how to start it.
+        order: what it loads; complete before the first `do`.
+        max_deaths: deaths in a row after which the site gives up.
+        prepare_s: seconds it may take to load everything; None for no limit.
+        on_death: called at each death, for the metric.
+    """
+
+    settings: TrainerSettings
+    order: trainer_pb2.PrepareTrainer
+    max_deaths: int
+    prepare_s: float | None
+    on_death: Callable[[], None]
+    _handle: TrainerHandle | None = None
+    _prepared: trainer_pb2.TrainerPrepared | None = None
+    _deaths: int = 0
+
+    async def prepare(self) -> trainer_pb2.TrainerPrepared:
+        """Return what it loaded, starting it if it is not there.
+
+        Raises:
+            TaskError: it cannot be prepared; permanent.
+            ConfigurationError: it cannot be started.
+        """
+        return await self.do(self._nothing)
+
+    async def do(self, order: Callable[[TrainerHandle], Awaitable[_T]]) -> _T:
+        """Give an order, again if the trainer dies of it.
+
+        Raises:
+            TaskError: the order failed; permanent if the trainer cannot be prepared or died too often.
+            ConfigurationError: it cannot be started.
+        """
+        while True:
+            handle: TrainerHandle | None = None
+            try:
+                handle = await self._ready()
+                result = await order(handle)
+                self._deaths = 0
+                return result
+            except TaskError as error:
+                if error.permanent or (handle is not None and handle.is_alive):
+                    raise
+                self.on_death()
+                self._deaths += 1
+                if self._deaths >= self.max_deaths:
+                    raise TaskError(error.error_class, traceback=error.traceback, permanent=True) from error
+                if error.error_class == _TIMEOUT:
+                    raise
+                _log.warning(
+                    "the trainer ended (%s), %d in a row; starting it again\n%s",
+                    error.error_class,
+                    self._deaths,
+                    error.traceback,
+                )
+
+    async def end(self, grace_s: float) -> None:
+        """Let it finish within `grace_s` seconds, then end it."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            await handle.end(grace_s)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._handle is not None:
+            self._handle.kill()
+
+    async def _ready(self) -> TrainerHandle:
+        if self._handle is not None and self._handle.is_alive:
+            return self._handle
+        if self._handle is not None:
+            await self.end(0.0)
+        self._handle = handle = TrainerHandle(self.settings)
+        await handle.start()
+        try:
+            self._prepared = await handle.prepare(self.order, timeout_s=self.prepare_s)
+        except TaskError as error:
+            if handle.is_alive:
+                # It says itself that the experiment does not load; it would say the same again.
+                raise TaskError(error.error_class, traceback=error.traceback, permanent=True) from error
+            raise
+        return handle
+
+    async def _nothing(self, _: TrainerHandle) -> trainer_pb2.TrainerPrepared:
+        if self._prepared is None:
+            raise RuntimeError("a trainer is ready only once it is prepared")
+        return self._prepared

@@ -1,0 +1,308 @@
+"""What one task does: fetch, train or evaluate, check, keep, send. One thing at a time, in the order it was asked.
+
+The trainer works on one order at a time and cannot be interrupted; fetching and sending can, and are, once they serve a
+round that is over. Whatever happens, the aggregator is told an error's class and nothing more, unless the policy
+releases more, and the round goes on without this site.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from federation.collaborator import exchange as files
+from federation.collaborator import protection, tasks
+from federation.collaborator.ordering import Asking
+from federation.collaborator.threads import in_thread
+from federation.errors import FederationError, TaskError, UpdateRejectedError
+from federation.names import Digest, Epoch
+from federation.storage.retained import RetainedFile, RetainedUpdate
+from federation.v1 import aggregator_pb2, trainer_pb2
+from federation.wire import payloads
+from federation.wire.payloads import Payload
+from federation.wire.updates import UPDATE_ID_BYTES, UpdateAnnouncement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from federation.collaborator.config import CollaboratorConfig
+    from federation.collaborator.downloads import Downloads
+    from federation.collaborator.exchange import Exchange
+    from federation.collaborator.tasks import TaskOrder
+    from federation.collaborator.uploads import Uploads
+    from federation.collaborator.warm_trainer import WarmTrainer
+    from federation.plan import ExperimentSpec
+    from federation.storage.retained import Retention
+    from federation.telemetry.metrics import Metrics
+    from federation.tensors import TensorSchema
+
+_log = logging.getLogger(__name__)
+_SMALL_BYTES = 256 << 10
+_PAYLOAD_FILES = {
+    payloads.DELTA: files.DELTA,
+    payloads.BUFFERS: files.BUFFERS,
+    payloads.OPTIMIZER: files.OPTIMIZER_OUT,
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """The site's part of a round.
+
+    Attributes:
+        config: what the envoy fixed.
+        spec: the signed spec.
+        exchange: files shared with the trainer.
+        downloads: fetches payloads.
+        uploads: sends updates.
+        trainer: the trainer.
+        retention: the update that waits for its verdict, durable.
+        metrics: what is counted.
+        retained: the same update; None if none waits.
+        shard: what the trainer found, once prepared.
+    """
+
+    config: CollaboratorConfig
+    spec: ExperimentSpec
+    exchange: Exchange
+    downloads: Downloads
+    uploads: Uploads
+    trainer: WarmTrainer
+    retention: Retention
+    metrics: Metrics
+    retained: RetainedUpdate | None = None
+    shard: trainer_pb2.TrainerPrepared | None = None
+    _inside_trainer: bool = False
+
+    @property
+    def is_interruptible(self) -> bool:
+        """Whether cancelling the present task costs nothing: it fetches or sends."""
+        return not self._inside_trainer
+
+    def recover(self) -> None:
+        """Find the update an earlier process kept, if its files still hold it; blocks."""
+        update = self.retention.current()
+        if update is not None and self.retention.verify(update):
+            self.retained = update
+
+    async def prepare(self, base: Payload | None) -> trainer_pb2.TrainerPrepared:
+        """Make the trainer ready for tasks.
+
+        Args:
+            base: the payload that is delivered once; None if there is none.
+
+        Raises:
+            TaskError: the experiment does not load here.
+            ConfigurationError: no trainer can be started here.
+        """
+        if base is not None:
+            path = await self.downloads.single(files.BASE, base, {})
+            self.trainer.order.base_file = str(path)
+        for name, schema in tasks.upload_schemas(self.spec).items():
+            await in_thread(_make_room, self.exchange.path(_PAYLOAD_FILES[name]), schema.nbytes)
+        with self._in_trainer():
+            self.shard = await self.trainer.prepare()
+        return self.shard
+
+    async def train(self, order: TaskOrder) -> None:
+        """Do a train task to its end: the update is admitted, or refused for good.
+
+        Raises:
+            TaskError: experiment code failed, or handed over what may not leave.
+            FederationError: fetching or storing failed.
+        """
+        update = self.retained
+        if update is None or not _answers(update, order):
+            update = await self._train(order)
+        try:
+            await self.uploads.push(update)
+        except UpdateRejectedError as error:
+            _log.warning("the update of %s was refused (%s): %s", order.asking, error.refusal.value, error)
+            self.metrics.updates_refused_total.labels(error.refusal.value).inc()
+            await self.settle(counted=False)
+            return
+        self.metrics.updates_admitted_total.inc()
+
+    async def evaluate(self, order: TaskOrder, epoch: Epoch) -> aggregator_pb2.EvaluationResult:
+        """Do an evaluate task and return its answer; errors as `train`."""
+        shard = self._prepared()
+        model = await self.downloads.model(order.model, order.inline)
+        message = trainer_pb2.RunEvaluation(round=order.asking.round, model_file=str(model))
+        with self._in_trainer():
+            done = await self.trainer.do(lambda handle: handle.evaluate(message, timeout_s=_patience_s(order)))
+        claim = protection.check_evaluation(
+            protection.EvaluationClaim(examples=done.examples, metrics=dict(done.metrics), seconds=done.seconds),
+            shard_examples=shard.validation_examples,
+            metrics=self.spec.metrics,
+        )
+        self.metrics.local_evaluation_seconds.observe(claim.seconds)
+        for name, value in claim.metrics.items():
+            self.metrics.set_evaluation_metric(name, value, self.config.site)
+        return aggregator_pb2.EvaluationResult(
+            round=order.asking.round,
+            epoch=epoch,
+            metrics=dict(claim.metrics),
+            examples=claim.examples,
+            seconds=claim.seconds,
+            model_digest=order.model_digest,
+        )
+
+    async def settle(self, *, counted: bool) -> None:
+        """Tell the trainer what became of the kept update, then forget it.
+
+        In this order: a crash in between only means that the trainer is told the same once more.
+        """
+        update = self.retained
+        if update is None:
+            return
+        try:
+            with self._in_trainer():
+                await self.trainer.do(lambda handle: handle.keep(update.round, attempt=update.attempt, counted=counted))
+        except TaskError as error:
+            # The committed model has the update either way; what is lost is state of this site's own.
+            _log.warning("the trainer could not keep its state of round %d: %s", update.round, error.error_class)
+        self.retention.release(update.round)
+        self.retained = None
+
+    def failure(self, order: TaskOrder | None, error: FederationError, epoch: Epoch) -> aggregator_pb2.TaskFailure:
+        """Return what the aggregator is told of a failure: its class, and more only if the policy says so.
+
+        Args:
+            order: the task that failed; None if the site could not prepare for any.
+            error: how.
+            epoch: of the session.
+        """
+        task_error = error if isinstance(error, TaskError) else None
+        detail = (task_error.traceback if task_error else "") or str(error)
+        return aggregator_pb2.TaskFailure(
+            round=order.asking.round if order else 0,
+            epoch=epoch,
+            kind=order.kind if order else aggregator_pb2.TASK_KIND_TRAIN,
+            error_class=task_error.error_class if task_error else type(error).__name__,
+            detail=detail.encode()[-4096:].decode(errors="ignore") if self.config.release_tracebacks else "",
+            permanent=order is None or (task_error is not None and task_error.permanent),
+        )
+
+    async def _train(self, order: TaskOrder) -> RetainedUpdate:
+        shard = self._prepared()
+        if self.retained is not None:
+            # Its verdict never came and it is too late to ask: what it left at the trainer is not promoted.
+            await self.settle(counted=False)
+        message = await self._training_order(order)
+        with self._in_trainer():
+            done = await self.trainer.do(lambda handle: handle.train(message, timeout_s=_patience_s(order)))
+            claim = protection.check_training(
+                protection.TrainingClaim(
+                    examples=done.examples, steps=done.steps, metrics=dict(done.metrics), seconds=done.seconds
+                ),
+                shard_examples=shard.train_examples,
+                metrics=self.spec.metrics,
+            )
+            update = await self._keep(order, claim)
+        self.metrics.local_training_seconds.observe(claim.seconds)
+        for name, value in claim.metrics.items():
+            self.metrics.set_train_metric(name, value, self.config.site)
+        return update
+
+    async def _training_order(self, order: TaskOrder) -> trainer_pb2.RunTraining:
+        model = await self.downloads.model(order.model, order.inline)
+        message = trainer_pb2.RunTraining(
+            round=order.asking.round,
+            attempt=order.asking.attempt,
+            model_file=str(model),
+            delta_file=str(self.exchange.path(files.DELTA)),
+        )
+        if self.spec.schema_.buffers:
+            message.buffers_file = str(self.exchange.path(files.BUFFERS))
+        if self.spec.optimizer_tensors:
+            message.optimizer_out = str(self.exchange.path(files.OPTIMIZER_OUT))
+        if order.optimizer is not None:
+            path = await self.downloads.single(files.OPTIMIZER_IN, order.optimizer, order.inline)
+            message.optimizer_in = str(path)
+        return message
+
+    async def _keep(self, order: TaskOrder, claim: protection.TrainingClaim) -> RetainedUpdate:
+        """Check what the trainer wrote, and keep it from now on until its verdict."""
+        schemas = tasks.upload_schemas(self.spec)
+        kept = []
+        for name, schema in schemas.items():
+            path = self.exchange.path(_PAYLOAD_FILES[name])
+            small = schema.nbytes <= _SMALL_BYTES
+            digest = _check(path, schema, name) if small else await in_thread(_check, path, schema, name)
+            kept.append(RetainedFile(payload=name, path=path, nbytes=schema.nbytes, digest=digest))
+        announcement = UpdateAnnouncement(
+            experiment=self.config.experiment,
+            update_id=secrets.token_bytes(UPDATE_ID_BYTES),
+            attempt=order.asking.attempt,
+            epoch=Epoch(1),  # each sending puts its session's in
+            round=order.asking.round,
+            payloads=tuple(
+                Payload(name=name, schema_digest=schema.digest, encoded_bytes=schema.nbytes)
+                for name, schema in schemas.items()
+            ),
+            examples=claim.examples,
+            metrics=claim.metrics,
+            train_seconds=claim.seconds,
+            model_digest=order.model_digest,
+            steps=claim.steps,
+        )
+        update = RetainedUpdate(
+            round=order.asking.round,
+            attempt=order.asking.attempt,
+            header=announcement.to_bytes(),
+            files=tuple(kept),
+        )
+        await in_thread(self.retention.keep, update)
+        self.retained = update
+        return update
+
+    def _prepared(self) -> trainer_pb2.TrainerPrepared:
+        if self.shard is None:
+            raise RuntimeError("tasks are done only once the trainer is prepared")
+        return self.shard
+
+    @contextlib.contextmanager
+    def _in_trainer(self) -> Iterator[None]:
+        self._inside_trainer = True
+        try:
+            yield
+        finally:
+            self._inside_trainer = False
+
+
+def update_id(update: RetainedUpdate) -> bytes:
+    """Return the id an update was kept under."""
+    return bytes(aggregator_pb2.UpdateHeader.FromString(update.header).update_id)
+
+
+def asking_of(update: RetainedUpdate) -> Asking:
+    """Return what an update answers."""
+    return Asking(round=update.round, attempt=update.attempt)
+
+
+def _answers(update: RetainedUpdate, order: TaskOrder) -> bool:
+    header = aggregator_pb2.UpdateHeader.FromString(update.header)
+    return asking_of(update) == order.asking and header.model_digest == order.model_digest
+
+
+def _check(path: Path, schema: TensorSchema, name: str) -> Digest:
+    descriptor = files.open_result(path, schema.nbytes)
+    try:
+        return protection.check_payload(descriptor, schema, name)
+    finally:
+        os.close(descriptor)
+
+
+def _make_room(path: Path, nbytes: int) -> None:
+    """Make the file a trainer writes into, with its room reserved."""
+    os.close(files.open_for_write(path, nbytes))
+
+
+def _patience_s(order: TaskOrder) -> float:
+    """How long a trainer may take: twice what the round waits, and a minute at least; then it is taken to hang."""
+    return max(2 * order.deadline_s, order.deadline_s + 60.0)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from federation.collaborator.protection import (
+    PIECE_BYTES,
+    EvaluationClaim,
+    TrainingClaim,
+    check_evaluation,
+    check_payload,
+    check_training,
+)
+from federation.errors import TaskError
+from federation.tensors import DType, TensorSchema, TensorSpec, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ELEMENTS = PIECE_BYTES // 4 + 10
+SCHEMA = TensorSchema.of(
+    [
+        TensorSpec(name="w", dtype=DType.FLOAT32, shape=(ELEMENTS,)),
+        TensorSpec(name="h", dtype=DType.BFLOAT16, shape=(7,)),
+        TensorSpec(name="n", dtype=DType.INT64, shape=(3,)),
+    ]
+)
+
+
+def _file(path: Path, data: bytes | bytearray) -> int:
+    path.write_bytes(data)
+    return os.open(path, os.O_RDONLY)
+
+
+@pytest.fixture
+def buffer() -> Iterator[bytearray]:
+    arrays = {spec.name: np.ones(spec.shape, dtype=spec.dtype.numpy) for spec in SCHEMA}
+    yield pack(SCHEMA, arrays)
+
+
+def test_a_finite_payload_passes_and_gives_its_digest(tmp_path: Path, buffer: bytearray) -> None:
+    descriptor = _file(tmp_path / "p", buffer)
+    assert check_payload(descriptor, SCHEMA, "delta") == hashlib.sha256(buffer).digest()
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(("tensor", "index"), [("w", 0), ("w", PIECE_BYTES // 4 + 3), ("h", 6)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_does_not_leave_the_site(
+    tmp_path: Path, buffer: bytearray, tensor: str, index: int, bad: float
+) -> None:
+    spec = SCHEMA[tensor]
+    start = SCHEMA.offsets[tensor] + index * spec.dtype.itemsize
+    buffer[start : start + spec.dtype.itemsize] = np.array(bad, dtype=spec.dtype.numpy).tobytes()
+    descriptor = _file(tmp_path / "p", buffer)
+    with pytest.raises(TaskError, match="NotFinite"):
+        check_payload(descriptor, SCHEMA, "delta")
+    os.close(descriptor)
+
+
+def test_a_payload_that_shrinks_under_our_hands_is_refused(tmp_path: Path, buffer: bytearray) -> None:
+    descriptor = _file(tmp_path / "p", buffer[:-1])
+    with pytest.raises(TaskError, match="WrongResult"):
+        check_payload(descriptor, SCHEMA, "delta")
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("examples", "steps", "metrics", "seconds", "error"),
+    [
+        pytest.param(0, 1, {}, 0.1, "WrongResult", id="no example"),
+        pytest.param(1_000_000, 1, {}, 0.1, "WrongResult", id="a claimed million examples"),
+        pytest.param(10, -1, {}, 0.1, "WrongResult", id="negative steps"),
+        pytest.param(10, 1, {}, float("nan"), "WrongResult", id="no time"),
+        pytest.param(10, 1, {"patient": 3.0}, 0.1, "WrongMetrics", id="a metric the plan does not fix"),
+        pytest.param(10, 1, {"loss": float("inf")}, 0.1, "WrongMetrics", id="a metric that is not finite"),
+    ],
+)
+def test_a_claim_of_the_trainer_is_checked(
+    examples: int, steps: int, metrics: dict[str, float], seconds: float, error: str
+) -> None:
+    claim = TrainingClaim(examples=examples, steps=steps, metrics=metrics, seconds=seconds)
+    with pytest.raises(TaskError) as caught:
+        check_training(claim, shard_examples=100, metrics=("loss",))
+    assert caught.value.error_class == error
+
+
+def test_an_evaluation_over_more_examples_than_there_are_is_refused() -> None:
+    claim = EvaluationClaim(examples=11, metrics={"loss": 1.0}, seconds=0.1)
+    with pytest.raises(TaskError):
+        check_evaluation(claim, shard_examples=10, metrics=("loss",))

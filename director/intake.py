@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import secrets
 import shutil
 import string
@@ -227,15 +226,13 @@ def _submission(signed: SignedManifest, verified: VerifiedManifest, call: Call, 
     spec = verified.manifest.spec
     suffix = "".join(secrets.choice(_SUFFIX_CHARACTERS) for _ in range(8))
     experiment = experiment_id(spec.name, suffix)
-    # As it lies in the signed bytes, not as a newer model of it would write it: its digest is compared everywhere.
-    spec_json = json.dumps(json.loads(signed.manifest)["spec"], sort_keys=True, separators=(",", ":"))
     return Submission(
         experiment=experiment,
         name=spec.name,
         project=spec.project,
         user=UserName(call.peer.identity.name),
         actor=call.peer.identity.spiffe,
-        spec=spec_json,
+        spec=verified.manifest.spec_json.decode(),
         need=Need(
             experiment=experiment,
             kind=spec.shard,

@@ -69,6 +69,7 @@ class _Session:
     epoch: Epoch
     actor: str
     metrics_address: str
+    roster: pb.Roster | None = None
     outbox: Outbox[pb.SuperviseReply] = field(default_factory=Outbox)
 
 
@@ -133,7 +134,7 @@ class Supervision:
                 del self._sessions[session.experiment]
 
     async def push_roster(self, experiment: ExperimentId) -> None:
-        """Send the roster as it is now, if the experiment's aggregator is connected."""
+        """Send the roster, if it changed and the experiment's aggregator is connected."""
         parts = await self._database.relaxed(sites.participations, experiment)
         session = self._sessions.get(experiment)
         if session is None:
@@ -147,7 +148,9 @@ class Supervision:
                 if part.answer == sites.ACCEPTED
             ]
         )
-        session.outbox.put(pb.SuperviseReply(roster=roster))
+        if session.roster != roster:
+            session.roster = roster
+            session.outbox.put(pb.SuperviseReply(roster=roster))
 
     def push_revoked(self) -> None:
         """Tell every aggregator which certificates are revoked by now."""

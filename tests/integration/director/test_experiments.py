@@ -1,0 +1,338 @@
+"""An experiment's life as the director leads it, with scripted envoys and aggregators over mutual TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+import pytest
+
+from federation.errors import (
+    ConflictError,
+    FederationError,
+    IdentityError,
+    MalformedMessageError,
+    NotFoundError,
+    PeerError,
+    StaleRoundError,
+)
+from federation.names import Role
+from federation.v1 import director_pb2 as pb
+from federation.wire.chunks import make_chunk
+
+ACCEPTED = pb.AssignmentAnswer.ANSWER_ACCEPTED
+REFUSED = pb.AssignmentAnswer.ANSWER_REFUSED
+PENDING = pb.AssignmentAnswer.ANSWER_PENDING
+
+
+async def start(world: Any, make_package: Any, make_shard: Any, *sites: str) -> tuple[str, list[Any], Any, Any]:
+    """Submit, let the sites attend, and bring the aggregator up; nobody has answered yet."""
+    envoys = [await world.attend(site, make_shard()) for site in sites]
+    experiment = await make_package(sites=len(sites)).submit(world)
+    process = await world.launcher.next()
+    aggregator = await world.supervise(process)
+    await aggregator.welcomed()
+    return experiment, envoys, process, aggregator
+
+
+async def test_an_experiment_runs_from_submission_to_completion(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    experiment, envoys, process, aggregator = await start(world, make_package, make_shard, "north", "south")
+    assignments = [await envoy.accept() for envoy in envoys]
+    assert {item.aggregator_address for item in assignments} == {"localhost:4001"}
+    assert assignments[0].aggregator_server_name == f"{experiment}.aggregator.test.internal"
+    assert assignments[0].submitted_by == "alice"
+    await aggregator.roster_of("north", "south")
+
+    for number in (1, 2):
+        await aggregator.report(number, number)
+        assert (await aggregator.read_kind("acknowledge")).sequence == number
+    await aggregator.end(sequence=3)
+    assert (await aggregator.read_kind("acknowledge")).sequence == 3
+    assert await aggregator.read() is None
+
+    await world.until_state(experiment, pb.EXPERIMENT_STATE_COMPLETED)
+    process.end("exited with 0")
+    for envoy in envoys:
+        assert (await envoy.read_kind("withdrawal")).experiment == experiment
+    shown = await world.experiment(experiment)
+    assert shown.summary.rounds_done == 2
+    assert [report.round for report in shown.rounds] == [1, 2]
+    assert [(part.site, part.answer, part.examples) for part in shown.sites] == [
+        ("north", "accepted", 10),
+        ("south", "accepted", 10),
+    ]
+    states = [item.state for item in shown.transitions]
+    assert states == [
+        pb.EXPERIMENT_STATE_SUBMITTED,
+        pb.EXPERIMENT_STATE_QUEUED,
+        pb.EXPERIMENT_STATE_RUNNING,
+        pb.EXPERIMENT_STATE_COMPLETED,
+    ]
+
+
+async def test_it_waits_until_enough_sites_match(world: Any, make_package: Any, make_shard: Any) -> None:
+    await world.attend("north", make_shard())
+    experiment = await make_package(sites=2).submit(world)
+    await world.watch_until(experiment, lambda event: "1 of the 2 it wants is online" in event.text)
+    await world.attend("south", make_shard())
+    assert (await world.launcher.next()).order.experiment == experiment
+
+
+async def test_only_matching_sites_are_asked(world: Any, make_package: Any, make_shard: Any) -> None:
+    images = await world.attend("images", make_shard(kind="images"))
+    experiment, _, _, _ = await start(world, make_package, make_shard, "north")
+    await world.watch_until(experiment, lambda event: event.site == "north")
+    await images.leave()  # reads to the end of its session: nothing had been sent
+    assert [part.site for part in (await world.experiment(experiment)).sites] == ["north"]
+
+
+async def test_a_site_that_comes_late_is_asked_too(world: Any, make_package: Any, make_shard: Any) -> None:
+    experiment, _, _, aggregator = await start(world, make_package, make_shard, "north")
+    late = await world.attend("late", make_shard())
+    assert (await late.accept()).experiment == experiment
+    await aggregator.roster_of("late")
+
+
+async def test_an_assignment_is_repeated_after_a_reconnect(world: Any, make_package: Any, make_shard: Any) -> None:
+    experiment, (envoy,), _, _ = await start(world, make_package, make_shard, "north")
+    first = await envoy.read_kind("assignment")
+    again = await (await world.attend("north")).read_kind("assignment")
+    assert first == again
+
+
+async def test_the_older_session_of_an_envoy_is_told_that_it_is_superseded(world: Any, make_shard: Any) -> None:
+    older = await world.attend("north", make_shard())
+    await world.attend("north", make_shard())
+    with pytest.raises(ConflictError, match="superseded by a newer session"):
+        await older.read()
+
+
+async def test_an_envoy_that_runs_what_is_over_is_told_to_withdraw(world: Any, make_package: Any) -> None:
+    experiment = await make_package().submit(world)
+    await world.stub(Role.USER, "alice").unary("CancelExperiment", pb.CancelExperimentRequest(experiment=experiment))
+    envoy = await world.attend("north", running=(experiment, "unknown-abcdefgh"))
+    texts = [await envoy.read_kind("withdrawal") for _ in range(2)]
+    assert "the experiment is cancelled" in texts[0].reason
+    assert "no experiment" in texts[1].reason
+
+
+async def test_refusals_that_leave_too_few_sites_fail_the_experiment_with_their_reasons(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    experiment, (north, south), process, aggregator = await start(world, make_package, make_shard, "north", "south")
+    await north.accept()
+    assignment = await south.read_kind("assignment")
+    await south.answer(assignment.experiment, PENDING, "waits for approval")
+    await aggregator.roster_of("north")
+    await south.answer(assignment.experiment, REFUSED, "user alice is not allowed here")
+    events = await world.until_state(experiment, pb.EXPERIMENT_STATE_FAILED)
+    assert "south refused: user alice is not allowed here" in events[-1].transition.reason
+    while (message := await aggregator.read()).WhichOneof("message") != "stop":
+        assert message is not None
+    assert (await north.read_kind("withdrawal")).experiment == experiment
+    process.end()
+
+
+async def test_a_site_whose_collaborator_failed_leaves_the_roster(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    experiment, (north, south), _, aggregator = await start(world, make_package, make_shard, "north", "south")
+    await north.accept()
+    await south.accept()
+    await aggregator.roster_of("north", "south")
+    await aggregator.report(1, 1)
+    await aggregator.read_kind("acknowledge")
+    status = pb.ParticipationStatus(experiment=experiment, state="failed", error_class="ImportError")
+    await south.call.write(pb.AttendRequest(status=status))
+    await aggregator.roster_of("north")
+    (part,) = [part for part in (await world.experiment(experiment)).sites if part.site == "south"]
+    assert (part.answer, part.reason) == ("lost", "ImportError")
+
+
+async def test_cancelling_stops_the_aggregator_and_withdraws_sites_and_is_idempotent(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    experiment, (envoy,), process, aggregator = await start(world, make_package, make_shard, "north")
+    await envoy.accept()
+    await aggregator.roster_of("north")
+    request = pb.CancelExperimentRequest(experiment=experiment, reason="wrong data")
+    for _ in range(2):
+        reply = await world.stub(Role.USER, "alice").unary("CancelExperiment", request)
+        assert reply.state == pb.EXPERIMENT_STATE_CANCELLED
+    stop = await aggregator.read_kind("stop")
+    assert (stop.outcome, stop.reason) == ("cancelled", "wrong data")
+    assert (await envoy.read_kind("withdrawal")).reason == "cancelled: wrong data"
+    await asyncio.wait_for(process.ended, 10)  # it does not leave by itself, so it is stopped
+    assert process.stopped
+
+
+async def test_a_completed_experiment_cannot_be_cancelled(world: Any, make_package: Any, make_shard: Any) -> None:
+    experiment, _, _, aggregator = await start(world, make_package, make_shard, "north")
+    await aggregator.end()
+    await world.until_state(experiment, pb.EXPERIMENT_STATE_COMPLETED)
+    with pytest.raises(ConflictError, match="is completed and cannot become cancelled"):
+        request = pb.CancelExperimentRequest(experiment=experiment)
+        await world.stub(Role.USER, "alice").unary("CancelExperiment", request)
+
+
+async def test_a_crashed_aggregator_is_restarted_with_the_next_epoch(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    experiment, (envoy,), process, aggregator = await start(world, make_package, make_shard, "north")
+    await envoy.accept()
+    await aggregator.roster_of("north")
+    process.end("killed by signal 9")
+    second = await world.launcher.next()
+    assert second.order.epoch == 2
+    newer = await world.supervise(second)
+    await newer.read_kind("welcome")
+    assert [row.site for row in (await newer.read_kind("roster")).sites] == ["north"]
+    moved = await envoy.read_kind("assignment")
+    assert moved.aggregator_address == "localhost:4002"
+    with_text = await world.watch_until(experiment, lambda event: event.kind == "audit")
+    assert "epoch 1 ended: killed by signal 9" in with_text[-1].text
+
+
+async def test_an_aggregator_of_an_older_epoch_is_told_to_stop(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    _, _, process, older = await start(world, make_package, make_shard, "north")
+    process.end()
+    await world.launcher.next()
+    await older.report(1, 1)
+    while (message := await older.read()).WhichOneof("message") != "stop":
+        pass
+    assert message.stop.outcome == "superseded"
+    again = await world.supervise(process, epoch=1)
+    assert (await again.read_kind("stop")).outcome == "superseded"
+    with pytest.raises(PeerError, match="was never granted"):
+        await (await world.supervise(process, epoch=7)).read()
+
+
+async def test_an_aggregator_that_keeps_crashing_fails_the_experiment(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    await world.attend("north", make_shard())
+    experiment = await make_package().submit(world)
+    for epoch in (1, 2, 3):
+        process = await world.launcher.next()
+        assert process.order.epoch == epoch
+        process.end("exited with 1")
+    events = await world.until_state(experiment, pb.EXPERIMENT_STATE_FAILED)
+    assert "ended 3 times without finishing a round; last: exited with 1" in events[-1].transition.reason
+
+
+async def test_reports_and_statuses_become_the_experiment_and_repeat_without_harm(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    experiment, _, process, aggregator = await start(world, make_package, make_shard, "north")
+    for _ in range(2):
+        await aggregator.report(5, 1)
+        assert (await aggregator.read_kind("acknowledge")).sequence == 5
+    status = pb.AggregatorStatus(state="paused", reason="1 site is connected, 2 are needed")
+    await aggregator.call.write(pb.SuperviseRequest(status=status))
+    await world.until_state(experiment, pb.EXPERIMENT_STATE_PAUSED)
+    again = await world.supervise(process)
+    assert (await again.welcomed()).last_sequence == 5
+    assert len((await world.experiment(experiment)).rounds) == 1
+
+
+async def test_an_aggregator_speaks_for_its_own_experiment_only(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    experiment, _, process, _ = await start(world, make_package, make_shard, "north")
+    call = world.stub(Role.AGGREGATOR, "other-abcdefgh").bidi("Supervise")
+    hello = pb.AggregatorHello(experiment=experiment, epoch=1)
+    await call.write(pb.SuperviseRequest(hello=hello))
+    with pytest.raises(IdentityError, match="cannot speak for experiment"):
+        await call.read()
+
+
+async def test_malformed_messages_end_the_session_with_the_reason(world: Any, make_shard: Any) -> None:
+    with pytest.raises(MalformedMessageError, match="first message must be hello"):
+        call = world.stub(Role.ENVOY, "north").bidi("Attend")
+        await call.write(pb.AttendRequest(offers=pb.ShardOffers()))
+        await call.read()
+    envoy = await world.attend("north", make_shard("../etc"))
+    with pytest.raises(MalformedMessageError, match=r"shard name '\.\./etc' is not valid"):
+        await envoy.read()
+    with pytest.raises(StaleRoundError, match="another director is in charge"):
+        call = world.stub(Role.ENVOY, "north").bidi("Attend")
+        hello = pb.EnvoyHello(director_epoch=99)
+        hello.protocol.lowest = hello.protocol.highest = 1
+        await call.write(pb.AttendRequest(hello=hello))
+        await call.read()
+    with pytest.raises(PeerError, match="no common protocol"):
+        call = world.stub(Role.ENVOY, "north").bidi("Attend")
+        hello = pb.EnvoyHello()
+        hello.protocol.lowest = hello.protocol.highest = 7
+        await call.write(pb.AttendRequest(hello=hello))
+        await call.read()
+
+
+async def test_released_log_lines_reach_the_owner_while_he_follows(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    experiment, (envoy,), process, aggregator = await start(world, make_package, make_shard, "north")
+    await envoy.accept()
+    await aggregator.roster_of("north")
+    request = pb.ReadLogsRequest(experiment=experiment, site="north", follow=True)
+    async with asyncio.timeout(10), world.stub(Role.USER, "alice").server_stream("ReadLogs", request) as stream:
+        released = pb.ReleasedLogs(experiment=experiment, lines=["epoch 1", "two\nlines"])
+        await envoy.call.write(pb.AttendRequest(logs=released))
+        assert list((await stream.read()).lines) == ["epoch 1", "two lines"]
+        await aggregator.end()
+        await world.until_state(experiment, pb.EXPERIMENT_STATE_COMPLETED)
+        process.end()
+        assert await stream.read() is None
+
+
+async def test_artifacts_of_an_aggregator_appear_whole_or_not_at_all(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    experiment, _, _, _ = await start(world, make_package, make_shard, "north")
+    stub = world.stub(Role.AGGREGATOR, experiment)
+
+    async def pieces(name: str, data: bytes, digest: str) -> Any:
+        artifact = pb.Artifact(name=name, bytes=len(data), digest=digest, round=2)
+        yield pb.UploadArtifactRequest(artifact=artifact)
+        yield pb.UploadArtifactRequest(chunk=make_chunk(0, data))
+
+    digest = hashlib.sha256(b"history").hexdigest()
+    reply = await stub.client_stream("UploadArtifact", pieces("history.json", b"history", digest))
+    assert reply.artifact.round == 2
+    with pytest.raises(FederationError, match="digest is"):
+        await stub.client_stream("UploadArtifact", pieces("last.safetensors", b"damaged", digest))
+    with pytest.raises(MalformedMessageError, match="artifact name"):
+        await stub.client_stream("UploadArtifact", pieces("../x", b"history", digest))
+    with pytest.raises(IdentityError, match="cannot be replaced"):
+        await stub.client_stream("UploadArtifact", pieces("spec.json", b"history", digest))
+    names = [item.name for item in (await world.experiment(experiment)).artifacts]
+    assert names == ["history.json", "initial.safetensors", "spec.json"]
+
+
+async def test_a_bundle_goes_to_assigned_envoys_only(world: Any, make_package: Any, make_shard: Any) -> None:
+    package = make_package()
+    envoy = await world.attend("north", make_shard())
+    experiment = await package.submit(world)
+    aggregator = await world.supervise(await world.launcher.next())
+    await aggregator.welcomed()
+    assert (await envoy.read_kind("assignment")).bundle_bytes == len(package.bundle)
+    request = pb.FetchBundleRequest(experiment=experiment, offset=5)
+    replies = world.stub(Role.ENVOY, "north").server_stream("FetchBundle", request)
+    assert b"".join([reply.chunk.data async for reply in replies]) == package.bundle[5:]
+    with pytest.raises(NotFoundError, match="is not assigned"):
+        await world.stub(Role.ENVOY, "stranger").server_stream("FetchBundle", request).read()
+
+
+async def test_envoys_are_listed_with_their_shards_online_or_not(world: Any, make_shard: Any) -> None:
+    north = await world.attend("north", make_shard(description="ward 3"))
+    await world.attend("south")
+    await north.leave()
+    listed = await world.stub(Role.USER, "alice").unary("ListEnvoys", pb.ListEnvoysRequest())
+    assert [(item.site, item.online) for item in listed.envoys] == [("north", False), ("south", True)]
+    assert [item.description for item in listed.envoys[0].shards] == ["ward 3"]
+

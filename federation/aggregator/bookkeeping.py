@@ -1,0 +1,140 @@
+"""What a round took and what each site did in it: kept while it runs, made into its record at the end."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from federation.rounds.events import Phase, Progress
+from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord, weighted_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from federation.aggregator.checkpoints import Candidate
+    from federation.aggregator.uploads import AdmittedUpdate
+    from federation.names import Epoch, SiteName
+    from federation.rounds.events import Commit, Standing
+    from federation.runtime.clock import Clock
+    from federation.telemetry.metrics import Metrics
+
+_TIMED = frozenset({Phase.SELECT, Phase.BROADCAST, Phase.COLLECT, Phase.AGGREGATE, Phase.EVALUATE, Phase.COMMIT})
+_OUTCOMES = {
+    Progress.ADMITTED: SiteOutcome.COUNTED,
+    Progress.REFUSED: SiteOutcome.REFUSED,
+    Progress.FAILED: SiteOutcome.FAILED,
+    Progress.LOST: SiteOutcome.LOST,
+    Progress.LATE: SiteOutcome.LATE,
+    Progress.ASKED: SiteOutcome.LATE,
+}
+MAX_REASON = 500
+"""Characters of a reason that are kept: it may quote what a peer sent."""
+
+
+class RoundBook:
+    """Times and bytes of the round in progress, over all its attempts.
+
+    Args:
+        clock: where time comes from.
+        metrics: gets the phase times.
+    """
+
+    def __init__(self, clock: Clock, metrics: Metrics) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self._phase: Phase | None = None
+        self._entered = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a round."""
+        self._started_at = self._clock.now()
+        self._started = self._clock.monotonic()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._down: defaultdict[SiteName, int] = defaultdict(int)
+
+    def enter(self, phase: Phase) -> None:
+        """Note that a phase begins, and so the one before ends."""
+        now = self._clock.monotonic()
+        if self._phase in _TIMED:
+            self._seconds[self._phase.value] += now - self._entered
+            self._metrics.round_phase_seconds.labels(self._phase.value).observe(now - self._entered)
+        self._phase, self._entered = phase, now
+
+    def sent(self, site: SiteName, payload: str, nbytes: int) -> None:
+        """Note payload bytes sent to a site."""
+        self._down[site] += nbytes
+        self._metrics.payload_bytes_total.labels("out", payload).inc(nbytes)
+
+    def record(
+        self,
+        commit: Commit,
+        candidate: Candidate,
+        updates: Sequence[AdmittedUpdate],
+        weights: Sequence[float],
+        epoch: Epoch,
+    ) -> RoundRecord:
+        """Return the record of the round that is about to be committed.
+
+        Args:
+            commit: what the round machine decided.
+            candidate: the model.
+            updates: what it is made of, in name order.
+            weights: p_i of each, in the same order.
+            epoch: of this process.
+        """
+        now = self._clock.monotonic()
+        seconds = dict(self._seconds)
+        if self._phase in _TIMED:
+            seconds[self._phase.value] = seconds.get(self._phase.value, 0.0) + now - self._entered
+        whole = sum(weights)
+        shares = {update.site: weight / whole for update, weight in zip(updates, weights, strict=True)}
+        admitted = {update.site: update for update in updates}
+        sites = [
+            self._site(site, standing, admitted.get(site), shares.get(site, 0.0), commit)
+            for site, standing in commit.standings.items()
+        ]
+        means = weighted_mean([(row.announcement.examples, dict(row.announcement.metrics)) for row in updates])
+        return RoundRecord(
+            round=commit.round,
+            epoch=epoch,
+            started_at=self._started_at,
+            seconds=now - self._started,
+            phase_seconds=seconds,
+            sites=tuple(sites),
+            train_metrics=means,
+            metrics=commit.metrics,
+            model_digest=candidate.digest.hex(),
+            is_best=commit.is_best,
+            bytes_down=sum(self._down.values()),
+            bytes_up=sum(row.bytes_up for row in sites),
+            update_norm=candidate.update_norm,
+        )
+
+    def _site(
+        self, site: SiteName, standing: Standing, update: AdmittedUpdate | None, share: float, commit: Commit
+    ) -> SiteRecord:
+        evaluated = commit.evaluations.get(site)
+        row = SiteRecord(
+            site=site,
+            outcome=_OUTCOMES[standing.progress],
+            reason=standing.reason[:MAX_REASON],
+            bytes_down=self._down.get(site, 0),
+            metrics=evaluated.metrics if evaluated else {},
+            validation_examples=evaluated.examples if evaluated else 0,
+        )
+        if update is None:
+            return row
+        said = update.announcement
+        return replace(
+            row,
+            examples=said.examples,
+            weight=share,
+            update_norm=update.norm,
+            train_seconds=said.train_seconds,
+            transfer_seconds=update.transfer_seconds,
+            bytes_up=sum(payload.nbytes for payload in update.payloads.values()),
+            train_metrics=dict(said.metrics),
+            update_digest=update.digest,
+        )

@@ -1,0 +1,164 @@
+"""What sites may fetch: payloads offered by their digest, read from the model files as they lie.
+
+Rules:
+
+1. A payload of up to 256 KiB is read once and travels inside its task; a larger one is pulled.
+2. A pull begins at any offset, reads one chunk ahead in a thread, and holds two chunks at most.
+3. The checksum of a chunk is computed by the first pull that sends it and shared by all later ones.
+4. A retired payload is no longer found, but pulls that had begun go on to its end; then its file is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from federation.errors import MalformedMessageError, NotFoundError
+from federation.v1 import aggregator_pb2 as pb
+from federation.wire.chunks import CHUNK_BYTES
+from federation.wire.payloads import INLINE_BYTES, Payload, payload_to_proto
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+    from concurrent.futures import Executor
+
+    from federation.names import Digest, PayloadName
+    from federation.storage.checkpoints import ModelFile
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Offer:
+    """One payload that may be fetched.
+
+    Attributes:
+        payload: what it is; its digest is set.
+        inline: its bytes, if it is small; None if it is pulled.
+    """
+
+    payload: Payload
+    inline: bytes | None
+    _file: ModelFile
+    _pulls: int = 0
+    _is_retired: bool = False
+    _crcs: dict[int, int] = field(default_factory=dict)
+
+    def read(self, offset: int) -> pb.PullModelReply:
+        """Return the piece at an offset. Blocks."""
+        size = min(CHUNK_BYTES, self.payload.encoded_bytes - offset)
+        data = self._file.pread(offset, size)
+        # Pulls that resume at an odd offset have pieces of their own, which nobody shares.
+        crc = self._crcs.get(offset) if not offset % CHUNK_BYTES else None
+        if crc is None:
+            crc = zlib.crc32(data)
+            if not offset % CHUNK_BYTES:
+                self._crcs[offset] = crc
+        reply = pb.PullModelReply()
+        reply.chunk.offset = offset
+        reply.chunk.crc32 = crc
+        reply.chunk.data = data
+        return reply
+
+    def begin(self) -> None:
+        """Note a pull."""
+        self._pulls += 1
+
+    def end(self) -> None:
+        """Note its end."""
+        self._pulls -= 1
+        self._maybe_close()
+
+    def retire(self) -> None:
+        """Note that no new pull will begin."""
+        self._is_retired = True
+        self._maybe_close()
+
+    def _maybe_close(self) -> None:
+        if self._is_retired and not self._pulls:
+            self._file.close()
+
+
+def make_offer(name: PayloadName, file: ModelFile, digest: Digest) -> Offer:
+    """Return an offer of a model file's data section, which takes the file over. Blocks."""
+    payload = Payload(name=name, schema_digest=file.schema.digest, encoded_bytes=file.nbytes, digest=digest)
+    inline = file.pread(0, file.nbytes) if file.nbytes <= INLINE_BYTES else None
+    return Offer(payload=payload, inline=inline, _file=file)
+
+
+class Offers:
+    """All payloads that may be fetched now.
+
+    Args:
+        pool: threads that read.
+    """
+
+    def __init__(self, pool: Executor) -> None:
+        self._pool = pool
+        self._by_digest: dict[bytes, list[Offer]] = {}
+
+    def add(self, offer: Offer) -> Offer:
+        """Let a payload be found."""
+        # Two payloads may have equal bytes, such as two empty ones.
+        self._by_digest.setdefault(offer.payload.digest or b"", []).append(offer)
+        return offer
+
+    def retire(self, offer: Offer) -> None:
+        """Let a payload be found no longer."""
+        digest = offer.payload.digest or b""
+        left = [other for other in self._by_digest.get(digest, []) if other is not offer]
+        if left:
+            self._by_digest[digest] = left
+        else:
+            self._by_digest.pop(digest, None)
+        offer.retire()
+
+    def close(self) -> None:
+        """Retire everything."""
+        for offers in list(self._by_digest.values()):
+            for offer in list(offers):
+                self.retire(offer)
+
+    def find(self, digest: bytes) -> Offer:
+        """Return the payload with this digest.
+
+        Raises:
+            NotFoundError: it is not offered now.
+        """
+        found = self._by_digest.get(digest)
+        if not found:
+            raise NotFoundError(f"payload {digest.hex()[:16]!r} is not offered now: ask for those of the last task")
+        return found[0]
+
+    async def pull(self, offer: Offer, offset: int) -> AsyncGenerator[pb.PullModelReply, None]:
+        """Yield a payload's pieces from an offset on.
+
+        Raises:
+            MalformedMessageError: the offset is beyond the end.
+            StorageError: the disk failed.
+        """
+        total = offer.payload.encoded_bytes
+        if offset > total:
+            raise MalformedMessageError(f"offset {offset} is beyond the payload's {total} bytes")
+        loop = asyncio.get_running_loop()
+        offer.begin()
+        ahead: asyncio.Future[pb.PullModelReply] | None = None
+        try:
+            while offset < total:
+                reply = await (ahead or loop.run_in_executor(self._pool, offer.read, offset))
+                offset += min(CHUNK_BYTES, total - offset)
+                ahead = loop.run_in_executor(self._pool, offer.read, offset) if offset < total else None
+                yield reply
+        finally:
+            if ahead is not None:
+                # The thread still reads: the file must stay open until it is done.
+                await asyncio.wait({ahead})
+            offer.end()
+
+
+def fill_task(task: pb.Task, offers: Sequence[Offer]) -> None:
+    """Name payloads in a task, and put the small ones inside."""
+    for offer in offers:
+        task.payloads.append(payload_to_proto(offer.payload))
+        if offer.inline is not None:
+            task.inline.append(pb.InlinePayload(digest=offer.payload.digest or b"", data=offer.inline))

@@ -1,0 +1,212 @@
+"""The aggregator's journal: which lines there are, and what a restart learns from them.
+
+Lines, by kind:
+
+- ``opened``: a process took the experiment: epoch, port, digest of the spec. A lower epoch than any before is refused.
+- ``missed``: an attempt at a round missed its quorum: round, attempt, reason, and each update it drops.
+- ``committed``: a round: its record for history and director, the score, digests of its model files, and what became
+  of each site's update by its id, so that a site that missed its verdict still learns it.
+- ``ended``: how the experiment ended.
+
+The journal is the truth. Model files are written before the line that names them; `federation.aggregator.checkpoints`
+puts aside one that no line names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from federation.errors import ConflictError, StorageError
+from federation.names import Attempt, Digest, Epoch, RoundNumber, SiteName
+from federation.rounds.events import Finish, Score
+from federation.rounds.history import RoundRecord, SiteOutcome
+from federation.storage.journal import Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+JOURNAL_FILE = "journal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What became of a site's update: which one it was, and why it did not count (empty if it did)."""
+
+    round: RoundNumber
+    attempt: Attempt
+    update_id: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standpoint:
+    """Where an experiment is, as its journal says.
+
+    Attributes:
+        round: round in progress, from 1.
+        attempt: attempt in progress, from 1.
+        expected: sites of the last committed round that were there at its end.
+        score: as the last commit wrote it.
+        model_digest: SHA-256 of the committed ``model`` payload; None before the first commit.
+        end: how the experiment ended; None while it goes on.
+        end_sequence: sequence of that line; 0 while it goes on.
+        port: port the last process listened at; 0 if there was none.
+    """
+
+    round: RoundNumber
+    attempt: Attempt
+    expected: tuple[SiteName, ...]
+    score: Score
+    model_digest: Digest | None
+    end: Finish | None
+    end_sequence: int
+    port: int
+
+
+_START = Standpoint(
+    round=RoundNumber(1),
+    attempt=Attempt(1),
+    expected=(),
+    score=Score(),
+    model_digest=None,
+    end=None,
+    end_sequence=0,
+    port=0,
+)
+
+
+class Ledger:
+    """An open journal and what it says.
+
+    Attributes:
+        standpoint: where the experiment is.
+        settled: by site, what became of its last updates: at most one of the last committed and one of the last missed.
+    """
+
+    def __init__(self, journal: Journal, standpoint: Standpoint, settled: dict[SiteName, list[Settled]]) -> None:
+        self._journal = journal
+        self.standpoint = standpoint
+        self.settled = settled
+
+    @classmethod
+    def open(cls, folder: Path, *, epoch: Epoch, spec_digest: Digest) -> Ledger:
+        """Open and replay the journal of an experiment's folder, which locks the folder. Blocks.
+
+        Raises:
+            ConflictError: a process with a higher epoch had it before, or it is another experiment's.
+            StorageError: another process holds it, or it is damaged.
+        """
+        journal = Journal.open(folder / JOURNAL_FILE)
+        try:
+            standpoint, settled = _START, dict[SiteName, list[Settled]]()
+            for entry in journal.entries():
+                standpoint = _replay(standpoint, settled, entry.kind, entry.body, entry.sequence)
+                if entry.kind == "opened":
+                    _check_opened(entry.body, epoch, spec_digest)
+        except (KeyError, TypeError, ValueError) as error:
+            journal.close()
+            raise StorageError(f"journal in {folder} was written by another version: {error!r}") from error
+        except BaseException:
+            journal.close()
+            raise
+        return cls(journal, standpoint, settled)
+
+    @property
+    def last_sequence(self) -> int:
+        """Sequence of the last line."""
+        return self._journal.last_sequence
+
+    def record_opened(self, *, epoch: Epoch, port: int, spec_digest: Digest) -> int:
+        """Write that this process runs the experiment. Blocks, as all of these."""
+        return self._append("opened", {"epoch": epoch, "port": port, "spec_digest": spec_digest.hex()})
+
+    def record_missed(
+        self, round_number: RoundNumber, attempt: Attempt, *, reason: str, updates: Mapping[SiteName, bytes]
+    ) -> int:
+        """Write that an attempt missed its quorum, and the ids of the updates it had."""
+        dropped = {site: update_id.hex() for site, update_id in sorted(updates.items())}
+        return self._append("missed", {"round": round_number, "attempt": attempt, "reason": reason, "updates": dropped})
+
+    def record_committed(
+        self, record: RoundRecord, *, attempt: Attempt, score: Score, updates: Mapping[SiteName, bytes]
+    ) -> RoundRecord:
+        """Write a committed round and the id of each update it had, counted or not.
+
+        Returns:
+            The record with its sequence.
+        """
+        ids = {site: update_id.hex() for site, update_id in sorted(updates.items())}
+        body = {"record": record.to_json(), "attempt": attempt, "score": asdict(score), "updates": ids}
+        return replace(record, sequence=self._append("committed", body))
+
+    def record_ended(self, finish: Finish) -> int:
+        """Write how the experiment ended."""
+        return self._append("ended", asdict(finish))
+
+    def records(self, *, after: int = 0) -> Iterator[RoundRecord]:
+        """Read committed rounds again, oldest first, each with its sequence. Blocks.
+
+        Args:
+            after: only those with a higher sequence.
+        """
+        for entry in self._journal.entries(after=after):
+            if entry.kind == "committed":
+                yield replace(RoundRecord.from_json(entry.body["record"]), sequence=entry.sequence)
+
+    def close(self) -> None:
+        """Give the journal and its lock up."""
+        self._journal.close()
+
+    def _append(self, kind: str, body: dict[str, Any]) -> int:
+        sequence = self._journal.append(kind, body)
+        self.standpoint = _replay(self.standpoint, self.settled, kind, body, sequence)
+        return sequence
+
+
+def _check_opened(body: dict[str, Any], epoch: Epoch, spec_digest: Digest) -> None:
+    if body["epoch"] > epoch:
+        raise ConflictError(
+            f"this folder was taken over by epoch {body['epoch']}; this process has epoch {epoch}: it is superseded"
+        )
+    if body["spec_digest"] != spec_digest.hex():
+        raise ConflictError("this folder is of another experiment: its spec has another digest")
+
+
+def _replay(
+    standpoint: Standpoint, settled: dict[SiteName, list[Settled]], kind: str, body: dict[str, Any], sequence: int
+) -> Standpoint:
+    """Return the standpoint after one line; `settled` is brought up to date in place."""
+    if kind == "opened":
+        return replace(standpoint, port=int(body["port"]))
+    if kind == "missed":
+        for site, update_id in body["updates"].items():
+            _settle(settled, site, body["round"], body["attempt"], update_id, "quorum lost")
+        return replace(standpoint, attempt=Attempt(body["attempt"] + 1))
+    if kind == "committed":
+        record = RoundRecord.from_json(body["record"])
+        reasons = {row.site: "" if row.outcome is SiteOutcome.COUNTED else row.reason for row in record.sites}
+        for site, update_id in body["updates"].items():
+            _settle(settled, site, record.round, body["attempt"], update_id, reasons.get(SiteName(site), "late"))
+        return replace(
+            standpoint,
+            round=RoundNumber(record.round + 1),
+            attempt=Attempt(1),
+            expected=tuple(row.site for row in record.sites if row.outcome is not SiteOutcome.LOST),
+            score=Score(**body["score"]),
+            model_digest=Digest(bytes.fromhex(record.model_digest)),
+        )
+    if kind == "ended":
+        return replace(standpoint, end=Finish(**body), end_sequence=sequence)
+    return standpoint
+
+
+def _settle(
+    settled: dict[SiteName, list[Settled]], site: str, round_number: int, attempt: int, update_id: str, reason: str
+) -> None:
+    fact = Settled(
+        round=RoundNumber(round_number), attempt=Attempt(attempt), update_id=bytes.fromhex(update_id), reason=reason
+    )
+    # A site keeps one update at most, so of each site only the newest few can ever be asked for.
+    settled[SiteName(site)] = [*settled.get(SiteName(site), [])[-3:], fact]

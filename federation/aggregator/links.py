@@ -1,0 +1,168 @@
+"""The aggregator's connections: its own server for the sites, its channel to the director, and its certificate.
+
+The certificate is renewed when two thirds of its life are over. The server takes the new files by itself; the channel
+to the director is opened anew for the next call, and the old one is closed at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Self
+
+from federation.aggregator.control import RevokedSerials
+from federation.errors import ConfigurationError, FederationError
+from federation.names import Identity, Role, director_server_name
+from federation.pki import requests as pki_requests
+from federation.runtime.clock import pause
+from federation.runtime.records import write_atomically
+from federation.telemetry.logs import get_logger
+from federation.transport.authority import Authority
+from federation.transport.channels import open_channel
+from federation.transport.credentials import TlsFiles
+from federation.transport.handlers import method_path
+from federation.transport.methods import Stub
+from federation.transport.server import RpcServer
+from federation.v1 import aggregator_pb2, director_pb2
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import grpc
+
+    from federation.aggregator.config import AggregatorConfig
+    from federation.aggregator.service import AggregatorService
+    from federation.runtime.clock import Clock
+    from federation.telemetry.metrics import Metrics
+
+_DIRECTOR = director_pb2.DESCRIPTOR.services_by_name["Director"]
+_AGGREGATOR = aggregator_pb2.DESCRIPTOR.services_by_name["Aggregator"]
+_RENEW_AT = 2 / 3
+_RETRY_S = 60.0
+_LONGEST_PAUSE_S = 3600.0
+
+
+class Links:
+    """Connections of one aggregator; an asynchronous context manager that closes them.
+
+    Args:
+        config: addresses and certificate files.
+        metrics: where calls are counted.
+        clock: tells when the certificate is due.
+
+    Attributes:
+        revocations: certificates that no longer count.
+    """
+
+    def __init__(self, config: AggregatorConfig, metrics: Metrics, clock: Clock) -> None:
+        self.revocations = RevokedSerials()
+        self._config = config
+        self._metrics = metrics
+        self._clock = clock
+        self._identity = Identity(federation=config.federation, role=Role.AGGREGATOR, name=config.experiment)
+        self._tls = None
+        if config.tls is not None:
+            paths = config.tls
+            self._tls = TlsFiles(authority=paths.authority, certificate=paths.certificate, key=paths.key)
+        self._channels: list[grpc.aio.Channel] = []
+        self._serial = -1
+        self._log = get_logger(__name__).bind(experiment=config.experiment)
+
+    async def __aenter__(self) -> Self:
+        if self._tls is not None:
+            tls = self._tls
+            tls.check(now=self._clock.now())
+            self._metrics.watch_certificate(self._identity.spiffe, lambda: tls.facts().expires_at)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for channel in self._channels:
+            await channel.close()
+
+    @property
+    def has_director(self) -> bool:
+        """Whether there is a director at all."""
+        return self._config.director_address is not None
+
+    def director(self) -> Stub:
+        """Return a stub of the director, over a channel with the present certificate.
+
+        Raises:
+            ConfigurationError: there is no director, or the certificate files are not usable.
+        """
+        address = self._config.director_address
+        if address is None:
+            raise ConfigurationError("this aggregator has no director: director_address is null")
+        serial = self._tls.facts().serial if self._tls is not None else 0
+        if serial != self._serial:
+            name = self._config.director_server_name or director_server_name(self._config.federation)
+            self._channels.append(open_channel(address, server_name=name, tls=self._tls))
+            self._serial = serial
+        return Stub(self._channels[-1], _DIRECTOR, identity=self._identity if self._tls is None else None)
+
+    async def serve(self, service: AggregatorService, last_port: int) -> RpcServer:
+        """Start the server for the sites, at the port used before if that is free.
+
+        Args:
+            service: what it serves.
+            last_port: port an earlier process had; 0 if none.
+
+        Raises:
+            ConfigurationError: no port of the range is free, or the certificate files are not usable.
+        """
+        if self._tls is not None:
+            self._tls.load()
+        first, last = self._config.ports
+        ports = list(range(first, last + 1))
+        if last_port and (not first or first <= last_port <= last):
+            ports = [last_port, *(port for port in ports if port != last_port)]
+        for port in ports:
+            server = self._make_server(port)
+            server.add_service(_AGGREGATOR, service)
+            try:
+                await server.start()
+            except ConfigurationError as error:
+                self._log.info("port not free", port=port, reason=str(error))
+                await server.stop(0)
+                continue
+            return server
+        raise ConfigurationError(
+            f"no port from {first} to {last} on {self._config.listen_host} is free: widen the range of aggregator "
+            "ports, or end what uses them"
+        )
+
+    async def keep_certificate(self) -> None:
+        """Renew the certificate whenever it is due; runs for ever."""
+        while True:
+            due = self._due() if self._tls is not None else float("inf")
+            while (wait_s := due - self._clock.now()) > 0:
+                # By the wall clock, which may be set: so a long wait is looked at again each hour.
+                await pause(self._clock, min(wait_s, _LONGEST_PAUSE_S))
+            try:
+                await self._renew()
+            except FederationError as error:
+                self._log.warning("certificate not renewed; trying again", reason=str(error))
+                await pause(self._clock, _RETRY_S)
+
+    def _make_server(self, port: int) -> RpcServer:
+        rules = {method_path(method): frozenset({Role.ENVOY}) for method in _AGGREGATOR.methods}
+        authority = Authority(self._config.federation, rules, clock=self._clock, revoked=self.revocations)
+        return RpcServer(authority, self._metrics, tls=self._tls, host=self._config.listen_host, port=port)
+
+    def _due(self) -> float:
+        """When to renew, Unix seconds: its files say when it began."""
+        assert self._tls is not None  # noqa: S101 - the caller looked
+        began = self._tls.certificate.stat().st_mtime
+        return began + (self._tls.facts().expires_at - began) * _RENEW_AT
+
+    async def _renew(self) -> None:
+        assert self._tls is not None  # noqa: S101 - due only with files
+        key = pki_requests.make_key()
+        request = director_pb2.RenewRequest(signing_request=pki_requests.make_request(key))
+        reply = await self.director().unary("Renew", request)
+        # Between the two writes the files do not fit; the server passes over such a state.
+        write_atomically(self._tls.key, pki_requests.key_pem(key))
+        write_atomically(self._tls.certificate, reply.certificate)
+        with contextlib.suppress(ConfigurationError):
+            self._log.info("certificate renewed", expires_at=self._tls.facts().expires_at)

@@ -1,0 +1,124 @@
+"""What people get to see of a running experiment: events and status for the director, and the process's metrics.
+
+A round that is over within `QUIET_S` is told of by its report alone: progress that nobody could read would only cost
+the director a transaction per message. A longer one says where it is once that time has passed, and all from then on.
+What went wrong is always told.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from federation.rounds import events
+from federation.v1 import director_pb2
+
+if TYPE_CHECKING:
+    from federation.aggregator.sessions import Sessions
+    from federation.aggregator.supervision import Supervision
+    from federation.rounds.history import RoundRecord
+    from federation.rounds.machine import RoundMachine
+    from federation.runtime.clock import Cancellable, Clock
+    from federation.telemetry.metrics import Metrics
+
+QUIET_S = 0.5
+_MAX_TEXT = 500
+_ALWAYS = frozenset({events.Phase.PAUSED, events.Phase.MISSED, events.Phase.ENDED})
+
+
+class Reporter:
+    """Tells what happens.
+
+    Args:
+        supervision: whom to tell.
+        sessions: which sites are here.
+        metrics: where to show it.
+        clock: tells long rounds from short ones.
+    """
+
+    def __init__(self, supervision: Supervision, sessions: Sessions, metrics: Metrics, clock: Clock) -> None:
+        self._supervision = supervision
+        self._sessions = sessions
+        self._metrics = metrics
+        self._clock = clock
+        self._pause_reason = ""
+        self._quiet: Cancellable | None = None
+
+    def close(self) -> None:
+        """Forget the timer."""
+        if self._quiet is not None:
+            self._quiet.cancel()
+            self._quiet = None
+
+    def entered(self, action: events.EnterPhase, machine: RoundMachine) -> None:
+        """Tell that a phase began."""
+        self._metrics.round_number.set(action.round)
+        was_paused = bool(self._pause_reason)
+        self._pause_reason = action.reason if action.phase is events.Phase.PAUSED else ""
+        if was_paused or self._pause_reason:
+            self.status()
+        if action.phase is events.Phase.SELECT:
+            self.close()
+            self._quiet = self._clock.timer(QUIET_S, lambda: self._speak(machine))
+        if self._quiet is None or action.phase in _ALWAYS:
+            self._phase(action.phase, action.reason, machine)
+
+    def _speak(self, machine: RoundMachine) -> None:
+        """Tell where a round is that turned out to be a long one, and be quiet no more."""
+        self._quiet = None
+        self._phase(machine.phase, "", machine)
+
+    def _phase(self, phase: events.Phase, reason: str, machine: RoundMachine) -> None:
+        text = f"round {machine.round}: {phase.value}" + (f", {reason}" if reason else "")
+        self._supervision.event(
+            director_pb2.Event(kind="phase", text=text[:_MAX_TEXT], phase=_progress(machine, phase))
+        )
+
+    def happened(self, event: events.Event, machine: RoundMachine) -> None:
+        """Tell what a site did."""
+        if isinstance(event, events.SiteReady):
+            self._site(event.site, "ready")
+        elif isinstance(event, events.SiteLost):
+            self._site(event.site, event.reason)
+        elif isinstance(event, events.SiteFailed):
+            self._site(event.site, f"failed: {event.reason}")
+        elif isinstance(event, events.UpdateAdmitted) and self._quiet is None:
+            self._update(event.site, "update admitted", machine)
+        elif isinstance(event, events.UpdateRefused):
+            self._update(event.site, f"update refused: {event.reason}", machine)
+
+    def status(self) -> None:
+        """Tell how the experiment goes."""
+        self._metrics.sites.labels("ready").set(len(self._sessions.ready))
+        self._metrics.sites.labels("connected").set(self._sessions.connected)
+        self._supervision.status(
+            is_paused=bool(self._pause_reason), reason=self._pause_reason, sites=self._sessions.ready
+        )
+
+    def committed(self, record: RoundRecord) -> None:
+        """Tell of a committed round."""
+        self._metrics.rounds_committed_total.inc()
+        for name, value in record.train_metrics.items():
+            self._metrics.set_train_metric(name, value)
+        for name, value in record.metrics.items():
+            self._metrics.set_evaluation_metric(name, value)
+        for row in record.sites:
+            for name, value in row.train_metrics.items():
+                self._metrics.set_train_metric(name, value, row.site)
+            for name, value in row.metrics.items():
+                self._metrics.set_evaluation_metric(name, value, row.site)
+        self._supervision.committed(record)
+
+    def _site(self, site: str, text: str) -> None:
+        self._supervision.event(director_pb2.Event(kind="site", site=site, text=text[:_MAX_TEXT]))
+        self.status()
+
+    def _update(self, site: str, text: str, machine: RoundMachine) -> None:
+        self._supervision.event(
+            director_pb2.Event(kind="update", site=site, text=text[:_MAX_TEXT], phase=_progress(machine, machine.phase))
+        )
+
+
+def _progress(machine: RoundMachine, phase: events.Phase) -> director_pb2.PhaseChange:
+    return director_pb2.PhaseChange(
+        round=machine.round, phase=phase.value, sites_asked=len(machine.asked), sites_done=machine.done
+    )

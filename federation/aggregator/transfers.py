@@ -1,0 +1,157 @@
+"""Files between aggregator and director: the spec and the initial model down, models and history up.
+
+A cut transfer is tried again with backoff, a download from where it stopped. How long is the caller's to say: it
+cancels when its lease is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+from typing import TYPE_CHECKING, TypeVar
+
+from federation.errors import TransportError
+from federation.names import Digest
+from federation.runtime.clock import pause
+from federation.telemetry.logs import get_logger
+from federation.v1 import director_pb2
+from federation.wire.chunks import CHUNK_BYTES, ChunkReceiver, make_chunk
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from federation.names import ExperimentId
+    from federation.rounds.events import Finish
+    from federation.rounds.history import RoundRecord
+    from federation.runtime.clock import Clock
+    from federation.transport.methods import Stub
+
+_T = TypeVar("_T")
+_FIRST_BACKOFF_S, _MOST_BACKOFF_S = 0.1, 10.0
+
+
+class Transfers:
+    """Moves files.
+
+    Args:
+        connect: returns a stub of the Director service.
+        experiment: whose files.
+        clock: times the backoff.
+    """
+
+    def __init__(self, connect: Callable[[], Stub], experiment: ExperimentId, clock: Clock) -> None:
+        self._connect = connect
+        self._experiment = experiment
+        self._clock = clock
+        self._log = get_logger(__name__).bind(experiment=experiment)
+
+    async def fetch(self, name: str, path: Path) -> None:
+        """Download an artifact, unless it is there already.
+
+        Raises:
+            FederationError: the director has none, or gives none to us.
+        """
+        if await asyncio.to_thread(path.exists):
+            return
+        temporary = path.with_name(f".{path.name}.part")
+        with await asyncio.to_thread(temporary.open, "wb") as file:
+            download = _Download(file)
+            await self._persist(f"fetching {name}", lambda: self._fetch_rest(name, download))
+        await asyncio.to_thread(temporary.replace, path)
+
+    async def _fetch_rest(self, name: str, download: _Download) -> None:
+        request = director_pb2.DownloadArtifactRequest(
+            experiment=self._experiment, name=name, offset=download.received, digest=download.digest
+        )
+        async with self._connect().server_stream("DownloadArtifact", request) as replies:
+            async for reply in replies:
+                await asyncio.to_thread(download.accept, reply)
+        await asyncio.to_thread(download.finish)
+
+    async def upload(self, name: str, path: Path, round_number: int) -> None:
+        """Upload an artifact; the director replaces an earlier one of that name.
+
+        Raises:
+            FederationError: the director does not take it.
+        """
+        nbytes, digest = await asyncio.to_thread(_measure, path)
+        artifact = director_pb2.Artifact(name=name, bytes=nbytes, digest=digest, round=round_number)
+
+        async def once() -> None:
+            await self._connect().client_stream("UploadArtifact", _upload_requests(artifact, path))
+
+        await self._persist(f"uploading {name}", once)
+        self._log.info("artifact uploaded", artifact=name, bytes=nbytes)
+
+    async def _persist(self, what: str, work: Callable[[], Awaitable[_T]]) -> _T:
+        failures = 0
+        while True:
+            try:
+                return await work()
+            except TransportError as error:
+                self._log.warning("transfer cut", what=what, reason=str(error))
+                delay_s = min(_MOST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(failures, 20))
+                failures += 1
+                await pause(self._clock, delay_s * (0.5 + 0.5 * random.random()))  # noqa: S311 - spread, no secret
+
+
+class _Download:
+    """One file being downloaded, over any number of calls."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.digest = ""
+        self._file = file
+        self._receiver: ChunkReceiver | None = None
+
+    @property
+    def received(self) -> int:
+        return self._receiver.received if self._receiver else 0
+
+    def accept(self, reply: director_pb2.DownloadArtifactReply) -> None:
+        if self._receiver is None:
+            self._receiver = ChunkReceiver(reply.artifact.bytes)
+            self.digest = reply.artifact.digest
+        if reply.HasField("chunk"):
+            self._file.write(self._receiver.accept(reply.chunk))
+
+    def finish(self) -> None:
+        if self._receiver is None:
+            raise TransportError("the director sent nothing")
+        self._receiver.finish(Digest(bytes.fromhex(self.digest)))
+        self._file.flush()
+
+
+def write_history(path: Path, experiment: ExperimentId, finish: Finish, records: Iterator[RoundRecord]) -> None:
+    """Write ``history.json``: how the experiment ended, and every committed round. Blocks."""
+    with path.open("w", encoding="utf-8") as file:
+        head = {
+            "experiment": experiment,
+            "outcome": finish.outcome,
+            "reason": finish.reason,
+            "degraded": finish.is_degraded,
+        }
+        file.write(json.dumps(head)[:-1] + ', "rounds": [')
+        for index, record in enumerate(records):
+            file.write((",\n" if index else "\n") + json.dumps(record.to_json(), allow_nan=False))
+        file.write("\n]}\n")
+
+
+def _measure(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest
+
+
+async def _upload_requests(
+    artifact: director_pb2.Artifact, path: Path
+) -> AsyncIterator[director_pb2.UploadArtifactRequest]:
+    yield director_pb2.UploadArtifactRequest(artifact=artifact)
+    offset = 0
+    with await asyncio.to_thread(path.open, "rb") as file:
+        while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+            yield director_pb2.UploadArtifactRequest(chunk=make_chunk(offset, data))
+            offset += len(data)

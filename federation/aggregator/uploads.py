@@ -1,0 +1,371 @@
+"""Updates on their way in: announced, received in pieces, checked, admitted.
+
+Rules, in order:
+
+1. A newer upload of a site ends its older one, and waits until that has let go of the spool.
+2. An update that was admitted for this attempt is acknowledged again, whatever is sent.
+3. Task, then claim, are checked before a byte is taken (`federation.rounds.admission`); the bytes as they arrive, in
+   one pass (`federation.wire.reception`); norm and digests at the end. Only then is it admitted, in the spool first.
+4. Whatever is wrong with an update's content refuses it, and the site is done for this attempt. A cut or damaged
+   transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and changes nothing.
+5. When the attempt closes, uploads in progress end with CLOSED_ROUND.
+
+The next piece is received while a thread checks the one before; small uploads are checked where they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from federation.errors import MalformedMessageError, Refusal, StorageError, TransportError, UpdateRejectedError
+from federation.rounds import admission
+from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, UpdateRefused
+from federation.storage.spool import UpdateKey
+from federation.v1 import aggregator_pb2 as pb
+from federation.wire.payloads import BUFFERS, DELTA, INLINE_BYTES, OPTIMIZER
+from federation.wire.reception import PayloadReception
+from federation.wire.updates import UpdateAnnouncement, announcement_from_proto, commit_from_proto
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from concurrent.futures import Executor
+
+    from federation.names import PayloadName, RoundNumber, SiteName
+    from federation.plan import ExperimentSpec
+    from federation.rounds.events import Event
+    from federation.runtime.clock import Clock
+    from federation.storage.spool import Spool, SpooledUpdate, SpoolPayload
+    from federation.telemetry.metrics import Metrics
+    from federation.tensors import TensorSchema
+    from federation.transport.calls import Call
+
+_ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, Refusal.CLOSED_ROUND, Refusal.NOT_ASKED})
+
+
+class OpenRound(Protocol):
+    """The round in progress, as uploads see it."""
+
+    def expectation(self) -> admission.Expectation:
+        """Return what an update must look like now."""
+
+    def is_asked(self, site: SiteName) -> bool:
+        """Tell whether an update of this site would be taken now."""
+
+    def examples_cap(self, site: SiteName) -> int:
+        """Return the most examples this site may claim."""
+
+    def handle(self, event: Event) -> None:
+        """Take in what happened."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmittedUpdate:
+    """One admitted update: what its site announced, and what was found.
+
+    Attributes:
+        site: whose it is.
+        announcement: what the site said.
+        norm: L2 norm of its parameter change.
+        transfer_seconds: from header to admission.
+        digest: SHA-256 over its payload digests, hex.
+        payloads: its bytes, by payload name.
+    """
+
+    site: SiteName
+    announcement: UpdateAnnouncement
+    norm: float
+    transfer_seconds: float
+    digest: str
+    payloads: dict[PayloadName, SpoolPayload]
+
+
+def upload_schemas(spec: ExperimentSpec) -> tuple[tuple[PayloadName, TensorSchema], ...]:
+    """Return the payloads of every update of an experiment, in order."""
+    rows = ((DELTA, spec.schema_.parameters), (BUFFERS, spec.schema_.buffers), (OPTIMIZER, spec.optimizer_schema))
+    return tuple((name, schema) for name, schema in rows if schema.nbytes or name == DELTA)
+
+
+@dataclass(eq=False, slots=True)
+class _Reception:
+    """An update being received; outlives a cut stream."""
+
+    announcement: UpdateAnnouncement
+    update: SpooledUpdate
+    payloads: list[PayloadReception]
+    began: float
+
+
+class Uploads:
+    """All uploads of one experiment.
+
+    Args:
+        spec: schemas and plan.
+        spool: where they go; only used on `disk`.
+        round_: the round in progress.
+        disk: the one thread that has spool, journal and checkpoints.
+        pool: threads that check pieces.
+        clock: measures transfers.
+        metrics: counts admissions, refusals and bytes.
+    """
+
+    def __init__(
+        self,
+        spec: ExperimentSpec,
+        spool: Spool,
+        round_: OpenRound,
+        *,
+        disk: Executor,
+        pool: Executor,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self.schemas = upload_schemas(spec)
+        self._max_norm = spec.plan.max_norm
+        self._spool = spool
+        self._round = round_
+        self._disk = disk
+        self._pool = pool
+        self._clock = clock
+        self._metrics = metrics
+        self._is_small = sum(schema.nbytes for _, schema in self.schemas) <= INLINE_BYTES
+        self._locks: defaultdict[SiteName, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._calls: dict[SiteName, Call] = {}
+        self._receptions: dict[SiteName, _Reception] = {}
+        self._ids: dict[SiteName, bytes] = {}
+
+    def update_ids(self, round_number: RoundNumber) -> dict[SiteName, bytes]:
+        """Return the id of each update that was announced or admitted in the present attempt."""
+        admitted = {update.key.site: update.key.update_id for update in self._spool.admitted(round_number)}
+        return {**self._ids, **admitted}
+
+    def admitted(self, round_number: RoundNumber) -> list[AdmittedUpdate]:
+        """Return the admitted updates of a round, in name order."""
+        return [_read_admitted(update, self.schemas) for update in self._spool.admitted(round_number)]
+
+    def close_attempt(self) -> None:
+        """End every upload in progress: the attempt takes no more."""
+        for site, call in list(self._calls.items()):
+            del self._calls[site]
+            self._metrics.updates_refused_total.labels(Refusal.CLOSED_ROUND.value).inc()
+            call.end(UpdateRejectedError(Refusal.CLOSED_ROUND, "the round closed before the update was whole: drop it"))
+        self._receptions.clear()
+
+    async def settle(self) -> None:
+        """Return once no ended upload touches the spool any more."""
+        for lock in list(self._locks.values()):
+            async with lock:
+                pass
+
+    def forget_ids(self) -> None:
+        """Begin a new attempt."""
+        self._ids.clear()
+
+    async def receive(
+        self, site: SiteName, requests: AsyncIterator[pb.PushUpdateRequest], call: Call
+    ) -> AsyncGenerator[pb.PushUpdateReply, None]:
+        """Take one upload.
+
+        Raises:
+            UpdateRejectedError: it is not admitted.
+            TransportError: it was cut, damaged or superseded; resume it.
+            MalformedMessageError: it breaks the protocol.
+            StorageError: there was no room for it.
+        """
+        announcement = await _read_header(requests)
+        older = self._calls.get(site)
+        if older is not None:
+            older.end(TransportError("superseded by a newer upload of the same site"))
+        self._calls[site] = call
+        async with self._locks[site]:
+            try:
+                async for reply in self._receive(site, announcement, requests, call):
+                    yield reply
+            except UpdateRejectedError as error:
+                await self._refuse(site, announcement, error)
+                raise
+            except MalformedMessageError as error:
+                await self._give_up(site, announcement)
+                self._round.handle(UpdateRefused(site, f"malformed: {error}"))
+                raise
+            except StorageError as error:
+                self._round.handle(SiteFailed(site, f"{type(error).__name__} at the aggregator"))
+                raise
+            finally:
+                if self._calls.get(site) is call:
+                    del self._calls[site]
+
+    async def _receive(
+        self,
+        site: SiteName,
+        announcement: UpdateAnnouncement,
+        requests: AsyncIterator[pb.PushUpdateRequest],
+        call: Call,
+    ) -> AsyncGenerator[pb.PushUpdateReply, None]:
+        present = self._spool.find(site, announcement.round)
+        if present is not None and present.is_admitted and present.key.attempt == announcement.attempt:
+            yield pb.PushUpdateReply(
+                holding=pb.UpdateHolding(bytes=present.held, admitted=True, admitted_update_id=present.key.update_id)
+            )
+            yield pb.PushUpdateReply(result=pb.UpdateResult(admitted=True))
+            return
+        self._check(site, announcement)
+        if self._calls.get(site) is not call:
+            raise TransportError("superseded by a newer upload of the same site")
+        self._ids[site] = announcement.update_id
+        self._round.handle(ModelHeld(site))
+        reception = await self._begin(site, announcement)
+        held = [payload.held for payload in reception.payloads]
+        yield pb.PushUpdateReply(holding=pb.UpdateHolding(bytes=held, admitted=False))
+        commit = await self._read_chunks(reception, requests)
+        await self._admit(site, reception, commit)
+        yield pb.PushUpdateReply(result=pb.UpdateResult(admitted=True))
+
+    def _check(self, site: SiteName, announcement: UpdateAnnouncement) -> None:
+        """Rule 3, first half."""
+        claim = admission.Claim(
+            experiment=announcement.experiment,
+            epoch=announcement.epoch,
+            round=announcement.round,
+            attempt=announcement.attempt,
+            model_digest=announcement.model_digest,
+            payloads=tuple(
+                (payload.name, payload.schema_digest, payload.codec, payload.encoded_bytes)
+                for payload in announcement.payloads
+            ),
+            examples=announcement.examples,
+            metrics=announcement.metrics,
+        )
+        expected = self._round.expectation()
+        admission.check_task(claim, expected, is_asked=self._round.is_asked(site))
+        admission.check_claim(claim, expected, examples_cap=self._round.examples_cap(site))
+
+    async def _begin(self, site: SiteName, announcement: UpdateAnnouncement) -> _Reception:
+        key = UpdateKey(
+            site=site, round=announcement.round, attempt=announcement.attempt, update_id=announcement.update_id
+        )
+        sizes = [schema.nbytes for _, schema in self.schemas]
+        update = await self._on_disk(self._spool.begin, key, sizes, announcement.to_bytes())
+        reception = self._receptions.get(site)
+        if reception is None or reception.update is not update:
+            receptions = [
+                PayloadReception(payload, schema, sink)
+                for payload, (_, schema), sink in zip(announcement.payloads, self.schemas, update.payloads, strict=True)
+            ]
+            reception = _Reception(announcement, update, receptions, self._clock.monotonic())
+            self._receptions[site] = reception
+        return reception
+
+    async def _read_chunks(
+        self, reception: _Reception, requests: AsyncIterator[pb.PushUpdateRequest]
+    ) -> pb.UpdateCommit:
+        """Take pieces until the commit, one ahead of the thread that checks them."""
+        loop = asyncio.get_running_loop()
+        job: asyncio.Future[None] | None = None
+        try:
+            async for request in requests:
+                kind = request.WhichOneof("message")
+                if job is not None:
+                    checked, job = job, None
+                    await _finish_job(checked)
+                if kind == "commit":
+                    return request.commit
+                if kind != "chunk" or request.chunk.payload >= len(reception.payloads):
+                    raise MalformedMessageError("expected a chunk of an announced payload, or the commit")
+                work = functools.partial(self._accept, reception.payloads[request.chunk.payload], request)
+                if self._is_small:
+                    work()
+                else:
+                    job = loop.run_in_executor(self._pool, work)
+        finally:
+            if job is not None:
+                # The thread writes into the spool: nobody else may before it is done.
+                await asyncio.wait({job})
+        raise TransportError("the upload ended before its commit: resume it")
+
+    def _accept(self, payload: PayloadReception, request: pb.PushUpdateRequest) -> None:
+        chunk = request.chunk.chunk
+        if self._is_small and chunk.offset < payload.held:
+            return  # a small upload is sent whole at once, before its sender learns what is held
+        before = payload.held
+        payload.accept(chunk)
+        self._metrics.payload_bytes_total.labels("in", payload.payload.name).inc(payload.held - before)
+
+    async def _admit(self, site: SiteName, reception: _Reception, commit: pb.UpdateCommit) -> None:
+        """Rule 3, second half."""
+        digests = commit_from_proto(commit, len(reception.payloads))
+        for payload, digest in zip(reception.payloads, digests, strict=True):
+            payload.finish(digest)
+        norm = reception.payloads[0].norm
+        admission.check_norm(norm, self._max_norm)
+        self._require_open(site)
+        facts = {
+            "norm": norm,
+            "transfer_seconds": self._clock.monotonic() - reception.began,
+            "digest": hashlib.sha256(b"".join(digests)).hexdigest(),
+        }
+        await self._on_disk(self._spool.admit, reception.update, digests, facts)
+        try:
+            self._require_open(site)  # it may have closed while the record was written
+        except UpdateRejectedError:
+            await self._on_disk(self._spool.discard, reception.update)
+            raise
+        # Its call must not be ended by the closing of the attempt, which this very update may bring about.
+        self._calls.pop(site, None)
+        self._receptions.pop(site, None)
+        self._metrics.updates_admitted_total.inc()
+        self._round.handle(UpdateAdmitted(site))
+
+    def _require_open(self, site: SiteName) -> None:
+        if not self._round.is_asked(site):
+            raise UpdateRejectedError(Refusal.CLOSED_ROUND, "the round closed before the update was whole: drop it")
+
+    async def _refuse(self, site: SiteName, announcement: UpdateAnnouncement, error: UpdateRejectedError) -> None:
+        self._metrics.updates_refused_total.labels(error.refusal.value).inc()
+        if error.refusal in _ANSWERS_NO_TASK:
+            return
+        self._ids[site] = announcement.update_id
+        await self._give_up(site, announcement)
+        self._round.handle(UpdateRefused(site, f"{error.refusal.value}: {error}"))
+
+    async def _give_up(self, site: SiteName, announcement: UpdateAnnouncement) -> None:
+        """Forget what was received, so that it cannot be resumed."""
+        reception = self._receptions.get(site)
+        if reception is not None and reception.announcement.update_id == announcement.update_id:
+            del self._receptions[site]
+            await self._on_disk(self._spool.discard, reception.update)
+
+    async def _on_disk(self, work: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
+
+
+async def _read_header(requests: AsyncIterator[pb.PushUpdateRequest]) -> UpdateAnnouncement:
+    async for request in requests:
+        if not request.HasField("header"):
+            break
+        return announcement_from_proto(request.header)
+    raise MalformedMessageError("an upload begins with its header")
+
+
+async def _finish_job(job: asyncio.Future[None]) -> None:
+    """Wait for a thread's job even if we are cancelled: it writes into the spool."""
+    try:
+        await asyncio.shield(job)
+    except asyncio.CancelledError:
+        await asyncio.wait({job})
+        raise
+
+
+def _read_admitted(update: SpooledUpdate, schemas: tuple[tuple[PayloadName, TensorSchema], ...]) -> AdmittedUpdate:
+    return AdmittedUpdate(
+        site=update.key.site,
+        announcement=UpdateAnnouncement.from_bytes(update.header),
+        norm=float(update.facts["norm"]),
+        transfer_seconds=float(update.facts["transfer_seconds"]),
+        digest=str(update.facts["digest"]),
+        payloads={name: payload for (name, _), payload in zip(schemas, update.payloads, strict=True)},
+    )

@@ -2,5 +2,6 @@
 
 - `authority`: the federation's certificate authority and what it issues. - `requests`: keys, signing requests,
   enrolment, renewal. - `tokens`: join tokens. - `signing`: signing keys, which owe nothing to the authority.
-- `known`: keys pinned at a silo. - `revocation`: certificates that no longer count. - `files`: how all are written.
+- `certificates`: reading one. - `known`: keys pinned at a silo. - `revocation`: certificates that no longer count.
+- `files`: how all are written.
 """

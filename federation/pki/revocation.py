@@ -57,6 +57,11 @@ class RevocationList:
     def __len__(self) -> int:
         return len(self._serials)
 
+    @property
+    def serials(self) -> frozenset[int]:
+        """The revoked serial numbers as last read, for the director to pass on to its aggregators."""
+        return self._serials
+
     def reload(self) -> bool:
         """Read the file again if it has changed; tell subscribers if its content has.
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cryptography import x509
-
 from federation.errors import ConfigurationError, IdentityError
 from federation.names import Identity, Role, SiteName, check_name
 from federation.pki.authority import CertificateAuthority, write_identity
+from federation.pki.certificates import parse_certificate
 from federation.pki.requests import key_pem, load_key_pem, make_key
 
 if TYPE_CHECKING:
@@ -81,12 +80,10 @@ def _blocks(text: str) -> tuple[bytes, bytes, bytes]:
 
 
 def _joiner_of(pem: bytes) -> Identity:
+    certificate = parse_certificate(pem, "the token's certificate")
     try:
-        certificate = x509.load_pem_x509_certificate(pem)
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
-        identity = Identity.parse(uri)
-    except (ValueError, x509.ExtensionNotFound, IdentityError) as error:
+        identity = Identity.parse(certificate.spiffe)
+    except IdentityError as error:
         raise ConfigurationError(f"not a join token: its certificate names no joiner ({error})") from error
     if identity.role is not Role.JOINER:
         raise ConfigurationError(f"not a join token: its certificate is of {identity}")

@@ -1,0 +1,58 @@
+"""What a certificate file says, for people and for whoever checks what an authority sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from federation.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """What a certificate says.
+
+    Attributes:
+        spiffe: its one URI; ``spiffe://<federation>`` alone for an authority.
+        fingerprint: ``sha256:`` and the hex SHA-256 of the DER certificate.
+        serial: serial number, as revocation lists name it.
+        expires_at: end of its validity, Unix seconds.
+        public_key: key it certifies.
+    """
+
+    spiffe: str
+    fingerprint: str
+    serial: int
+    expires_at: float
+    public_key: CertificatePublicKeyTypes
+
+
+def parse_certificate(pem: bytes, what: str) -> Certificate:
+    """Read a certificate with exactly one URI.
+
+    Args:
+        pem: the certificate.
+        what: what it should be, for the error.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise ConfigurationError(f"{what} is not a certificate with one SPIFFE id: {error}") from error
+    return Certificate(
+        spiffe=uri,
+        fingerprint="sha256:" + certificate.fingerprint(hashes.SHA256()).hex(),
+        serial=certificate.serial_number,
+        expires_at=certificate.not_valid_after_utc.timestamp(),
+        public_key=certificate.public_key(),
+    )

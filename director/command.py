@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Never
+from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 from pydantic import BaseModel
@@ -20,6 +19,9 @@ from director.store.database import Database
 from federation.errors import ConfigurationError, FederationError
 from federation.runtime.shutdown import Shutdown
 from federation.telemetry import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FAULT, BAD_CONFIGURATION = 1, 2
 

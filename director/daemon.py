@@ -3,9 +3,7 @@
 Rules, in order:
 
 1. Nothing is served before the database is migrated, its lease is ours, and half submissions are taken back.
-2. The lease is kept by a timer at a third of its length; a director that loses it stops at once and leaves its
-   aggregators to whoever has it now. The same timer looks at the revocation list, so that open streams of revoked
-   peers end.
+2. A director that loses its lease (`director.leasing`) stops at once and leaves its aggregators to whoever has it now.
 3. SIGTERM drains: no more submissions or starts, aggregators stop, their experiments stay RUNNING in the database,
    calls get a grace period. A second one stops at once.
 4. A fault of ours (a task that must not end ended) stops the director but not its aggregators: the next start adopts
@@ -19,7 +17,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from director import holder
 from director.attendance import Attendance
 from director.bulletin import Bulletin
 from director.desk import Desk
@@ -27,20 +24,20 @@ from director.enrolment import Enrolment, aggregator_configuration
 from director.exchange import Exchange
 from director.intake import Allowance, Intake
 from director.launcher import SubprocessLauncher
+from director.leasing import LeaseKeeper, give_up_lease, take_lease
 from director.logs import LogFolder
 from director.overseer import Overseer
 from director.running import Patience
 from director.service import DESCRIPTOR, DirectorService, rules
-from director.store import lease
 from director.store.database import Database, check_url
 from director.supervision import Supervision
-from federation.errors import ConfigurationError, ConflictError, StorageError
+from federation.errors import ConfigurationError
 from federation.names import FederationName, Identity, Role
 from federation.pki.authority import CertificateAuthority
 from federation.pki.revocation import RevocationList
 from federation.runtime.children import Limits as ChildLimits
+from federation.runtime.clock import SystemClock
 from federation.runtime.notify import notify_ready, notify_stopping
-from federation.runtime.clock import SystemClock, pause
 from federation.runtime.tasks import Supervisor
 from federation.storage.artifacts import FsspecStore
 from federation.telemetry.http import MonitoringServer
@@ -122,7 +119,7 @@ async def serving(
         ConfigurationError: as `run`.
     """
     clock = clock or SystemClock()
-    tls, authority, revoked = _credentials(settings, clock)
+    identity = _identify(settings, clock)
     make_folders(settings)
     metrics = Metrics()
     bulletin = Bulletin()
@@ -131,77 +128,53 @@ async def serving(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         await database.migrate()
-        held = await _take_lease(database, settings, clock)
-        stack.push_async_callback(_give_up_lease, database, held)
+        epoch = await take_lease(database, clock, settings.times.lease_s)
+        stack.push_async_callback(give_up_lease, database, epoch)
         tasks = await stack.enter_async_context(Supervisor(_DIRECTOR))
-        actor = Identity(federation=settings.federation, role=Role.DIRECTOR, name=_DIRECTOR).spiffe
-        server = RpcServer(
-            Authority(
-                settings.federation,
-                rules(),
-                clock=clock,
-                revoked=revoked,
-                limits=Limits(calls_per_identity=settings.limits.calls_per_identity),
-            ),
-            metrics,
-            tls=tls,
-            host=settings.listen.host,
-            port=settings.listen.port,
-        )
-        configure = aggregator_configuration(settings, authority, clock, lambda: _own_address(settings, server.port))
-        overseer = Overseer(
-            actor=actor,
-            database=database,
-            launcher=launcher or SubprocessLauncher(configure, _child_limits(settings)),
-            work=settings.work,
-            clock=clock,
-            metrics=metrics,
-            slots=settings.aggregators.max_running,
-            patience=_patience(settings),
-            tasks=tasks,
-        )
+
+        server = _build_server(settings, identity, metrics, clock)
+        if launcher is None:
+            configure = aggregator_configuration(
+                settings, identity.authority, clock, lambda: _own_address(settings, server.port)
+            )
+            launcher = SubprocessLauncher(configure, _child_limits(settings))
+        overseer = _build_overseer(settings, database, launcher, metrics, clock, tasks)
         logs = LogFolder(settings.work, settings.limits.log_bytes_per_site)
         attendance = Attendance(
             federation=settings.federation,
             database=database,
             logs=logs,
             clock=clock,
-            lease_epoch=held,
+            lease_epoch=epoch,
             listener=overseer,
         )
-        supervision = Supervision(
-            database=database,
-            clock=clock,
-            listener=overseer,
-            revoked=lambda: [f"{serial:x}" for serial in sorted(revoked.serials)] if revoked else [],
-        )
+        supervision = Supervision(database=database, clock=clock, listener=overseer, revoked=identity.revoked_serials)
         overseer.attach(attendance, supervision)
-        intake = _intake(settings, database, store, clock, overseer)
+        intake = _build_intake(settings, database, store, clock, overseer)
         await intake.tidy()
         service = DirectorService(
             federation=settings.federation,
             clock=clock,
-            certificate_expires_at=lambda: tls.facts().expires_at if tls else 0.0,
+            certificate_expires_at=identity.expires_at,
             intake=intake,
             desk=Desk(database=database, bulletin=bulletin, logs=logs, attendance=attendance, overseer=overseer),
             exchange=Exchange(
-                database=database, store=store, clock=clock, most_bytes=settings.limits.max_model_bytes * 2
+                database=database, store=store, clock=clock, most_bytes=2 * settings.limits.max_model_bytes
             ),
             attendance=attendance,
             supervision=supervision,
             enrolment=Enrolment(
-                authority=authority,
+                authority=identity.authority,
                 database=database,
                 clock=clock,
                 aggregator_lifetime_s=settings.aggregators.certificate_days * 86400.0,
             ),
         )
         server.add_service(DESCRIPTOR, service)
-        keeper = _Keeper(database, clock, settings.times.lease_s, held, revoked)
-        if revoked is not None:
-            stack.callback(revoked.subscribe(supervision.push_revoked))
-        if tls is not None:
-            metrics.watch_certificate(actor, lambda: tls.facts().expires_at)
+
+        keeper = LeaseKeeper(database, clock, settings.times.lease_s, epoch=epoch, revoked=identity.revoked)
+        if identity.revoked is not None:
+            stack.callback(identity.revoked.subscribe(supervision.push_revoked))
         tasks.eternal("lease", keeper.keep())
         tasks.eternal("overseer", overseer.work())
         monitoring = MonitoringServer(
@@ -211,99 +184,49 @@ async def serving(
             {"database": lambda: overseer.trouble, "lease": lambda: keeper.trouble},
             supervision.metrics_targets,
         )
-        metrics_port = await monitoring.start()
         stack.push_async_callback(monitoring.stop)
-        port = await server.start()
+        metrics_port = await monitoring.start()
         stack.push_async_callback(server.stop, 0.0)
+        port = await server.start()
         # Last in, first out: whatever ends the context, aggregators that still run are left to the next director.
         stack.callback(overseer.aggregators.release)
         await overseer.resume()
-        yield Director(port=port, metrics_port=metrics_port, lease_epoch=held, overseer=overseer, server=server)
+        yield Director(port=port, metrics_port=metrics_port, lease_epoch=epoch, overseer=overseer, server=server)
 
 
-class _Keeper:
-    """Keeps the lease, and looks at the revocation list while it is at it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Identity:
+    """Who the director is; all None where it runs without TLS."""
 
-    Attributes:
-        trouble: why the lease could not be prolonged at the last try; None if it could.
-    """
+    tls: TlsFiles | None = None
+    authority: CertificateAuthority | None = None
+    revoked: RevocationList | None = None
 
-    def __init__(
-        self, database: Database, clock: Clock, lasts_s: float, epoch: int, revoked: RevocationList | None
-    ) -> None:
-        self.trouble: str | None = None
-        self._database = database
-        self._clock = clock
-        self._lasts_s = lasts_s
-        self._epoch = epoch
-        self._revoked = revoked
+    def expires_at(self) -> float:
+        """End of the director's own certificate, Unix seconds; 0 without one. Read anew: files are replaced."""
+        return self.tls.facts().expires_at if self.tls else 0.0
 
-    async def keep(self) -> None:
-        """Prolong the lease for ever.
-
-        Raises:
-            ConflictError: it was lost.
-        """
-        until = self._clock.monotonic() + self._lasts_s
-        while True:
-            await pause(self._clock, self._lasts_s / 3)
-            asked = self._clock.monotonic()
-            try:
-                await self._database.transact(
-                    lease.keep, epoch=self._epoch, now=self._clock.now(), lasts_s=self._lasts_s
-                )
-                until, self.trouble = asked + self._lasts_s, None
-            except StorageError as error:
-                self.trouble = str(error)
-                if self._clock.monotonic() >= until:
-                    raise ConflictError(f"the lease could not be kept and has run out: {error}") from error
-            self._look_for_revocations()
-
-    def _look_for_revocations(self) -> None:
-        if self._revoked is not None:
-            try:
-                self._revoked.reload()
-            except ConfigurationError as error:
-                _log.error("revocation list cannot be read; calls are refused", reason=str(error))
+    def revoked_serials(self) -> list[str]:
+        """Serial numbers of revoked certificates, hex."""
+        return [f"{serial:x}" for serial in sorted(self.revoked.serials)] if self.revoked else []
 
 
-async def _take_lease(database: Database, settings: DirectorSettings, clock: Clock) -> int:
-    try:
-        return await database.transact(
-            lease.take,
-            holder=holder.describe(),
-            now=clock.now(),
-            lasts_s=settings.times.lease_s,
-            is_dead=holder.is_dead,
-        )
-    except ConflictError as error:
-        raise ConfigurationError(str(error)) from error
-
-
-async def _give_up_lease(database: Database, epoch: int) -> None:
-    try:
-        await database.transact(lease.give_up, epoch=epoch)
-    except StorageError as error:
-        _log.warning("lease not given up; it runs out by itself", reason=str(error))
-
-
-def _credentials(
-    settings: DirectorSettings, clock: Clock
-) -> tuple[TlsFiles | None, CertificateAuthority | None, RevocationList | None]:
+def _identify(settings: DirectorSettings, clock: Clock) -> _Identity:
     if settings.listen.insecure:
         _log.warning("running without TLS: everybody on this machine is who he says he is")
-        return None, None, None
-    tls = TlsFiles(authority=settings.tls.authority, certificate=settings.tls.certificate, key=settings.tls.key)
-    identity = tls.check(now=clock.now()).identity
-    if identity.federation != settings.federation or identity.role is not Role.DIRECTOR:
+        return _Identity()
+    section = settings.tls
+    tls = TlsFiles(authority=section.authority, certificate=section.certificate, key=section.key)
+    holder = tls.check(now=clock.now()).identity
+    if holder.federation != settings.federation or holder.role is not Role.DIRECTOR:
         raise ConfigurationError(
-            f"certificate {settings.tls.certificate} is of {identity}, expected a director of {settings.federation!r}: "
+            f"certificate {section.certificate} is of {holder}, expected a director of {settings.federation!r}: "
             "issue one with `federation pki issue director`"
         )
-    authority = CertificateAuthority.load(settings.tls.ca)
+    authority = CertificateAuthority.load(section.ca)
     if authority.federation != settings.federation:
-        raise ConfigurationError(f"the authority in {settings.tls.ca} is of federation {authority.federation!r}")
-    return tls, authority, RevocationList(settings.tls.revoked)
+        raise ConfigurationError(f"the authority in {section.ca} is of federation {authority.federation!r}")
+    return _Identity(tls=tls, authority=authority, revoked=RevocationList(section.revoked))
 
 
 def check(settings: DirectorSettings) -> list[str]:
@@ -313,7 +236,8 @@ def check(settings: DirectorSettings) -> list[str]:
         ConfigurationError: what is wrong.
     """
     clock = SystemClock()
-    tls, authority, revoked = _credentials(settings, clock)
+    identity = _identify(settings, clock)
+    tls, authority, revoked = identity.tls, identity.authority, identity.revoked
     lines = [f"federation {settings.federation}, listening at {settings.listen.host}:{settings.listen.port}"]
     if tls is not None and authority is not None:
         days = (tls.facts().expires_at - clock.now()) / 86400
@@ -361,7 +285,41 @@ def _patience(settings: DirectorSettings) -> Patience:
     )
 
 
-def _intake(
+def _build_server(settings: DirectorSettings, identity: _Identity, metrics: Metrics, clock: Clock) -> RpcServer:
+    if identity.tls is not None:
+        metrics.watch_certificate(identity.tls.facts().identity.spiffe, identity.expires_at)
+    authority = Authority(
+        settings.federation,
+        rules(),
+        clock=clock,
+        revoked=identity.revoked,
+        limits=Limits(calls_per_identity=settings.limits.calls_per_identity),
+    )
+    return RpcServer(authority, metrics, tls=identity.tls, host=settings.listen.host, port=settings.listen.port)
+
+
+def _build_overseer(
+    settings: DirectorSettings,
+    database: Database,
+    launcher: Launcher,
+    metrics: Metrics,
+    clock: Clock,
+    tasks: Supervisor,
+) -> Overseer:
+    return Overseer(
+        actor=Identity(federation=settings.federation, role=Role.DIRECTOR, name=_DIRECTOR).spiffe,
+        database=database,
+        launcher=launcher,
+        work=settings.work,
+        clock=clock,
+        metrics=metrics,
+        slots=settings.aggregators.max_running,
+        patience=_patience(settings),
+        tasks=tasks,
+    )
+
+
+def _build_intake(
     settings: DirectorSettings, database: Database, store: FsspecStore, clock: Clock, overseer: Overseer
 ) -> Intake:
     limits = settings.limits

@@ -51,7 +51,7 @@ def take(
         except IntegrityError as error:
             raise ConflictError("another director took the lease of this database at the same moment") from error
         return 1
-    if row.expires_at > now and row.holder != holder and not is_dead(row.holder):
+    if row.expires_at > now and not is_dead(row.holder):
         raise ConflictError(
             f"another director ({row.holder}) holds the lease of this database for {row.expires_at - now:.0f} more "
             "seconds: stop it, or give this one a database of its own"

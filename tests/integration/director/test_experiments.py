@@ -36,9 +36,7 @@ async def start(world: Any, make_package: Any, make_shard: Any, *sites: str) -> 
     return experiment, envoys, process, aggregator
 
 
-async def test_an_experiment_runs_from_submission_to_completion(
-    world: Any, make_package: Any, make_shard: Any
-) -> None:
+async def test_an_experiment_runs_from_submission_to_completion(world: Any, make_package: Any, make_shard: Any) -> None:
     experiment, envoys, process, aggregator = await start(world, make_package, make_shard, "north", "south")
     assignments = [await envoy.accept() for envoy in envoys]
     assert {item.aggregator_address for item in assignments} == {"localhost:4001"}
@@ -97,7 +95,7 @@ async def test_a_site_that_comes_late_is_asked_too(world: Any, make_package: Any
 
 
 async def test_an_assignment_is_repeated_after_a_reconnect(world: Any, make_package: Any, make_shard: Any) -> None:
-    experiment, (envoy,), _, _ = await start(world, make_package, make_shard, "north")
+    _, (envoy,), _, _ = await start(world, make_package, make_shard, "north")
     first = await envoy.read_kind("assignment")
     again = await (await world.attend("north")).read_kind("assignment")
     assert first == again
@@ -196,9 +194,7 @@ async def test_a_crashed_aggregator_is_restarted_with_the_next_epoch(
     assert "epoch 1 ended: killed by signal 9" in with_text[-1].text
 
 
-async def test_an_aggregator_of_an_older_epoch_is_told_to_stop(
-    world: Any, make_package: Any, make_shard: Any
-) -> None:
+async def test_an_aggregator_of_an_older_epoch_is_told_to_stop(world: Any, make_package: Any, make_shard: Any) -> None:
     _, _, process, older = await start(world, make_package, make_shard, "north")
     process.end()
     await world.launcher.next()
@@ -240,10 +236,8 @@ async def test_reports_and_statuses_become_the_experiment_and_repeat_without_har
     assert len((await world.experiment(experiment)).rounds) == 1
 
 
-async def test_an_aggregator_speaks_for_its_own_experiment_only(
-    world: Any, make_package: Any, make_shard: Any
-) -> None:
-    experiment, _, process, _ = await start(world, make_package, make_shard, "north")
+async def test_an_aggregator_speaks_for_its_own_experiment_only(world: Any, make_package: Any, make_shard: Any) -> None:
+    experiment, _, _, _ = await start(world, make_package, make_shard, "north")
     call = world.stub(Role.AGGREGATOR, "other-abcdefgh").bidi("Supervise")
     hello = pb.AggregatorHello(experiment=experiment, epoch=1)
     await call.write(pb.SuperviseRequest(hello=hello))
@@ -335,4 +329,3 @@ async def test_envoys_are_listed_with_their_shards_online_or_not(world: Any, mak
     listed = await world.stub(Role.USER, "alice").unary("ListEnvoys", pb.ListEnvoysRequest())
     assert [(item.site, item.online) for item in listed.envoys] == [("north", False), ("south", True)]
     assert [item.description for item in listed.envoys[0].shards] == ["ward 3"]
-

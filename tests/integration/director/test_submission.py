@@ -120,7 +120,7 @@ async def test_an_unsigned_or_wrongly_signed_manifest_is_refused(world: Any, mak
 
 
 async def test_the_bundle_of_somebody_else_is_refused(world: Any, make_package: Any) -> None:
-    with pytest.raises(IdentityError, match="signed as user 'bob', the certificate is of .*alice"):
+    with pytest.raises(IdentityError, match=r"signed as user 'bob', the certificate is of .*alice"):
         await make_package(user="bob").submit(world, user="alice")
 
 

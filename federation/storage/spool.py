@@ -23,7 +23,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from federation.errors import StorageError
+from federation.errors import InvalidNameError, StorageError
 from federation.names import Attempt, Digest, RoundNumber, SiteName, check_name
 from federation.storage.disk import Buffer, pread_into, preallocate, pwrite_all, translated, write_atomically
 
@@ -318,7 +318,7 @@ class _Slot:
 
 def _read_record(path: Path, slots: dict[str, _Slot]) -> SpooledUpdate | None:
     """Return the update a record describes if its bytes are there and right."""
-    with contextlib.suppress(KeyError, TypeError, ValueError, StorageError):
+    with contextlib.suppress(KeyError, TypeError, ValueError, InvalidNameError, StorageError):
         record = json.loads(path.read_bytes())
         slot = slots[record["slot"]]
         key = UpdateKey(

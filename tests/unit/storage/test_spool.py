@@ -1,0 +1,288 @@
+"""The spool: resumed, reused, and never without what was admitted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from federation.errors import InvalidNameError, StorageError
+from federation.names import Attempt, Digest, RoundNumber, SiteName
+from federation.storage.disk import DiskFullError
+from federation.storage.spool import Spool, SpooledUpdate, UpdateKey
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROUND = RoundNumber(3)
+FIRST = Attempt(1)
+
+
+def key(site: str = "alpha", round_number: int = 3, attempt: int = 1, update_id: bytes = b"id") -> UpdateKey:
+    return UpdateKey(
+        site=SiteName(site), round=RoundNumber(round_number), attempt=Attempt(attempt), update_id=update_id
+    )
+
+
+def fill(update: SpooledUpdate, *contents: bytes) -> list[Digest]:
+    for payload, content in zip(update.payloads, contents, strict=True):
+        payload.pwrite(0, content)
+    return [Digest(hashlib.sha256(content).digest()) for content in contents]
+
+
+def admit_one(spool: Spool, site: str, content: bytes, round_number: int = 3, attempt: int = 1) -> SpooledUpdate:
+    update = spool.begin(key(site, round_number, attempt), [len(content)], b"header of " + site.encode())
+    spool.admit(update, fill(update, content), {"norm": 1.5})
+    return update
+
+
+def content_of(update: SpooledUpdate, index: int = 0) -> bytes:
+    payload = update.payloads[index]
+    content = bytearray(payload.nbytes)
+    payload.pread_into(0, content)
+    return bytes(content)
+
+
+def test_payloads_of_an_update_lie_side_by_side(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    update = spool.begin(key(), [4, 0, 3], b"header")
+    fill(update, b"abcd", b"", b"xyz")
+    assert [content_of(update, index) for index in range(3)] == [b"abcd", b"", b"xyz"]
+    piece = bytearray(2)
+    update.payloads[2].pread_into(1, piece)
+    assert piece == b"yz"
+
+
+def test_an_upload_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.begin(key(), [6], b"header").payloads[0].pwrite(0, b"abc")
+    again = spool.begin(key(), [6], b"header")
+    assert again.held == (3,)
+    again.payloads[0].pwrite(3, b"def")
+    assert content_of(again) == b"abcdef"
+
+
+@pytest.mark.parametrize("other", [key(update_id=b"other"), key(attempt=2)], ids=["another id", "another attempt"])
+def test_bytes_of_another_update_do_not_count(tmp_path: Path, other: UpdateKey) -> None:
+    spool = Spool(tmp_path)
+    spool.begin(key(), [6], b"header").payloads[0].pwrite(0, b"abc")
+    assert spool.begin(other, [6], b"header").held == (0,)
+
+
+def test_an_admitted_update_is_returned_to_whoever_sends_for_the_same_attempt(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    update = admit_one(spool, "alpha", b"abc")
+    assert spool.begin(key(update_id=b"other"), [9], b"another") is update
+    assert spool.admitted(ROUND) == [update]
+
+
+def test_an_admitted_update_of_a_missed_attempt_is_replaced(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    admit_one(spool, "alpha", b"abc")
+    update = spool.begin(key(attempt=2), [3], b"header")
+    assert not update.is_admitted
+    assert spool.admitted(ROUND) == []
+    assert list(tmp_path.glob("admitted-*")) == []
+
+
+def test_admitting_twice_is_admitting_once(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    update = admit_one(spool, "alpha", b"abc")
+    spool.admit(update, [], {})
+    assert update.facts == {"norm": 1.5}
+
+
+def test_an_update_that_is_not_whole_cannot_be_admitted(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    update = spool.begin(key(), [3], b"header")
+    update.payloads[0].pwrite(0, b"ab")
+    with pytest.raises(RuntimeError, match="not whole"):
+        spool.admit(update, [Digest(bytes(32))], {})
+    assert not update.is_admitted
+
+
+@pytest.mark.parametrize("offset", [0, 2, 4], ids=["overlap", "overlap by one", "gap"])
+def test_bytes_are_written_in_order_only(tmp_path: Path, offset: int) -> None:
+    payload = Spool(tmp_path).begin(key(), [9], b"header").payloads[0]
+    payload.pwrite(0, b"abc")
+    with pytest.raises(ValueError, match="expected at 3"):
+        payload.pwrite(offset, b"d")
+    assert payload.received == 3
+
+
+def test_no_payload_reaches_into_its_neighbour(tmp_path: Path) -> None:
+    update = Spool(tmp_path).begin(key(), [2, 2], b"header")
+    with pytest.raises(ValueError, match="up to 2"):
+        update.payloads[0].pwrite(0, b"abc")
+    with pytest.raises(StorageError, match="past the 2 bytes"):
+        update.payloads[0].pread_into(1, bytearray(2))
+
+
+def test_admitted_updates_come_in_name_order_whatever_the_order_of_arrival(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    for site in ("gamma", "alpha", "beta"):
+        admit_one(spool, site, site.encode())
+    assert [update.key.site for update in spool.admitted(ROUND)] == ["alpha", "beta", "gamma"]
+
+
+def test_files_are_used_again_and_never_grow_in_number(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    for number in range(1, 6):
+        for site in ("alpha", "beta"):
+            admit_one(spool, site, bytes(1000), number)
+        spool.release(RoundNumber(number))
+    assert len(list(tmp_path.glob("slot-*"))) == 2
+    assert list(tmp_path.glob("admitted-*")) == []
+    spool.close()
+    reopened = Spool(tmp_path)
+    reopened.begin(key(), [1000], b"header")
+    assert len(list(tmp_path.glob("slot-*"))) == 2
+
+
+def test_a_restart_finds_what_was_admitted_and_drops_what_was_not(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    admit_one(spool, "beta", b"beta's")
+    admit_one(spool, "alpha", b"alpha's")
+    spool.begin(key("gamma"), [3], b"header").payloads[0].pwrite(0, b"ab")
+    spool.close()
+    again = Spool(tmp_path)
+    found = again.recover(ROUND, FIRST)
+    assert [update.key.site for update in found] == ["alpha", "beta"]
+    assert [content_of(update) for update in found] == [b"alpha's", b"beta's"]
+    assert [update.header for update in found] == [b"header of alpha", b"header of beta"]
+    assert found[0].facts == {"norm": 1.5}
+    assert found[0].is_admitted
+    assert again.begin(key("gamma"), [3], b"header").held == (0,)
+    assert [content_of(update) for update in again.admitted(ROUND)] == [b"alpha's", b"beta's"]
+
+
+@pytest.mark.parametrize(("round_number", "attempt"), [(4, 1), (2, 1), (3, 2)], ids=["later", "earlier", "attempt"])
+def test_a_restart_in_another_round_or_attempt_drops_the_records(
+    tmp_path: Path, round_number: int, attempt: int
+) -> None:
+    spool = Spool(tmp_path)
+    admit_one(spool, "alpha", b"abc")
+    spool.close()
+    assert Spool(tmp_path).recover(RoundNumber(round_number), Attempt(attempt)) == []
+    assert list(tmp_path.glob("admitted-*")) == []
+
+
+def damage_data(folder: Path) -> None:
+    with open(folder / "slot-0000.bin", "r+b") as file:
+        file.write(b"X")
+
+
+def truncate_data(folder: Path) -> None:
+    os.truncate(folder / "slot-0000.bin", 1)
+
+
+def remove_data(folder: Path) -> None:
+    (folder / "slot-0000.bin").unlink()
+
+
+def damage_record(folder: Path) -> None:
+    next(folder.glob("admitted-*")).write_text("{")
+
+
+def forge_record(folder: Path) -> None:
+    path = next(folder.glob("admitted-*"))
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "site": "../alpha"}))
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_data, truncate_data, remove_data, damage_record, forge_record], ids=lambda each: each.__name__
+)
+def test_a_record_whose_bytes_did_not_survive_does_not_count(tmp_path: Path, damage) -> None:
+    spool = Spool(tmp_path)
+    admit_one(spool, "alpha", b"abc")
+    spool.close()
+    damage(tmp_path)
+    assert Spool(tmp_path).recover(ROUND, FIRST) == []
+
+
+def test_a_process_killed_right_after_admission_loses_nothing(tmp_path: Path) -> None:
+    script = f"""
+import hashlib, os, signal
+from pathlib import Path
+from federation.storage.spool import Spool, UpdateKey
+spool = Spool(Path({str(tmp_path)!r}))
+for site in ("alpha", "beta"):
+    update = spool.begin(UpdateKey(site=site, round=3, attempt=1, update_id=b"id"), [5], b"header")
+    update.payloads[0].pwrite(0, b"12345" if site == "alpha" else b"12")  # beta is cut
+    if site == "alpha":
+        spool.admit(update, [hashlib.sha256(b"12345").digest()], {{}})
+os.kill(os.getpid(), signal.SIGKILL)
+""".replace('b"12345" if site == "alpha" else b"12"', 'b"12345"[: 5 if site == "alpha" else 2]')
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    assert [content_of(update) for update in Spool(tmp_path).recover(ROUND, FIRST)] == [b"12345"]
+
+
+def test_site_names_that_are_no_names_never_reach_a_path(tmp_path: Path) -> None:
+    with pytest.raises(InvalidNameError):
+        Spool(tmp_path).begin(key("../../etc"), [1], b"header")
+
+
+FULL_DISK = """
+import json, resource, sys
+from pathlib import Path
+from federation.storage.disk import DiskFullError
+from federation.storage.spool import Spool, UpdateKey
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+spool = Spool(Path(sys.argv[1]))
+assert len(spool.recover(3, 1)) == 1
+try:
+    spool.begin(UpdateKey(site="beta", round=3, attempt=1, update_id=b"id"), [2 << 20], b"header")
+except DiskFullError as error:
+    print(json.dumps([str(error.path), error.needed_bytes, error.free_bytes, str(error), len(spool.admitted(3))]))
+small = spool.begin(UpdateKey(site="gamma", round=3, attempt=1, update_id=b"id"), [1000], b"header")
+small.payloads[0].pwrite(0, bytes(1000))
+"""
+
+
+def test_a_file_that_may_not_grow_refuses_the_update_and_keeps_the_others(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    admit_one(spool, "alpha", b"abc")
+    spool.close()
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], check=True, capture_output=True, text=True)
+    path, needed, free, text, admitted = json.loads(done.stdout)
+    assert path.startswith(str(tmp_path))
+    assert needed == 2 << 20
+    assert f"{needed} bytes" in text
+    assert f"{free} are free" in text
+    assert admitted == 1
+    assert [content_of(update) for update in Spool(tmp_path).recover(ROUND, FIRST)] == [b"abc"]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path):
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("this user may not mount a tmpfs; the file size limit of the test above stands in for it")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_under_the_spool_refuses_the_update_and_keeps_the_others(tiny_disk: Path) -> None:
+    spool = Spool(tiny_disk)
+    update = admit_one(spool, "alpha", bytes(range(256)) * 1000)
+    with pytest.raises(DiskFullError, match="no room for 2000000 bytes") as caught:
+        spool.begin(key("beta"), [2_000_000], b"header")
+    assert caught.value.needed_bytes == 2_000_000
+    assert 0 <= caught.value.free_bytes < 1 << 20
+    assert content_of(update) == bytes(range(256)) * 1000
+    small = admit_one(spool, "gamma", b"still fits")
+    assert content_of(small) == b"still fits"
+    spool.close()
+    again = Spool(tiny_disk)
+    assert len(again.recover(ROUND, FIRST)) == 2
+    again.close()

@@ -12,13 +12,11 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from director.config import DirectorSettings
 from director.lifecycle import TRANSITIONS
@@ -29,6 +27,11 @@ from federation.names import ExperimentState
 from federation.plan import Plan
 from federation.rounds.machine import describe_states
 from federation.telemetry.metrics import Metrics
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pydantic.fields import FieldInfo
 
 FOLDER = Path(__file__).parent
 _BLOCK = re.compile(r"(<!-- generated (?P<name>[a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
@@ -163,7 +166,7 @@ def _metric_rows(source: Metrics) -> Iterator[tuple[str, str, str, str]]:
     labels: dict[str, tuple[str, ...]] = {"federation_certificate_expiry_seconds": ("identity",)}
     for value in vars(source).values():
         if isinstance(value, MetricWrapperBase):
-            labels[value.describe()[0].name] = value._labelnames  # the library shows it nowhere else
+            labels[next(iter(value.describe())).name] = value._labelnames  # the library shows it nowhere else
     for family in source.registry.collect():
         name = family.name + ("_total" if family.type == "counter" else "")
         yield f"`{name}`", family.type, ", ".join(labels.get(family.name, ())), family.documentation

@@ -51,9 +51,7 @@ def _drawable(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
 
 
 def line_chart(title: str, lines: Sequence[Line], *, x_label: str = "round") -> str:
-    """Return an SVG element; an empty string where there is nothing to draw. Points that are not finite are left
-    out.
-    """
+    """Return an SVG element; empty where there is nothing to draw. Points that are not finite are left out."""
     drawn = [Line(name=line.name, points=_drawable(line.points), is_main=line.is_main) for line in lines]
     drawn = [line for line in drawn if line.points]
     if not drawn:

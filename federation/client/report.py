@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from federation.client.charts import Line, line_chart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from federation.client.views import Contribution, ExperimentDetails, Round
@@ -72,28 +72,31 @@ def render_report(details: ExperimentDetails) -> str:
 
 
 def _curves(rounds: Sequence[Round]) -> Iterable[str]:
-    for metric in sorted({name for report in rounds for name in report.metrics}):
-        lines = [Line(name="federation", points=_points(rounds, lambda r, m=metric: r.metrics.get(m)), is_main=True)]
-        for site in _site_names(rounds):
-            lines.append(Line(name=site, points=_points(rounds, lambda r, m=metric, s=site: _of(r, s, m, "metrics"))))
-        yield line_chart(f"evaluation: {metric}", lines)
-    for metric in sorted({name for report in rounds for name in report.train_metrics}):
-        lines = [Line(name="mean", points=_points(rounds, lambda r, m=metric: r.train_metrics.get(m)), is_main=True)]
-        for site in _site_names(rounds):
-            lines.append(
-                Line(name=site, points=_points(rounds, lambda r, m=metric, s=site: _of(r, s, m, "train_metrics")))
-            )
-        yield line_chart(f"training: {metric}", lines)
-    yield line_chart(
-        "seconds per round", [Line(name="seconds", points=_points(rounds, lambda r: r.seconds), is_main=True)]
-    )
-    norms = [Line(name="aggregate", points=_points(rounds, lambda r: r.update_norm), is_main=True)]
-    yield line_chart("norm of the update", norms)
+    yield from _metric_curves(rounds, "metrics", "evaluation", whole="federation")
+    yield from _metric_curves(rounds, "train_metrics", "training", whole="mean")
+    seconds = _points((report.round, report.seconds) for report in rounds)
+    yield line_chart("seconds per round", [Line(name="seconds", points=seconds, is_main=True)])
+    norms = _points((report.round, report.update_norm) for report in rounds)
+    yield line_chart("norm of the update", [Line(name="aggregate", points=norms, is_main=True)])
 
 
-def _points(rounds: Sequence[Round], value: Callable[[Round], float | None]) -> list[tuple[float, float]]:
-    found = ((float(report.round), value(report)) for report in rounds)
-    return [(x, y) for x, y in found if y is not None]
+def _metric_curves(rounds: Sequence[Round], kind: str, title: str, *, whole: str) -> Iterable[str]:
+    """Draw one chart per metric: that of the federation under the name `whole`, then each site's."""
+    for metric in sorted({name for report in rounds for name in _values(report, kind)}):
+        federated = _points((report.round, _values(report, kind).get(metric)) for report in rounds)
+        lines = [Line(name=whole, points=federated, is_main=True)]
+        for site in _site_names(rounds):
+            own = _points((report.round, _of(report, site, metric, kind)) for report in rounds)
+            lines.append(Line(name=site, points=own))
+        yield line_chart(f"{title}: {metric}", lines)
+
+
+def _points(found: Iterable[tuple[int, float | None]]) -> list[tuple[float, float]]:
+    return [(float(x), y) for x, y in found if y is not None]
+
+
+def _values(entry: Round | Contribution, kind: str) -> dict[str, float]:
+    return entry.metrics if kind == "metrics" else entry.train_metrics
 
 
 def _site_names(rounds: Sequence[Round]) -> list[str]:
@@ -101,11 +104,8 @@ def _site_names(rounds: Sequence[Round]) -> list[str]:
 
 
 def _of(report: Round, site: str, metric: str, kind: str) -> float | None:
-    for contribution in report.contributions:
-        if contribution.site == site:
-            values: dict[str, float] = getattr(contribution, kind)
-            return values.get(metric)
-    return None
+    entry = next((entry for entry in report.contributions if entry.site == site), None)
+    return None if entry is None else _values(entry, kind).get(metric)
 
 
 def _contributions(rounds: Sequence[Round]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import cast
 
 from federation.names import ExperimentState
 from federation.v1 import director_pb2 as pb
@@ -178,7 +179,7 @@ def state_name(value: int) -> str:
 
 def state_value(name: str) -> pb.ExperimentState:
     """Return the wire value of a state name."""
-    return pb.ExperimentState.Value(f"EXPERIMENT_STATE_{ExperimentState(name).name}")
+    return cast("pb.ExperimentState", pb.ExperimentState.Value(f"EXPERIMENT_STATE_{ExperimentState(name).name}"))
 
 
 def summary_of(message: pb.ExperimentSummary) -> ExperimentSummary:

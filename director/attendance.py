@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from director.logs import LogFolder
     from director.store.database import Database
-    from director.store.records import ExperimentRecord, ParticipationRecord
+    from director.store.records import ExperimentRecord, ParticipationRecord, SignedRecord
     from federation.runtime.clock import Clock
     from federation.transport.calls import Call
 
@@ -151,10 +151,14 @@ class Attendance:
         wanted = self.online if to is None else frozenset(to) & self.online
         if not experiment.address or experiment.state not in lifecycle.ACTIVE:
             return
-        for part in await self._database.transact(_ask, experiment, wanted, self._clock.now()):
+        parts = await self._database.transact(_ask, experiment, wanted, self._clock.now())
+        if not parts:
+            return
+        signed = await self._database.relaxed(experiments.signed, experiment.id)
+        for part in parts:
             session = self._sessions.get(part.site)
             if session is not None:
-                session.outbox.put(pb.AttendReply(assignment=self._assignment(experiment, part)))
+                session.outbox.put(pb.AttendReply(assignment=self._assignment(experiment, signed, part)))
 
     async def withdraw(self, experiment: ExperimentId, reason: str) -> None:
         """Tell every site that takes part, or may, that the experiment is over."""
@@ -242,15 +246,17 @@ class Attendance:
         with suppress(StorageError):
             await asyncio.shield(self._database.transact(sites.leave, session.site, self._clock.now()))
 
-    def _assignment(self, experiment: ExperimentRecord, part: ParticipationRecord) -> pb.Assignment:
+    def _assignment(
+        self, experiment: ExperimentRecord, signed: SignedRecord, part: ParticipationRecord
+    ) -> pb.Assignment:
         return pb.Assignment(
             experiment=experiment.id,
             shards=part.shards,
             aggregator_address=experiment.address,
             aggregator_server_name=aggregator_server_name(self._federation, experiment.id),
-            manifest=experiment.manifest,
-            signature=experiment.signature,
-            signing_key=experiment.signing_key,
+            manifest=signed.manifest,
+            signature=signed.signature,
+            signing_key=signed.signing_key,
             submitted_by=experiment.submitted_by,
             bundle_bytes=experiment.bundle_bytes,
         )

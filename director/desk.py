@@ -171,7 +171,7 @@ def _show(session: Session, record: ExperimentRecord, after_round: int) -> pb.Ge
     accepted = sites.accepted_by_experiment(session, [record.id]).get(record.id, [])
     return pb.GetExperimentReply(
         summary=views.summary(record, accepted),
-        plan_json=record.plan_json,
+        plan_json=experiments.plan_json(session, record.id),
         sites=[views.participation(part) for part in sites.participations(session, record.id)],
         rounds=_page(rounds.reports(session, record.id, after_round=after_round, limit=_ROUNDS_PER_REPLY)),
         artifacts=[views.artifact(item) for item in artifacts.of(session, record.id)],

@@ -11,6 +11,7 @@ Rules, in order:
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import CursorResult, delete, func, insert, select, update
@@ -19,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from director import lifecycle
 from director.scheduling import Need
 from director.store import events, tables
-from director.store.records import ExperimentRecord, Submission, TransitionRecord
+from director.store.records import ExperimentRecord, SignedRecord, Submission, TransitionRecord
 from federation.errors import ConflictError, NotFoundError, StaleRoundError
 from federation.names import Epoch, ExperimentId, ExperimentState, UserName
 from federation.v1 import director_pb2 as pb
@@ -86,6 +87,21 @@ def get(session: Session, experiment: str) -> ExperimentRecord:
     return _record(row)
 
 
+def plan_json(session: Session, experiment: str) -> str:
+    """Return the experiment's plan alone, as canonical JSON."""
+    spec = session.scalars(select(tables.Experiment.spec).where(tables.Experiment.id == experiment)).one()
+    return json.dumps(json.loads(spec)["plan"], sort_keys=True, separators=(",", ":"))
+
+
+def signed(session: Session, experiment: str) -> SignedRecord:
+    """Return what the experiment's submitter signed."""
+    table = tables.Experiment
+    row = session.execute(
+        select(table.manifest, table.signature, table.signing_key).where(table.id == experiment)
+    ).one()
+    return SignedRecord(manifest=row.manifest, signature=row.signature, signing_key=row.signing_key)
+
+
 def find(
     session: Session,
     *,
@@ -136,8 +152,8 @@ def change(session: Session, experiment: str, wanted: lifecycle.Change, *, epoch
         StaleRoundError: its epoch is another.
     """
     found = get(session, experiment)
-    if epoch is not None:
-        _check_epoch(found, epoch)
+    if epoch is not None and epoch != found.epoch:
+        raise StaleRoundError(_stale(experiment, epoch, found.epoch))
     if not lifecycle.check(experiment, found.state, wanted.to):
         return False
     changed = _count(
@@ -206,17 +222,19 @@ def grant_epoch(session: Session, experiment: str, seen: Epoch, start: lifecycle
     return Epoch(seen + 1)
 
 
-def require_epoch(session: Session, experiment: str, epoch: Epoch) -> ExperimentRecord:
-    """Return the experiment if `epoch` is its present one and it is not over.
+def require_epoch(session: Session, experiment: str, epoch: Epoch) -> None:
+    """Check that `epoch` is the experiment's present one and that it is not over.
 
     Raises:
         StaleRoundError: a newer aggregator was started, or the experiment is over.
     """
-    found = get(session, experiment)
-    _check_epoch(found, epoch)
-    if found.state not in lifecycle.ACTIVE:
-        raise StaleRoundError(f"experiment {experiment} is {found.state.value}; its aggregator should end")
-    return found
+    table = tables.Experiment
+    row = session.execute(select(table.epoch, table.state).where(table.id == experiment)).one_or_none()
+    if row is None or row.epoch != epoch:
+        raise StaleRoundError(_stale(experiment, epoch, row.epoch if row else 0))
+    state = ExperimentState(row.state)
+    if state not in lifecycle.ACTIVE:
+        raise StaleRoundError(f"experiment {experiment} is {state.value}; its aggregator should end")
 
 
 def set_address(session: Session, experiment: str, address: str, metrics_address: str) -> None:
@@ -237,9 +255,8 @@ def transitions(session: Session, experiment: str) -> list[TransitionRecord]:
     ]
 
 
-def _check_epoch(found: ExperimentRecord, epoch: Epoch) -> None:
-    if epoch != found.epoch:
-        raise StaleRoundError(f"epoch {epoch} of experiment {found.id} is over: epoch {found.epoch} was granted")
+def _stale(experiment: str, epoch: int, granted: int) -> str:
+    return f"epoch {epoch} of experiment {experiment} is over: epoch {granted} was granted"
 
 
 def wire_state(state: ExperimentState) -> pb.ExperimentState:
@@ -299,7 +316,6 @@ def _record(row: tables.Experiment) -> ExperimentRecord:
         degraded=row.degraded,
         submitted_at=row.submitted_at,
         changed_at=row.changed_at,
-        spec=row.spec,
         need=Need(
             experiment=ExperimentId(row.id),
             kind=row.shard,
@@ -310,9 +326,6 @@ def _record(row: tables.Experiment) -> ExperimentRecord:
         minimum_sites=row.minimum_sites,
         rounds_planned=row.rounds_planned,
         rounds_done=row.rounds_done,
-        manifest=row.manifest,
-        signature=row.signature,
-        signing_key=row.signing_key,
         manifest_digest=row.manifest_digest,
         signing_fingerprint=row.signing_fingerprint,
         bundle_bytes=row.bundle_bytes,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,7 +55,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentRecord:
-    """An experiment as the database has it; see `Submission` for what its fields are."""
+    """An experiment as the database has it, less what was signed; see `Submission` for what its fields are."""
 
     id: ExperimentId
     name: str
@@ -67,14 +66,10 @@ class ExperimentRecord:
     degraded: bool
     submitted_at: float
     changed_at: float
-    spec: str
     need: Need
     minimum_sites: int
     rounds_planned: int
     rounds_done: int
-    manifest: bytes
-    signature: bytes
-    signing_key: bytes
     manifest_digest: str
     signing_fingerprint: str
     bundle_bytes: int
@@ -82,10 +77,14 @@ class ExperimentRecord:
     address: str
     metrics_address: str
 
-    @property
-    def plan_json(self) -> str:
-        """The plan alone, as canonical JSON."""
-        return json.dumps(json.loads(self.spec)["plan"], sort_keys=True, separators=(",", ":"))
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedRecord:
+    """What the submitter signed: manifest as received, signature (DER), public signing key (DER)."""
+
+    manifest: bytes
+    signature: bytes
+    signing_key: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,10 @@
 Rules, in order:
 
 1. What is asked of the database is a column; what is only ever handed out whole (maps, shapes) is JSON.
-2. Rounds are a projection of an aggregator's journal, keyed by journal sequence, so that storing one twice is harmless.
-3. Who is online is not here: that is the set of open sessions and dies with the process.
-4. The tables are made by the migrations in `director.migrations`; a test holds both to each other.
+2. What is large and seldom wanted (spec, signed manifest) is deferred: lists of experiments do not load it.
+3. Rounds are a projection of an aggregator's journal, keyed by journal sequence, so that storing one twice is harmless.
+4. Who is online is not here: that is the set of open sessions and dies with the process.
+5. The tables are made by the migrations in `director.migrations`; a test holds both to each other.
 
 Times are Unix seconds, sizes bytes, digests hex.
 """
@@ -48,7 +49,7 @@ class Experiment(Table):
     degraded: Mapped[bool]
     submitted_at: Mapped[float] = mapped_column(index=True)
     changed_at: Mapped[float]
-    spec: Mapped[str]
+    spec: Mapped[str] = mapped_column(deferred=True)
     """Canonical JSON of the signed `ExperimentSpec`."""
     shard: Mapped[str]
     sites_wanted: Mapped[int]
@@ -57,9 +58,9 @@ class Experiment(Table):
     rounds_done: Mapped[int]
     sample_shape: Mapped[list[Any] | None]
     target_shape: Mapped[list[Any] | None]
-    manifest: Mapped[bytes]
-    signature: Mapped[bytes]
-    signing_key: Mapped[bytes]
+    manifest: Mapped[bytes] = mapped_column(deferred=True)
+    signature: Mapped[bytes] = mapped_column(deferred=True)
+    signing_key: Mapped[bytes] = mapped_column(deferred=True)
     manifest_digest: Mapped[str]
     signing_fingerprint: Mapped[str]
     bundle_bytes: Mapped[int]

@@ -111,7 +111,9 @@ async def test_an_experiment_is_given_back_as_it_was_submitted(database: Databas
     found = await database.transact(experiments.get, experiment)
     assert (found.state, found.submitted_by, found.epoch) == (S.SUBMITTED, "alice", 0)
     assert (found.need.sites, found.need.sample_shape, found.need.target_shape) == (2, (30,), None)
-    assert found.plan_json == '{"rounds":3}'
+    assert await database.transact(experiments.plan_json, experiment) == '{"rounds":3}'
+    signed = await database.transact(experiments.signed, experiment)
+    assert (signed.manifest, signed.signature, signed.signing_key) == (b"{}", b"s", b"k")
 
 
 async def test_an_unknown_experiment_is_named(database: Database) -> None:

@@ -1,0 +1,208 @@
+"""The ``director`` command as a process of its own, with real aggregator processes under it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from director.service import DESCRIPTOR
+from director.store import experiments
+from director.store.database import Database
+from federation.names import ExperimentState, Role, director_server_name
+from federation.runtime.children import ProcessIdentity
+from federation.transport.channels import open_channel
+from federation.transport.methods import Stub
+from federation.v1 import director_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+WAIT_S = 60.0
+
+
+@dataclass
+class DirectorProcess:
+    """A director started from its configuration file."""
+
+    process: asyncio.subprocess.Process
+    address: str
+    log: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    async def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        return await asyncio.wait_for(self.process.wait(), WAIT_S)
+
+
+@pytest.fixture
+def config(tmp_path: Path, settings: Any, pki: Any) -> Path:
+    tls = settings.tls
+    path = tmp_path / "director.toml"
+    path.write_text(
+        f"""
+        federation = "test"
+        state = "state"
+        [listen]
+        port = 0
+        [tls]
+        authority = "{tls.authority}"
+        certificate = "{tls.certificate}"
+        key = "{tls.key}"
+        ca = "{tls.ca}"
+        [times]
+        restart_s = 0.05
+        """
+    )
+    return path
+
+
+@contextlib.asynccontextmanager
+async def director_process(config: Path) -> AsyncIterator[DirectorProcess]:
+    folder, log = config.parent, config.parent / "director.log"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, log.open("ab") as output:
+        ready.setblocking(False)
+        name = f"\0director-test-{os.getpid()}-{id(ready)}"
+        ready.bind(name)
+        environment = {**os.environ, "NOTIFY_SOCKET": "@" + name[1:]}
+        argv = (sys.executable, "-m", "director", "--config", str(config))
+        process = await asyncio.create_subprocess_exec(*argv, env=environment, stdout=output, stderr=output, cwd=folder)
+        try:
+            async with asyncio.timeout(WAIT_S):
+                text = (await asyncio.get_running_loop().sock_recv(ready, 4096)).decode()
+            facts = dict(line.split("=", 1) for line in text.splitlines())
+            yield DirectorProcess(process, facts["X_ADDRESS"], log)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+@dataclass
+class People:
+    """Dials whichever director runs now, as anybody."""
+
+    pki: Any
+    port: int
+
+    @contextlib.asynccontextmanager
+    async def stub(self, role: Role, name: str) -> AsyncIterator[Stub]:
+        tls = self.pki.issue(role, name)
+        address, server_name = f"127.0.0.1:{self.port}", director_server_name("test")
+        async with open_channel(address, server_name=server_name, tls=tls) as channel:
+            yield Stub(channel, DESCRIPTOR, timeout_s=WAIT_S)
+
+
+def aggregator_of(config: Path, experiment: str) -> ProcessIdentity:
+    return ProcessIdentity.from_json((config.parent / "state/work" / experiment / "process.json").read_text())
+
+
+async def has_ended(identity: ProcessIdentity) -> None:
+    """Return once the process is gone; a pidfd tells, nothing is polled."""
+    try:
+        descriptor = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return
+    try:
+        gone = asyncio.Event()
+        asyncio.get_running_loop().add_reader(descriptor, gone.set)
+        if identity.is_alive():
+            await asyncio.wait_for(gone.wait(), WAIT_S)
+        asyncio.get_running_loop().remove_reader(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def next_assignment(call: Any) -> pb.Assignment:
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            message = await call.read()
+            if message.WhichOneof("message") == "assignment":
+                return message.assignment
+
+
+async def attend(stub: Stub, make_shard: Any) -> Any:
+    call = stub.bidi("Attend")
+    hello = pb.EnvoyHello()
+    hello.protocol.lowest = hello.protocol.highest = 1
+    await call.write(pb.AttendRequest(hello=hello))
+    await call.write(pb.AttendRequest(offers=pb.ShardOffers(shards=[make_shard()])))
+    return call
+
+
+async def state_in(config: Path, experiment: str) -> ExperimentState:
+    database = Database(f"sqlite:///{config.parent}/state/director.db", lambda _: None)
+    try:
+        return (await database.transact(experiments.get, experiment)).state
+    finally:
+        await database.close()
+
+
+async def test_a_real_aggregator_survives_kills_of_itself_and_of_the_director_and_drains(
+    config: Path, pki: Any, make_package: Any, make_shard: Any
+) -> None:
+    async with director_process(config) as director:
+        people = People(pki, director.port)
+        async with people.stub(Role.ENVOY, "north") as envoy, people.stub(Role.USER, "alice") as alice:
+            call = await attend(envoy, make_shard)
+            reply = await alice.client_stream("Submit", make_package().requests())
+            experiment = reply.experiment
+            first = await next_assignment(call)
+            killed = aggregator_of(config, experiment)
+            os.kill(killed.pid, signal.SIGKILL)
+            await next_assignment(call)
+            survivor = aggregator_of(config, experiment)
+            assert survivor != killed
+            assert first.aggregator_server_name == f"{experiment}.aggregator.test.internal"
+        assert await director.end(signal.SIGKILL) == -signal.SIGKILL
+
+    assert survivor.is_alive()
+    async with director_process(config) as director:
+        people = People(pki, director.port)
+        assert aggregator_of(config, experiment) == survivor
+        assert await director.end(signal.SIGTERM) == 0
+    await has_ended(survivor)
+    assert await state_in(config, experiment) is ExperimentState.RUNNING
+    assert not (config.parent / "state/work" / experiment / "director").exists()
+
+
+async def test_a_cancelled_experiment_leaves_no_process_and_only_its_log(
+    config: Path, pki: Any, make_package: Any, make_shard: Any
+) -> None:
+    async with director_process(config) as director:
+        people = People(pki, director.port)
+        async with people.stub(Role.ENVOY, "north") as envoy, people.stub(Role.USER, "alice") as alice:
+            call = await attend(envoy, make_shard)
+            experiment = (await alice.client_stream("Submit", make_package().requests())).experiment
+            await next_assignment(call)
+            aggregator = aggregator_of(config, experiment)
+            request = pb.CancelExperimentRequest(experiment=experiment, reason="enough")
+            await alice.unary("CancelExperiment", request)
+            await has_ended(aggregator)
+            request = pb.ReadLogsRequest(experiment=experiment, follow=True)
+            async with asyncio.timeout(WAIT_S), alice.server_stream("ReadLogs", request) as stream:
+                lines = [line async for batch in stream for line in batch.lines]
+            assert any(json.loads(line)["experiment"] == experiment for line in lines if line.startswith("{"))
+        folder = config.parent / "state/work" / experiment
+        assert [entry.name for entry in folder.iterdir()] == ["aggregator.log"]
+        assert await director.end(signal.SIGTERM) == 0
+
+
+async def test_a_director_without_anything_to_do_stops_at_sigterm(config: Path) -> None:
+    async with director_process(config) as director:
+        assert await director.end(signal.SIGTERM) == 0
+        lines = [json.loads(line) for line in director.log.read_text().splitlines()]
+    assert {"role": "director", "federation": "test"}.items() <= lines[0].items()
+    assert any(line["event"] == "director runs" for line in lines)

@@ -109,5 +109,5 @@ def test_stays_between_the_smallest_and_the_largest_value(rule: AggregationRule)
 
 
 def test_refuses_no_sites_at_all(rule: AggregationRule) -> None:
-    with pytest.raises(ValueError, match="weights|site"):
+    with pytest.raises(ValueError, match=r"weights|site"):
         list(rule.combine(source_of({})))

@@ -24,7 +24,7 @@ SCHEMA = TensorSchema.of(
     ]
 )
 FLOATS = SCHEMA.select(lambda spec: spec.dtype.is_float)
-WEIGHTS = st.lists(st.floats(0, 1e9), min_size=1, max_size=5).filter(lambda weights: sum(weights) > 0)
+WEIGHTS = st.lists(st.just(0.0) | st.floats(1e-6, 1e9), min_size=1, max_size=5).filter(lambda weights: sum(weights) > 0)
 
 
 def random_buffers(sites: int, seed: int) -> dict[SiteName, bytes]:

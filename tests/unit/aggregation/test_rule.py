@@ -40,5 +40,5 @@ def test_an_installed_rule_cannot_take_a_name_of_ours(monkeypatch: pytest.Monkey
 
 def test_an_installed_rule_that_cannot_be_loaded_is_the_operators_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "broken", "nowhere:Nothing")
-    with pytest.raises(ConfigurationError, match="'broken'.*nowhere:Nothing"):
+    with pytest.raises(ConfigurationError, match=r"'broken'.*nowhere:Nothing"):
         load_rule("broken")

@@ -1,0 +1,125 @@
+"""Pieces of a payload: any size, any offset, and none that is damaged, misplaced or too many."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from federation.errors import MalformedMessageError, TransportError
+from federation.names import Digest
+from federation.v1 import tensors_pb2
+from federation.wire.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, ChunkReceiver, make_chunk, read_chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DATA = bytes(range(256)) * 3
+
+
+def pread_of(data: bytes) -> Callable[[int, int], bytes]:
+    return lambda offset, nbytes: data[offset : offset + nbytes]
+
+
+@given(st.binary(max_size=300), st.integers(1, 50))
+def test_what_was_cut_is_put_together_again(data: bytes, chunk_bytes: int) -> None:
+    receiver = ChunkReceiver(len(data))
+    chunks = read_chunks(pread_of(data), len(data), chunk_bytes=chunk_bytes)
+    assert b"".join(receiver.accept(chunk) for chunk in chunks) == data
+    assert receiver.finish() == hashlib.sha256(data).digest()
+
+
+@given(st.binary(min_size=1, max_size=300), st.data())
+def test_a_transfer_that_was_cut_goes_on_with_the_same_receiver(data: bytes, draw: st.DataObject) -> None:
+    receiver = ChunkReceiver(len(data))
+    arrived = b""
+    while not receiver.is_complete:
+        chunks = read_chunks(pread_of(data), len(data), receiver.received, chunk_bytes=draw.draw(st.integers(1, 50)))
+        for _ in range(draw.draw(st.integers(1, 4))):
+            chunk = next(chunks, None)
+            arrived += receiver.accept(chunk) if chunk is not None else b""
+    assert arrived == data
+    assert receiver.finish(Digest(hashlib.sha256(data).digest())) == hashlib.sha256(data).digest()
+
+
+def test_chunks_carry_the_crc_of_ieee_802_3() -> None:
+    assert make_chunk(0, b"123456789").crc32 == 0xCBF43926
+
+
+def test_offsets_pass_4_gib() -> None:
+    total = (5 << 30) + 10
+    chunks = read_chunks(lambda offset, nbytes: bytes(nbytes), total, 5 << 30)
+    (chunk,) = chunks
+    assert (chunk.offset, len(chunk.data)) == (5 << 30, 10)
+
+
+def test_no_message_is_larger_than_a_few_mib() -> None:
+    chunk = make_chunk(1 << 40, bytes(CHUNK_BYTES))
+    assert chunk.ByteSize() < CHUNK_BYTES + 64
+
+
+def test_nothing_is_read_before_it_is_asked_for() -> None:
+    reads: list[int] = []
+
+    def pread(offset: int, nbytes: int) -> bytes:
+        reads.append(offset)
+        return bytes(nbytes)
+
+    chunks = read_chunks(pread, 100, chunk_bytes=10)
+    next(chunks)
+    assert reads == [0]
+
+
+def test_an_offset_beyond_the_end_is_the_peers_fault() -> None:
+    with pytest.raises(MalformedMessageError, match="beyond the payload's 10 bytes"):
+        read_chunks(pread_of(bytes(10)), 10, 11)
+    assert list(read_chunks(pread_of(bytes(10)), 10, 10)) == []
+
+
+def chunk_of(offset: int, data: bytes) -> tensors_pb2.Chunk:
+    return make_chunk(offset, data)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "text"),
+    [
+        (chunk_of(4, b"abc"), "at offset 4, expected 3"),
+        (chunk_of(0, b"abc"), "at offset 0, expected 3"),
+        (chunk_of(3, b""), "chunk of 0 bytes"),
+        (chunk_of(3, bytes(8)), "beyond the 10 bytes"),
+        (chunk_of(3, bytes(MAX_CHUNK_BYTES + 1)), "expected 1 to"),
+    ],
+    ids=["gap", "repeat", "empty", "past the end", "too large"],
+)
+def test_a_chunk_that_is_not_the_next_is_refused_and_changes_nothing(chunk: tensors_pb2.Chunk, text: str) -> None:
+    receiver = ChunkReceiver(10)
+    receiver.accept(make_chunk(0, b"abc"))
+    with pytest.raises(MalformedMessageError, match=text):
+        receiver.accept(chunk)
+    assert receiver.received == 3
+    receiver.accept(make_chunk(3, bytes(7)))
+    assert receiver.finish() == hashlib.sha256(b"abc" + bytes(7)).digest()
+
+
+def test_a_damaged_chunk_ends_the_transfer_and_what_came_before_stays_good() -> None:
+    receiver = ChunkReceiver(6)
+    receiver.accept(make_chunk(0, b"abc"))
+    damaged = tensors_pb2.Chunk(offset=3, data=b"dEf", crc32=zlib.crc32(b"def"))
+    with pytest.raises(TransportError, match="damaged"):
+        receiver.accept(damaged)
+    receiver.accept(make_chunk(3, b"def"))
+    receiver.finish(Digest(hashlib.sha256(b"abcdef").digest()))
+
+
+def test_a_payload_that_ends_early_or_is_another_is_fetched_again() -> None:
+    receiver = ChunkReceiver(4)
+    receiver.accept(make_chunk(0, b"abc"))
+    with pytest.raises(TransportError, match="3 of 4 bytes"):
+        receiver.finish()
+    receiver.accept(make_chunk(3, b"d"))
+    with pytest.raises(TransportError, match="digest is"):
+        receiver.finish(Digest(bytes(32)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from federation import __version__
 from federation.client import pki_commands
@@ -104,7 +104,7 @@ def list_experiments(
     if as_json:
         print(views.to_json(found))
         return
-    table = Table("experiment", "project", "by", "state", "rounds", "sites", "reason")
+    table = Table(Column("experiment", no_wrap=True), "project", "by", "state", "rounds", "sites", "reason")
     for row in found:
         rounds = f"{row.rounds_done}/{row.rounds_planned}"
         shown = row.state + (" (degraded)" if row.degraded else "")
@@ -141,7 +141,7 @@ def show(experiment: ExperimentArgument, profile: ProfileOption = None, as_json:
             str(report.round), f"{report.seconds:.3f}", f"{counted}/{len(report.contributions)}", metrics,
             "best" if report.is_best else "",
         )  # fmt: skip
-    artifacts = Table("artifact", "bytes", "round", "sha256")
+    artifacts = Table(Column("artifact", no_wrap=True), "bytes", "round", Column("sha256", overflow="fold"))
     for artifact in details.artifacts:
         artifacts.add_row(artifact.name, str(artifact.bytes), str(artifact.round or ""), artifact.digest)
     for table in (sites, rounds, artifacts):
@@ -265,9 +265,11 @@ def doctor(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
         if as_json:
             print(json.dumps(dataclasses.asdict(finding)), flush=True)
             continue
-        console.print(f"{marks[finding.outcome]} {finding.check}: {printable(finding.found)}", highlight=False)
+        console.print(
+            f"{marks[finding.outcome]} {finding.check}: {printable(finding.found)}", highlight=False, soft_wrap=True
+        )
         if finding.advice:
-            console.print(f"  → {printable(finding.advice)}", highlight=False)
+            console.print(f"  → {printable(finding.advice)}", highlight=False, soft_wrap=True)
     if is_bad:
         raise typer.Exit(Exit.CONFIGURATION)
 

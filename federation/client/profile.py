@@ -20,6 +20,9 @@ from federation.names import FederationName, check_name, director_server_name
 from federation.runtime.settings import load_settings
 from federation.transport.credentials import TlsFiles
 
+_NOT_SETTINGS = frozenset({"FEDERATION_HOME", "FEDERATION_PROFILE"})
+"""Variables that say where the profile is; the settings' loader would warn of them."""
+
 
 def _named(what: str) -> AfterValidator:
     def check(text: str) -> str:
@@ -90,4 +93,5 @@ def load_profile(path: Path | None = None) -> Profile:
             f"no client profile at {chosen}: name one with --profile or FEDERATION_HOME, or ask your operator for a "
             "folder made by `federation pki issue user NAME` and write client.toml into it (see the README)"
         )
-    return load_settings(Profile, chosen)
+    environ = {name: value for name, value in os.environ.items() if name not in _NOT_SETTINGS}
+    return load_settings(Profile, chosen, environ)

@@ -52,6 +52,18 @@ def test_the_default_place_follows_the_environment(tmp_path: Path, monkeypatch: 
     assert load_profile().federation == "demo"
 
 
+def test_variables_that_say_where_the_profile_is_are_not_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FEDERATION_HOME", str(tmp_path))
+    monkeypatch.setenv("FEDERATION_PROFILE", str(tmp_path))
+    load_profile(write(tmp_path))
+    assert caplog.records == []
+    monkeypatch.setenv("FEDERATION_ADRESS", "typo:1")
+    load_profile(write(tmp_path))
+    assert "FEDERATION_ADRESS" in caplog.text
+
+
 def test_a_missing_profile_names_where_it_was_looked_for_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"client\.toml.*--profile.*pki issue user"):
         load_profile(tmp_path / "nowhere" / "client.toml")

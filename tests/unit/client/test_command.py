@@ -1,0 +1,73 @@
+"""The `federation` command without a network: help, usage, errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from typer.testing import CliRunner
+
+from federation.client.command import app
+from federation.client.exits import Exit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMMANDS = (
+    "quickstart", "pki", "submit", "list", "show", "watch", "cancel", "logs", "download", "report", "envoys", "doctor",
+)  # fmt: skip
+
+
+def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "federation.client.command", *arguments],
+        capture_output=True, text=True, check=False, env={"HOME": str(home), "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
+    )  # fmt: skip
+
+
+def test_help_names_every_command_and_every_exit_code() -> None:
+    shown = CliRunner(env={"COLUMNS": "300", "TERM": "dumb"}).invoke(app, ["--help"]).output
+    assert [name for name in COMMANDS if name not in shown] == []
+    assert [code.meaning for code in Exit if code.meaning not in " ".join(shown.split())] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [name, "--help"])
+    assert result.exit_code == 0 and "Usage" in result.output
+
+
+@pytest.mark.parametrize(
+    "name", ["submit", "list", "show", "watch", "cancel", "download", "report", "envoys", "doctor"]
+)
+def test_commands_that_print_data_can_print_json(name: str) -> None:
+    assert "--json" in CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [name, "--help"]).output
+
+
+def test_an_error_is_one_line_on_standard_error_and_its_exit_code(tmp_path: Path) -> None:
+    done = run("list", home=tmp_path)
+    assert done.returncode == Exit.CONFIGURATION
+    assert done.stdout == ""
+    assert done.stderr.startswith("federation: no client profile at ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_wrong_command_line_has_its_own_exit_code(tmp_path: Path) -> None:
+    assert run("list", "--no-such-option", home=tmp_path).returncode == Exit.USAGE
+
+
+def test_doctor_without_a_profile_fails_and_its_json_is_json(tmp_path: Path) -> None:
+    done = run("doctor", "--json", home=tmp_path)
+    assert done.returncode == Exit.CONFIGURATION
+    (finding,) = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (finding["check"], finding["outcome"]) == ("profile", "bad")
+
+
+def test_version_is_printed(tmp_path: Path) -> None:
+    from federation import __version__
+
+    done = run("--version", home=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)

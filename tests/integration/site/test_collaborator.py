@@ -1,0 +1,346 @@
+"""A collaborator process with its real trainer, against an aggregator that says what the test tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from federation.collaborator import local_socket
+from federation.errors import ConflictError, Refusal, UpdateRejectedError
+from federation.v1 import aggregator_pb2
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def _finish(session: Any) -> None:
+    session.send(finish=aggregator_pb2.Finish(outcome="completed", reason="all rounds done", epoch=session.epoch))
+
+
+async def test_a_site_trains_evaluates_and_finishes(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial()
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    hello = aggregator.hellos[0]
+    assert (hello.experiment, hello.last_epoch, hello.last_round) == ("trial-00000001", 0, 0)
+    ready = await session.hear("ready")
+    assert (ready.train_examples, ready.validation_examples) == (8, 2)
+
+    session.send(task=aggregator.task(trial.first_model))
+    update = await aggregator.next_update()
+    assert update.array(trial.spec).tolist() == [1.0] * 8
+    assert update.digests == [hashlib.sha256(update.data[0]).digest()]
+    assert update.header.examples == 8
+    assert dict(update.header.metrics) == {"loss": 1.0}
+
+    candidate = np.full(8, 5.0, np.float32).tobytes()
+    session.send(task=aggregator.task(candidate, train=False, attempt=1))
+    result = await session.hear("evaluated")
+    assert dict(result.metrics) == {"loss": 5.0}
+    assert result.model_digest == hashlib.sha256(candidate).digest()
+    session.send(verdict=aggregator.verdict(update))
+
+    # The model that was evaluated is the next round's: it is not sent again.
+    session.send(task=aggregator.task(candidate, round_number=2, inline=False))
+    update = await aggregator.next_update()
+    assert update.array(trial.spec).tolist() == [2.0] * 8
+    assert aggregator.pulls == []
+    _finish(session)
+    status = await wait_for_end(child)
+    assert status.record.outcome == "finished", site.log
+    assert status.code == 0
+
+
+async def test_cut_downloads_and_uploads_go_on_where_they_stopped(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial(elements=1_000_000)
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    aggregator.cut_pull_after = 2 << 20
+    aggregator.cut_push_after = 3 << 20
+    session.send(task=aggregator.task(trial.first_model, inline=False))
+    update = await aggregator.next_update()
+    # What was on the wire when the line was cut may have come or not; what had come is not asked for again.
+    assert aggregator.pulls[0] == 0
+    assert aggregator.pulls[1] > 0
+    assert update.resumed_at[0] >= 3 << 20
+    assert update.digests == [hashlib.sha256(update.data[0]).digest()]
+    _finish(session)
+    await wait_for_end(child)
+
+
+async def test_a_killed_collaborator_sends_its_kept_update_again_without_training(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, until_gone: Any
+) -> None:
+    trial = make_trial("open('trainings', 'a').write('x')")
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model))
+    first = await aggregator.next_update()
+    trainer = site.trainer_pid
+    os.kill(child.identity.pid, signal.SIGKILL)
+    await wait_for_end(child)
+    await until_gone(trainer)
+
+    aggregator.epoch = 2
+    again = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    hello = aggregator.hellos[-1]
+    assert (hello.last_epoch, hello.pending.round, hello.pending.update_id) == (1, 1, first.header.update_id)
+    session.send(task=aggregator.task(trial.first_model))
+    await session.hear("ready")
+    second = await aggregator.next_update()
+    assert second.data == first.data
+    assert second.header.update_id == first.header.update_id
+    assert second.header.epoch == 2
+    assert (site.folder / "workspace" / "trainings").read_text() == "x"
+    _finish(session)
+    assert (await wait_for_end(again)).record.outcome == "finished"
+
+
+async def test_a_trainer_that_dies_is_replaced_and_the_round_done(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial(
+        """
+        import os
+        if not os.path.exists('died'):
+            open('died', 'w').close()
+            os._exit(3)
+        """
+    )
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model))
+    assert (await aggregator.next_update()).array(trial.spec).tolist() == [1.0] * 8
+    _finish(session)
+    await wait_for_end(child)
+
+
+async def test_a_trainer_that_always_dies_ends_the_sites_part(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial("import os; os._exit(3)")
+    aggregator, site = await aggregator_of(trial), make_site(trial, options={"max_trainer_deaths": 2})
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model))
+    failed = await session.hear("failed")
+    assert (failed.error_class, failed.permanent, failed.detail) == ("TrainerDied", True, "")
+    status = await wait_for_end(child)
+    assert (status.record.outcome, status.record.error_class) == ("failed", "TrainerDied")
+
+
+@pytest.mark.parametrize("releases", [False, True])
+async def test_a_failing_task_says_its_class_and_no_more_unless_the_policy_releases_it(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, *, releases: bool
+) -> None:
+    trial = make_trial("raise KeyError('patient 17')")
+    aggregator, site = await aggregator_of(trial), make_site(trial, options={"release_tracebacks": releases})
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model))
+    failed = await session.hear("failed")
+    assert (failed.error_class, failed.round, failed.permanent) == ("KeyError", 1, False)
+    assert ("patient 17" in failed.detail) is releases
+    assert "patient 17" in site.log
+    # The site goes on: it can still evaluate.
+    session.send(task=aggregator.task(trial.first_model, train=False))
+    assert dict((await session.hear("evaluated")).metrics) == {"loss": 0.0}
+    _finish(session)
+    await wait_for_end(child)
+
+
+@pytest.mark.parametrize(
+    ("train", "error"),
+    [
+        pytest.param("model['w'] *= np.nan", "NotFinite", id="NaN"),
+        pytest.param("return {'patients': 17.0}", "MetricsError", id="a metric the plan does not fix"),
+    ],
+)
+async def test_what_may_not_leave_the_site_does_not(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, train: str, error: str
+) -> None:
+    trial = make_trial(train)
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model))
+    failed = await session.hear("failed")
+    assert failed.error_class == error
+    assert aggregator.updates.empty()
+    _finish(session)
+    await wait_for_end(child)
+
+
+async def test_an_aggregator_with_another_plan_is_left(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial()
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    aggregator.plan_digest = b"x" * 32
+    status = await wait_for_end(await site.start(aggregator.address))
+    assert (status.record.outcome, status.record.error_class) == ("failed", "UnsignedPlanError")
+
+
+async def test_a_round_beyond_the_signed_plan_is_not_trained(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial()
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model, round_number=4))
+    status = await wait_for_end(child)
+    assert status.record.error_class == "UnsignedPlanError"
+    assert aggregator.updates.empty()
+
+
+async def test_a_first_model_that_was_not_signed_is_not_trained(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial()
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(np.ones(8, np.float32).tobytes()))
+    assert (await wait_for_end(child)).record.error_class == "UnsignedPlanError"
+
+
+async def test_a_superseded_aggregator_is_not_obeyed_and_the_newer_one_is_found(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial()
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    aggregator.epoch = 3
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    aggregator.epoch = 2
+    session.cut()
+    stale = await aggregator.next_session()
+    assert await asyncio.wait_for(stale.heard.get(), 10) is None, "the site must not speak to a superseded aggregator"
+    aggregator.epoch = 4
+    session = await aggregator.next_session()
+    while session.epoch != 4:
+        session = await aggregator.next_session()
+    await session.hear("ready")
+    _finish(session)
+    await wait_for_end(child)
+
+
+async def test_a_superseded_collaborator_does_not_dial_again(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial()
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.call.end(ConflictError("superseded by a newer session of north: do not connect again"))
+    assert (await wait_for_end(child)).record.outcome == "superseded"
+    assert aggregator.sessions.empty()
+
+
+async def test_a_refused_update_is_forgotten_and_the_next_round_done(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial()
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    aggregator.refusal = UpdateRejectedError(Refusal.NORM, "its norm is 9, at most 1 is allowed")
+    session.send(task=aggregator.task(trial.first_model))
+    session.send(task=aggregator.task(trial.first_model, round_number=2))
+    update = await aggregator.next_update()
+    assert update.header.round == 2
+    _finish(session)
+    await wait_for_end(child)
+
+
+async def test_sigterm_lets_the_task_in_progress_end_and_leaves_no_process(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, until_gone: Any, tmp_path: Any
+) -> None:
+    os.mkfifo(tmp_path / "gate")
+    trial = make_trial(f"open({str(tmp_path / 'gate')!r}).read()")
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model))
+    # Opening a pipe for writing returns once the trainer has opened it for reading: it is in the middle of its round.
+    gate = await asyncio.to_thread(open, tmp_path / "gate", "w")
+    child.terminate()
+    gate.close()
+    assert (await aggregator.next_update()).header.round == 1
+    status = await wait_for_end(child)
+    assert (status.record.outcome, status.code) == ("stopped", 0)
+    await until_gone(site.trainer_pid)
+
+
+async def test_a_second_request_to_stop_stops_at_once(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, until_gone: Any, tmp_path: Any
+) -> None:
+    os.mkfifo(tmp_path / "gate")
+    trial = make_trial(f"open({str(tmp_path / 'gate')!r}).read()")
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    lines: asyncio.Queue[local_socket.LineStream] = asyncio.Queue()
+
+    async def envoy(stream: local_socket.LineStream) -> None:
+        lines.put_nowait(stream)
+        while await stream.receive() is not None:
+            pass
+
+    site.folder.mkdir()
+    server = await local_socket.serve(site.folder / "envoy.sock", envoy)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model))
+    gate = await asyncio.to_thread(open, tmp_path / "gate", "w")
+    line = await asyncio.wait_for(lines.get(), 10)
+    await line.send({"type": "stop", "reason": "the envoy stops", "drain": True})
+    await line.send({"type": "stop", "reason": "at once", "drain": True})
+    status = await wait_for_end(child)
+    assert (status.record.outcome, status.record.reason) == ("stopped", "the envoy stops")
+    assert aggregator.updates.empty()
+    await until_gone(site.trainer_pid)
+    gate.close()
+    await server.close()
+
+
+async def test_a_collaborator_without_its_envoy_ends_itself(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, until_gone: Any
+) -> None:
+    trial = make_trial()
+    aggregator, site = await aggregator_of(trial), make_site(trial, options={"orphan_s": 0.2})
+    child = await site.start(aggregator.address)
+    assert (await wait_for_end(child)).record.outcome == "orphaned"
+
+
+def test_a_collaborator_and_an_envoy_know_no_torch() -> None:
+    code = "import sys, federation.collaborator.process, envoy.command; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

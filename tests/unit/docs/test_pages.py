@@ -213,3 +213,8 @@ def test_prometheus_sample_reads_metrics_and_discovery_of_both_daemons() -> None
     jobs = re.findall(r"job_name: (\w+)", text)
     assert jobs == ["director", "aggregators", "envoy", "collaborators"]
     assert re.findall(r"url: http://127\.0\.0\.1:\d+(/\S+)", text) == ["/discovery", "/discovery"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy").glob("*.toml")), ids=lambda path: path.name)
+def test_sample_settings_are_accepted(path: Path) -> None:
+    load_settings(SETTINGS[path.name], path, {})

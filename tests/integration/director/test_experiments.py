@@ -329,3 +329,23 @@ async def test_envoys_are_listed_with_their_shards_online_or_not(world: Any, mak
     listed = await world.stub(Role.USER, "alice").unary("ListEnvoys", pb.ListEnvoysRequest())
     assert [(item.site, item.online) for item in listed.envoys] == [("north", False), ("south", True)]
     assert [item.description for item in listed.envoys[0].shards] == ["ward 3"]
+
+
+async def test_watching_goes_on_from_a_cursor_and_ends_after_the_terminal_event(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    experiment, _, _, aggregator = await start(world, make_package, make_shard, "north")
+    seen = await world.until_state(experiment, pb.EXPERIMENT_STATE_RUNNING)
+    sequences = [event.sequence for event in seen]
+    assert sequences == sorted(set(sequences))
+    await aggregator.report(1, 1)
+    await aggregator.end()
+    request = pb.WatchExperimentRequest(experiment=experiment, cursor=sequences[-1])
+    async with asyncio.timeout(10):
+        later = [event async for event in world.stub(Role.USER, "alice").server_stream("WatchExperiment", request)]
+        request.cursor = later[-1].sequence
+        beyond = [event async for event in world.stub(Role.USER, "alice").server_stream("WatchExperiment", request)]
+    assert later[0].sequence > sequences[-1]
+    assert [event.kind for event in later if event.kind != "assignment"] == ["round", "state"]
+    assert later[-1].transition.state == pb.EXPERIMENT_STATE_COMPLETED
+    assert beyond == []

@@ -6,13 +6,17 @@ Rules:
    where a retry may help. `grpc.aio.AioRpcError` never leaves this module.
 2. A call ended locally (`cancel`, channel closed) is a TransportError for whoever waits on it. Only the cancellation
    of the waiting task itself is CancelledError; gRPC does not tell the two apart, so we do.
-3. **Cancelling a task that waits in `read` ends the call**: gRPC does that. Whoever wants to wait for a message or
+3. A server may end a call while we write to it. What the caller then gets is the server's status, and before it the
+   replies it had not read yet. `grpc.aio` itself loses both: its ``write`` replaces the status by INTERNAL "Internal
+   error from Core" (grpc issue 36066, open as of grpcio 1.85). `BidiCall.try_write` says how this is avoided.
+4. **Cancelling a task that waits in `read` ends the call**: gRPC does that. Whoever wants to wait for a message or
    something else keeps one task that reads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, Never
 
 import grpc
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 
     from federation.names import Identity
 
+_STATUS_S = 10.0
+"""How long the status of a call that took no more requests is waited for; it is normally there already."""
 DEFAULT_TIMEOUT_S = 30.0
 """Deadline of a call with one request and one reply. Streams have none unless asked: some last for months."""
 
@@ -175,17 +181,36 @@ class ServerStream:
 class BidiCall(ServerStream):
     """A call with a stream of requests. One task may write while another reads."""
 
+    def __init__(self, call: Any, method: _Method) -> None:
+        super().__init__(call, method)
+        self._is_reading = False
+        self._is_connected = False
+
+    async def read(self) -> Any:
+        """Return the next reply; None once the server has said its last and all was well.
+
+        Raises:
+            FederationError: the call failed, as the module says.
+        """
+        self._is_reading = True
+        try:
+            return await super().read()
+        finally:
+            self._is_reading = False
+
     async def write(self, request: Message) -> None:
         """Send a request; returns when it is under way, which is what slows a writer down to the reader's pace.
 
         Raises:
-            FederationError: the call failed, or the server ended it (TransportError if it ended well).
+            FederationError: the call failed, or the server ended it (TransportError if it ended well). If no task is
+                reading, replies not read yet are lost with this.
         """
-        if not await self.try_write(request):
-            # The server's status says why; it may have left replies unread, which come before it.
-            while await self.read() is not None:
-                pass
-            raise TransportError(f"{self._method.path} was ended by the other side")
+        if await self.try_write(request):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STATUS_S):
+                await self._raise_status()
+        raise TransportError(f"{self._method.path} was ended by the other side")
 
     async def try_write(self, request: Message) -> bool:
         """Send a request, and tell whether the call still took it; if not, `read` or `reply` says why.
@@ -193,24 +218,49 @@ class BidiCall(ServerStream):
         Raises:
             TransportError: the call was ended locally.
         """
+        data = request.SerializeToString()
+        call = self._call
         try:
-            await self._call.write(request.SerializeToString())
-        except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            if not self._is_connected:
+                await call.wait_for_connection()
+                self._is_connected = True
+            if call.done():
+                return False
+            # Not `call.write`: where this fails because the server has ended the call, that overwrites the server's
+            # status. Below it is the same operation without the overwriting (module, rule 3).
+            await call._cython_call.send_serialized_message(data)
+        except (grpc.aio.AioRpcError, grpc.aio.InternalError):
             return False
         except (asyncio.CancelledError, grpc.aio.BaseError) as error:
-            _reraise(error, self._call, self._method.path)
+            call.cancel()
+            _reraise(error, call, self._method.path)
         return True
 
     async def done_writing(self) -> None:
-        """Say that no request follows.
+        """Say that no request follows; if the call has ended, `read` or `reply` says why.
 
         Raises:
-            FederationError: the call failed.
+            TransportError: the call was ended locally.
         """
         try:
             await self._call.done_writing()
-        except (grpc.aio.AioRpcError, asyncio.CancelledError, grpc.aio.BaseError) as error:
+        except (grpc.aio.AioRpcError, grpc.aio.InternalError):
+            return
+        except (asyncio.CancelledError, grpc.aio.BaseError) as error:
             _reraise(error, self._call, self._method.path)
+
+    async def _raise_status(self) -> None:
+        """Wait for the status, and raise what it stands for unless all was well."""
+        if not self._is_reading:
+            while await self.read() is not None:  # gRPC tells the status only after the last reply was read
+                pass
+            return
+        call = self._call
+        if await call.code() is not grpc.StatusCode.OK:
+            error = grpc.aio.AioRpcError(
+                await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+            )
+            raise from_rpc_error(error, self._method.path) from error
 
     async def reply(self) -> Any:
         """Say that no request follows, and return the single reply of a client stream.

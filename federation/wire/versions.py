@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version as installed_version
 
-from federation import __version__
 from federation.errors import MalformedMessageError, PeerError
 from federation.v1 import tensors_pb2
 
@@ -20,7 +20,8 @@ class ProtocolRange:
     software: str = ""
 
 
-PROTOCOL = ProtocolRange(lowest=1, highest=1, software=__version__)
+PROTOCOL = ProtocolRange(lowest=1, highest=1, software=installed_version("federation"))
+"""What this release speaks. Its number comes from the installed package: the top of `federation` knows the client."""
 
 
 def range_to_proto(ours: ProtocolRange = PROTOCOL) -> tensors_pb2.ProtocolRange:

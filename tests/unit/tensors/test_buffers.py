@@ -26,8 +26,7 @@ SCHEMAS = st.lists(
 def arrays_of(schema: TensorSchema, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     random = np.random.default_rng(seed)
     return {
-        spec.name: (random.standard_normal(spec.shape) * 50).astype(np.int8).astype(spec.dtype.numpy)
-        for spec in schema
+        spec.name: (random.standard_normal(spec.shape) * 50).astype(np.int8).astype(spec.dtype.numpy) for spec in schema
     }
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -50,11 +50,7 @@ def read_header(path: Path) -> Header:
         StorageError: it cannot be read or is not valid.
     """
     with translated(path), open(path, "rb") as file:
-        file_bytes = os.fstat(file.fileno()).st_size
-        try:
-            return parse_header(file.read(header_size(file.read(8), file_bytes)), file_bytes)
-        except ValueError as error:
-            raise StorageError(f"{path} is not a valid safetensors file: {error}") from error
+        return _read_header(file, path)
 
 
 class ModelFile:
@@ -88,7 +84,9 @@ class ModelFile:
         try:
             if not try_lock(descriptor, exclusive=False):
                 raise StorageError(f"{path} is being written")
-            header = read_header(path)
+            # Through the descriptor: the name may be another file's by now.
+            with translated(path), open(descriptor, "rb", closefd=False) as file:
+                header = _read_header(file, path)
             if not header.is_canonical:
                 raise StorageError(f"{path} does not hold its tensors in canonical order; assemble it first")
             return cls(path, header, descriptor)
@@ -252,7 +250,8 @@ class ModelWriter:
         with translated(self.path):
             if self._spare is not None:
                 self._spare.unlink(missing_ok=True)
-                with contextlib.suppress(FileNotFoundError):  # no earlier file
+                # Suppressed: no earlier file, or a file system without links, which then has no spare.
+                with contextlib.suppress(FileNotFoundError, PermissionError):
                     # A link, not a rename: there is no instant at which no model has the name.
                     os.link(self.path, self._spare)
             os.replace(self.temporary, self.path)
@@ -322,6 +321,14 @@ def read_model(path: Path) -> tuple[TensorSchema, dict[str, npt.NDArray[Any]]]:
                 raise StorageError(f"{path} ends inside tensor {spec.name!r}")
             arrays[spec.name] = flat.reshape(spec.shape)
     return schema, arrays
+
+
+def _read_header(file: IO[bytes], path: Path) -> Header:
+    file_bytes = os.fstat(file.fileno()).st_size
+    try:
+        return parse_header(file.read(header_size(file.read(8), file_bytes)), file_bytes)
+    except ValueError as error:
+        raise StorageError(f"{path} is not a valid safetensors file: {error}") from error
 
 
 def _open_temporary(temporary: Path, spare: Path | None) -> int:

@@ -113,7 +113,13 @@ class Federation:
         Raises:
             NotFoundError: there is none of this id, or it is not ours.
         """
-        return views.details_of(self._unary("GetExperiment", pb.GetExperimentRequest(experiment=experiment)))
+        whole: pb.GetExperimentReply = self._unary("GetExperiment", pb.GetExperimentRequest(experiment=experiment))
+        page = whole
+        while len(page.rounds) and len(whole.rounds) < whole.summary.rounds_done:
+            after = whole.rounds[-1].round
+            page = self._unary("GetExperiment", pb.GetExperimentRequest(experiment=experiment, after_round=after))
+            whole.rounds.extend(page.rounds)
+        return views.details_of(whole)
 
     def envoys(self) -> tuple[views.Envoy, ...]:
         """Return the federation's envoys and what they offer."""

@@ -62,8 +62,9 @@ class LocalFederation:
     """A federation in a folder; a context manager.
 
     Args:
-        folder: for certificates, configuration, state and logs; made if missing. A folder of an earlier run is used
-        again. sites: its sites.
+        folder: for certificates, configuration, state and logs; made if missing. A folder of an earlier run is
+            used again.
+        sites: its sites.
         name: federation name.
         director: more settings of ``director.toml``, as nested tables.
 

@@ -97,7 +97,7 @@ def run_quickstart(folder: Path, *, rounds: int | None, as_json: bool) -> None:
                 ended = f"{experiment} ended {details.summary.state}: {details.summary.reason}"
                 raise PlanError(f"{ended}; logs are in {folder / 'logs'}")
             model = folder / "model.safetensors"
-            client.download(experiment, "best.safetensors", model)
+            client.download(experiment, "last.safetensors", model)  # as trained for as long as the others
         console.print("[bold]Comparing[/bold] with each hospital alone and with the pooled data nobody may pool")
         comparison = _compare(source, shards, model)
     report, plot = folder / "report.html", folder / "plot.png"
@@ -244,6 +244,6 @@ def _plot(details: ExperimentDetails, comparison: Comparison, shards: Iterable[s
     colours = ["#999999"] * len(comparison.alone) + ["#0072B2", "#E69F00"]
     drawn = bars.bar(names, values, color=colours)
     bars.bar_label(drawn, fmt="%.3f")
-    bars.set(ylim=(min(values) - 0.1, 1.02), ylabel="accuracy", title="On patients of no hospital")
+    bars.set(ylim=(0, 1.08), ylabel="accuracy", title="On patients of no hospital")
     figure.savefig(target, dpi=120)
     pyplot.close(figure)

@@ -39,7 +39,11 @@ class ListenSection(_Section):
     host: str = Field(
         default="127.0.0.1", description="Address to bind; 0.0.0.0 for all of this machine. Default: loopback."
     )
-    port: Port = Field(default=8443, description="Port; 0 lets the system choose. Default: 8443.")
+    port: Port = Field(
+        default=8443,
+        description="Port; 0 lets the system choose, for trials: aggregators look for a restarted director where it was. "
+        "Default: 8443.",
+    )
     insecure: bool = Field(
         default=False,
         description="No TLS, and everybody is who he says: for trials on one machine; binds to loopback only. "

@@ -41,8 +41,8 @@ class ListenSection(_Section):
     )
     port: Port = Field(
         default=8443,
-        description="Port; 0 lets the system choose, for trials: aggregators look for a restarted director where it was. "
-        "Default: 8443.",
+        description="Port; 0 lets the system choose, for trials: aggregators look for a restarted director where it "
+        "was. Default: 8443.",
     )
     insecure: bool = Field(
         default=False,

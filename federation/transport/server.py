@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_health.v1 import health_pb2
 
-from federation.errors import ConfigurationError, TransportError
+from federation.errors import ConfigurationError, NotFoundError, TransportError
 from federation.names import Role
 from federation.transport.channels import SERVER_OPTIONS, require_loopback
 from federation.transport.credentials import server_credentials
@@ -58,7 +58,7 @@ class HealthService:
     async def Check(self, request: health_pb2.HealthCheckRequest, call: Call) -> health_pb2.HealthCheckResponse:
         """Say how a service is now; NOT_FOUND if it is not served here, as the health protocol wants."""
         if request.service not in self._services:
-            await call.raw.abort(grpc.StatusCode.NOT_FOUND)
+            raise NotFoundError(f"service {request.service[:100]!r} is not served here")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
     async def List(self, request: health_pb2.HealthListRequest, call: Call) -> health_pb2.HealthListResponse:

@@ -15,7 +15,6 @@ nothing is polled. Every failure is one of `federation.errors`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import threading
@@ -188,7 +187,11 @@ class Federation:
         path = Path(target)
         if path.is_dir():
             path = path / artifact
-        return self._run(self._download(experiment, artifact, path, progress))
+        known = {entry.name: entry for entry in self.show(experiment).artifacts}
+        if artifact not in known:
+            there = ", ".join(sorted(known)) or "none yet"
+            raise NotFoundError(f"experiment {experiment} has no artifact {artifact!r}; there are: {there}")
+        return self._run(self._download(experiment, known[artifact], path, progress))
 
     # Underneath
 
@@ -271,37 +274,36 @@ class Federation:
             for line in message.lines:
                 yield line
 
-    async def _download(self, experiment: str, name: str, target: Path, progress: ProgressCallback) -> views.Artifact:
-        partial = target.with_name(target.name + ".part")
+    async def _download(
+        self, experiment: str, artifact: views.Artifact, target: Path, progress: ProgressCallback
+    ) -> views.Artifact:
+        # The digest is in the name: a rest of another artifact, or of an earlier model, is never taken up again.
+        partial = target.with_name(f".{target.name}.{artifact.digest[:16]}.part")
         sha256, offset = hashlib.sha256(), 0
         if partial.exists():
             with partial.open("rb") as kept:
                 while piece := kept.read(CHUNK_BYTES):
                     sha256.update(piece)
                     offset += len(piece)
-        request = pb.DownloadArtifactRequest(experiment=experiment, name=name, offset=offset)
-        artifact: views.Artifact | None = None
+        request = pb.DownloadArtifactRequest(
+            experiment=experiment, name=artifact.name, offset=offset, digest=artifact.digest
+        )
         stream = self._stub.server_stream("DownloadArtifact", request)
         try:
-            # The file is made only once the director has answered: a missing artifact leaves nothing behind.
-            with contextlib.ExitStack() as files:
-                file = None
+            with partial.open("ab") as file:
                 async for message in stream:
-                    if message.HasField("artifact"):
-                        artifact = views.artifact_of(message.artifact)
-                    file = file or files.enter_context(partial.open("ab"))
                     data = _check(message.chunk, offset)
                     file.write(data)
                     sha256.update(data)
                     offset += len(data)
-                    progress(name, offset, artifact.bytes if artifact else offset)
+                    progress(artifact.name, offset, artifact.bytes)
         except MalformedMessageError:
             partial.unlink(missing_ok=True)
             raise
-        if artifact is None or sha256.hexdigest() != artifact.digest or offset != artifact.bytes:
+        if sha256.hexdigest() != artifact.digest or offset != artifact.bytes:
             partial.unlink(missing_ok=True)
             raise MalformedMessageError(
-                f"{name} arrived with {offset} bytes and another digest than announced; try again"
+                f"{artifact.name} arrived with {offset} bytes and another digest than announced; try again"
             )
         os.replace(partial, target)
         return artifact

@@ -1,6 +1,6 @@
-"""Three hospitals learn to tell malignant from benign tumours without pooling their patients; see `federation quickstart`.
+"""Three hospitals learn to tell malignant from benign tumours without pooling their patients.
 
-``rounds.txt`` beside this file, if it is there, sets the rounds.
+This is what `federation quickstart` submits; ``rounds.txt`` beside this file, if it is there, sets the rounds.
 """
 
 from pathlib import Path

@@ -27,7 +27,7 @@ from typing import Any, Self, TypeVar
 from federation.client import views
 from federation.client.profile import Profile, load_profile
 from federation.client.submission import Package, packaged
-from federation.errors import IdentityError, MalformedMessageError, TransportError
+from federation.errors import IdentityError, MalformedMessageError, NotFoundError, TransportError
 from federation.names import Identity, Role, UserName
 from federation.transport.channels import open_channel
 from federation.transport.methods import Stub

@@ -74,6 +74,9 @@ class Experiments:
 
     def resume(self) -> None:
         """Go on with what was accepted before this process began: adopt or start collaborators, or fetch again."""
+        if not self.settings.keep_workspaces:
+            for record in (*self.store.at(Stage.ENDED), *self.store.at(Stage.REFUSED)):
+                self.store.clean(record.experiment)  # what a predecessor had no time to remove
         for record in self.store.at(Stage.ACCEPTED):
             if fetching.is_ready(self.store.folder_of(record.experiment)):
                 self._start(record)

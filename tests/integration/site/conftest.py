@@ -14,6 +14,7 @@ import textwrap
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ class Task:
 
 experiment = Experiment(
     name="trial", model=lambda: {{"w": np.zeros({elements}, np.float32)}}, task=Task(), shard="numbers",
-    plan=Plan(rounds=3, sites=1, minimum_sites=1),
+    plan=Plan(rounds=3, sites={sites}, minimum_sites={sites}),
 )
 """
 
@@ -130,7 +131,7 @@ class Trial:
     manifest: Manifest
     key: ec.EllipticCurvePrivateKey
 
-    @property
+    @cached_property
     def signed(self) -> SignedManifest:
         return bundle.sign_manifest(self.manifest, self.key)
 
@@ -156,11 +157,11 @@ class Trial:
 
 @pytest.fixture
 def make_trial(tmp_path: Path) -> Callable[..., Trial]:
-    def make(train: str = "pass", *, elements: int = 8) -> Trial:
+    def make(train: str = "pass", *, elements: int = 8, sites: int = 1) -> Trial:
         folder = tmp_path / "experiment"
         folder.mkdir()
         body = textwrap.indent(textwrap.dedent(train).strip(), " " * 8).lstrip()
-        (folder / "experiment.py").write_text(EXPERIMENT_SOURCE.format(train=body, elements=elements))
+        (folder / "experiment.py").write_text(EXPERIMENT_SOURCE.format(train=body, elements=elements, sites=sites))
         spec, arrays = load_experiment(folder).build()
         packed = bundle.pack(folder, tmp_path / "bundle.zip")
         manifest = Manifest(
@@ -494,11 +495,12 @@ class Site:
     trial: Trial
     shard_code: Path
     sandbox: str = "none"
+    name: SiteName = SITE
     options: dict[str, Any] = field(default_factory=dict)
     started: list[children.Child] = field(default_factory=list)
 
     def config(self, address: str) -> CollaboratorConfig:
-        tls = self.pki.issue(Role.ENVOY, SITE)
+        tls = self.pki.issue(Role.ENVOY, self.name)
         bundle_folder = self.folder / "bundle"
         if not bundle_folder.exists():
             self.folder.mkdir(exist_ok=True)
@@ -506,7 +508,7 @@ class Site:
             (self.folder / "spec.json").write_bytes(self.trial.manifest.spec_json)
         values: dict[str, Any] = {
             "federation": FEDERATION,
-            "site": SITE,
+            "site": self.name,
             "experiment": EXPERIMENT,
             "authority": tls.authority,
             "certificate": tls.certificate,

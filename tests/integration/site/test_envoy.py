@@ -1,0 +1,452 @@
+"""An envoy process with its real collaborators and trainers, against a director that says what the test tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+
+from federation import bundle
+from federation.errors import ConflictError
+from federation.names import Role
+from federation.pki.known import load_known, pin
+from federation.runtime import children
+from federation.v1 import aggregator_pb2, director_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(180)
+ANSWER = director_pb2.AssignmentAnswer
+EXPERIMENT = "trial-00000001"
+
+
+@dataclass
+class EnvoyHost:
+    """A machine with an envoy on it."""
+
+    folder: Path
+    started: list[children.Child] = field(default_factory=list)
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "envoy.toml"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "envoy.log").read_text()
+
+    @property
+    def experiment(self) -> Path:
+        return self.folder / "state" / "experiments" / EXPERIMENT
+
+    async def start(self) -> children.Child:
+        child = await children.spawn(
+            children.ChildSpec(
+                name="envoy",
+                argv=[sys.executable, "-c", "from envoy.command import main; main()", "--config", str(self.config)],
+                env={"PATH": os.environ["PATH"]},
+                cwd=self.folder,
+                log=self.folder / "envoy.log",
+                folder=self.folder / "process",
+            )
+        )
+        self.started.append(child)
+        return child
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the owner's command line."""
+        code = "from envoy.command import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments, "--config", str(self.config)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    async def owner(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(self.command, *arguments)
+
+    def pid(self, *parts: str) -> int:
+        text = self.experiment.joinpath(*parts, "process.json").read_text()
+        return children.ProcessIdentity.from_json(text).pid
+
+    async def get(self, path: str) -> Any:
+        port = int((self.folder / "state" / "monitoring.port").read_text())
+        async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{port}{path}") as reply:
+            text = await reply.text()
+            return json.loads(text) if "json" in reply.content_type else text
+
+
+@pytest.fixture
+async def make_host(
+    tmp_path: Path, pki: Any, director: Any, shard_code: Path
+) -> AsyncIterator[Callable[..., EnvoyHost]]:
+    hosts = []
+
+    def make(policy: str = 'trust = "director"', shards: str = "", extra: str = "") -> EnvoyHost:
+        folder = tmp_path / "host"
+        folder.mkdir()
+        tls = pki.issue(Role.ENVOY, "north")
+        (folder / "envoy.toml").write_text(f"""
+federation = "care"
+director = "{director.address}"
+authority = "{tls.authority}"
+certificate = "{tls.certificate}"
+key = "{tls.key}"
+{extra}
+[trainer]
+sandbox = "none"
+python_path = ["{shard_code}"]
+
+[policy]
+{policy}
+
+[[shards]]
+name = "ward"
+kind = "numbers"
+factory = "ward_shards:Numbers"
+{shards}
+""")
+        hosts.append(EnvoyHost(folder))
+        return hosts[-1]
+
+    yield make
+    for host in hosts:
+        for folder in (*host.folder.glob("state/experiments/*/collaborator"), host.folder / "process"):
+            child = children.adopt(folder)
+            if child is not None:
+                child.kill()
+                await child.wait()
+        for child in host.started:
+            await child.wait()
+
+
+async def _accepted(trial: Any, aggregator: Any, director: Any, host: EnvoyHost) -> tuple[Any, Any, children.Child]:
+    """Bring an envoy up and its collaborator to the aggregator."""
+    director.bundle = trial.archive.read_bytes()
+    child = await host.start()
+    session = await director.next_session()
+    session.send(assignment=trial.assignment(aggregator.address))
+    answer = await session.hear("answer")
+    assert answer.answer == ANSWER.ANSWER_ACCEPTED, answer.reason
+    site = await aggregator.next_session()
+    await site.hear("ready")
+    return session, site, child
+
+
+def _finish(site: Any) -> None:
+    site.send(finish=aggregator_pb2.Finish(outcome="completed", reason="", epoch=1))
+
+
+async def test_an_envoy_offers_its_shards_takes_part_and_cleans_up(
+    make_trial: Any, aggregator_of: Any, director: Any, make_host: Any, wait_for_end: Any, until_gone: Any
+) -> None:
+    trial = make_trial()
+    aggregator, host = await aggregator_of(trial), make_host()
+    director.bundle = trial.archive.read_bytes()
+    director.cut_bundle_after = 300
+    child = await host.start()
+    session = await director.next_session()
+    assert list(session.hello.running) == []
+    [offer] = (await session.hear("offers")).shards
+    assert (offer.name, offer.kind, offer.train_examples, list(offer.sample_shape)) == ("ward", "numbers", 8, [3])
+    session.send(assignment=trial.assignment(aggregator.address))
+    assert (await session.hear("answer")).answer == ANSWER.ANSWER_ACCEPTED
+    assert len(director.fetches) == 2
+    assert director.fetches[1] >= 300, "a cut download goes on where it stopped"
+    site = await aggregator.next_session()
+    await site.hear("ready")
+    collaborator, trainer = host.pid("collaborator"), host.pid("collaborator", "trainer")
+    site.send(task=aggregator.task(trial.first_model))
+    await aggregator.next_update()
+    [group] = await host.get("/discovery")
+    assert group["labels"] == {"role": "collaborator", "site": "north", "experiment": EXPERIMENT}
+    async with aiohttp.ClientSession() as http, http.get(f"http://{group['targets'][0]}/metrics") as reply:
+        assert "federation_updates_admitted_total 1.0" in await reply.text()
+    assert (await host.get("/ready"))["ready"] is True
+
+    # Asked again, an envoy answers alike and starts nothing twice.
+    session.send(assignment=trial.assignment(aggregator.address))
+    assert (await session.hear("answer")).answer == ANSWER.ANSWER_ACCEPTED
+    assert host.pid("collaborator") == collaborator
+    _finish(site)
+    status = await session.hear("status")
+    assert (status.experiment, status.state, status.error_class) == (EXPERIMENT, "finished", "")
+    await until_gone(collaborator)
+    await until_gone(trainer)
+    assert [path.name for path in host.experiment.iterdir()] == ["participation.json"]
+
+    # Nor does it run it a second time once it is over.
+    session.send(assignment=trial.assignment(aggregator.address))
+    assert (await session.hear("status")).state == "finished"
+    child.terminate()
+    assert (await wait_for_end(child)).code == 0
+
+
+async def test_a_shard_that_fails_is_named_and_the_others_are_offered(director: Any, make_host: Any) -> None:
+    host = make_host(shards='[[shards]]\nname = "attic"\nkind = "numbers"\nfactory = "ward_shards:Broken"\n')
+    await host.start()
+    session = await director.next_session()
+    assert [offer.name for offer in (await session.hear("offers")).shards] == ["ward"]
+    assert "shard attic cannot be offered" in host.log
+    assert "the ward's disk is not mounted" in host.log
+    assert "attic" in (await host.get("/ready"))["checks"]["shards"]
+
+
+async def test_an_unpinned_user_waits_for_approval_through_a_restart(
+    make_trial: Any, aggregator_of: Any, director: Any, make_host: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial()
+    aggregator, host = await aggregator_of(trial), make_host(policy='trust = "pinned"')
+    director.bundle = trial.archive.read_bytes()
+    child = await host.start()
+    session = await director.next_session()
+    session.send(assignment=trial.assignment(aggregator.address))
+    answer = await session.hear("answer")
+    fingerprint = bundle.fingerprint_of(trial.signed.signing_key)
+    assert answer.answer == ANSWER.ANSWER_PENDING
+    assert fingerprint in answer.reason
+    child.terminate()
+    await wait_for_end(child)
+
+    child = await host.start()
+    session = await director.next_session()
+    assert (await session.hear("answer")).answer == ANSWER.ANSWER_PENDING
+    shown = json.loads((await host.owner("pending", "--json")).stdout)
+    assert [(row["experiment"], row["submitter"]) for row in shown] == [(EXPERIMENT, "ada")]
+    assert (await host.owner("approve", "no-such-00000000")).returncode == 1
+    approved = await host.owner("approve", EXPERIMENT, "--pin")
+    assert approved.returncode == 0, approved.stderr
+    assert (await session.hear("answer")).answer == ANSWER.ANSWER_ACCEPTED
+    assert load_known(host.folder / "known.toml").users == {"ada": fingerprint}
+    await (await aggregator.next_session()).hear("ready")
+
+
+async def test_what_the_owner_refuses_stays_refused(
+    make_trial: Any, aggregator_of: Any, director: Any, make_host: Any
+) -> None:
+    trial = make_trial()
+    aggregator, host = await aggregator_of(trial), make_host(policy="manual_approval = true")
+    pin(host.folder / "known.toml", "users", "ada", bundle.fingerprint_of(trial.signed.signing_key))
+    await host.start()
+    session = await director.next_session()
+    session.send(assignment=trial.assignment(aggregator.address))
+    assert (await session.hear("answer")).answer == ANSWER.ANSWER_PENDING
+    assert (await host.owner("refuse", EXPERIMENT, "--reason", "not with these data")).returncode == 0
+    for _ in range(2):
+        answer = await session.hear("answer")
+        assert (answer.answer, answer.reason) == (ANSWER.ANSWER_REFUSED, "not with these data")
+        session.send(assignment=trial.assignment(aggregator.address))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        pytest.param(lambda a: setattr(a, "signature", b""), "not signed", id="unsigned"),
+        pytest.param(lambda a: setattr(a, "manifest", a.manifest.replace(b"trial", b"trail")), "changed", id="changed"),
+        pytest.param(lambda a: setattr(a, "submitted_by", "eve"), "user eve submitted it", id="another submitter"),
+        pytest.param(lambda a: setattr(a, "bundle_bytes", 1), "signed are", id="another size"),
+        pytest.param(lambda a: a.shards.append("attic"), "shard 'attic' is not offered here", id="unknown shard"),
+    ],
+)
+async def test_an_assignment_is_refused_with_a_reason_its_user_can_read(
+    make_trial: Any, director: Any, make_host: Any, spoil: Any, word: str
+) -> None:
+    trial, host = make_trial(), make_host()
+    director.bundle = trial.archive.read_bytes()
+    assignment = trial.assignment("127.0.0.1:1")
+    spoil(assignment)
+    await host.start()
+    session = await director.next_session()
+    session.send(assignment=assignment)
+    answer = await session.hear("answer")
+    assert answer.answer == ANSWER.ANSWER_REFUSED
+    assert word in answer.reason
+
+
+async def test_a_bundle_that_is_not_the_signed_one_is_not_unpacked(
+    make_trial: Any, director: Any, make_host: Any
+) -> None:
+    trial, host = make_trial(), make_host()
+    archive = bytearray(trial.archive.read_bytes())
+    archive[len(archive) // 2] ^= 1
+    director.bundle = bytes(archive)
+    await host.start()
+    session = await director.next_session()
+    session.send(assignment=trial.assignment("127.0.0.1:1"))
+    answer = await session.hear("answer")
+    assert answer.answer == ANSWER.ANSWER_REFUSED
+    assert not (host.experiment / "bundle").exists()
+
+
+async def test_a_signature_is_accepted_for_one_experiment_only(
+    make_trial: Any, aggregator_of: Any, director: Any, make_host: Any
+) -> None:
+    trial = make_trial()
+    aggregator, host = await aggregator_of(trial), make_host()
+    session, _, _ = await _accepted(trial, aggregator, director, host)
+    session.send(assignment=trial.assignment(aggregator.address, experiment="trial-00000002"))
+    answer = await session.hear("answer")
+    assert (answer.experiment, answer.answer) == ("trial-00000002", ANSWER.ANSWER_REFUSED)
+    assert "used before" in answer.reason
+
+
+async def test_a_killed_envoy_leaves_its_collaborator_running_and_the_next_one_adopts_it(
+    make_trial: Any, aggregator_of: Any, director: Any, make_host: Any, wait_for_end: Any, until_gone: Any
+) -> None:
+    trial = make_trial()
+    aggregator, host = await aggregator_of(trial), make_host()
+    _, site, child = await _accepted(trial, aggregator, director, host)
+    collaborator = host.pid("collaborator")
+    os.kill(child.identity.pid, signal.SIGKILL)
+    await wait_for_end(child)
+    site.send(task=aggregator.task(trial.first_model))
+    await aggregator.next_update()  # the round goes on without an envoy
+
+    child = await host.start()
+    session = await director.next_session()
+    assert list(session.hello.running) == [EXPERIMENT]
+    assert host.pid("collaborator") == collaborator
+    _finish(site)
+    assert (await session.hear("status")).state == "finished"
+    await until_gone(collaborator)
+
+
+async def test_a_crashed_collaborator_is_started_again(
+    make_trial: Any, aggregator_of: Any, director: Any, make_host: Any, until_gone: Any
+) -> None:
+    trial = make_trial()
+    aggregator, host = await aggregator_of(trial), make_host()
+    session, _, _ = await _accepted(trial, aggregator, director, host)
+    first, trainer = host.pid("collaborator"), host.pid("collaborator", "trainer")
+    os.kill(first, signal.SIGKILL)
+    await until_gone(trainer)
+    site = await aggregator.next_session()
+    await site.hear("ready")
+    assert host.pid("collaborator") != first
+    _finish(site)
+    assert (await session.hear("status")).state == "finished"
+
+
+async def test_a_withdrawn_experiment_is_stopped_and_leaves_nothing(
+    make_trial: Any, aggregator_of: Any, director: Any, make_host: Any, wait_for_end: Any, until_gone: Any
+) -> None:
+    trial = make_trial()
+    aggregator, host = await aggregator_of(trial), make_host()
+    session, _, child = await _accepted(trial, aggregator, director, host)
+    collaborator, trainer = host.pid("collaborator"), host.pid("collaborator", "trainer")
+    session.send(withdrawal=director_pb2.Withdrawal(experiment=EXPERIMENT, reason="cancelled by ada"))
+    await until_gone(collaborator)
+    await until_gone(trainer)
+    session.send(assignment=trial.assignment(aggregator.address))
+    assert (await session.hear("answer")).answer == ANSWER.ANSWER_REFUSED
+    child.terminate()
+    await wait_for_end(child)
+    assert [path.name for path in host.experiment.iterdir()] == ["participation.json"]
+
+
+async def test_sigterm_leaves_no_process_and_the_next_start_goes_on(
+    make_trial: Any, aggregator_of: Any, director: Any, make_host: Any, wait_for_end: Any, until_gone: Any
+) -> None:
+    trial = make_trial()
+    aggregator, host = await aggregator_of(trial), make_host()
+    _, _, child = await _accepted(trial, aggregator, director, host)
+    collaborator, trainer = host.pid("collaborator"), host.pid("collaborator", "trainer")
+    child.terminate()
+    assert (await wait_for_end(child)).code == 0
+    await until_gone(collaborator)
+    await until_gone(trainer)
+    await host.start()
+    site = await aggregator.next_session()
+    await site.hear("ready")
+
+
+async def test_a_moved_aggregator_is_found(make_trial: Any, aggregator_of: Any, director: Any, make_host: Any) -> None:
+    trial = make_trial()
+    first, host = await aggregator_of(trial), make_host()
+    session, site, _ = await _accepted(trial, first, director, host)
+    second = await aggregator_of(trial)
+    second.epoch = 2
+    session.send(assignment=trial.assignment(second.address))
+    await (await second.next_session()).hear("ready")
+    assert second.hellos[0].last_epoch == 1
+    assert await asyncio.wait_for(site.heard.get(), 10) is None
+
+
+async def test_logs_leave_the_site_only_if_its_policy_releases_them(
+    make_trial: Any, aggregator_of: Any, director: Any, make_host: Any
+) -> None:
+    trial = make_trial("print('the loss looks fine')")
+    aggregator, host = await aggregator_of(trial), make_host(policy='trust = "director"\nrelease_logs = true')
+    session, site, _ = await _accepted(trial, aggregator, director, host)
+    site.send(task=aggregator.task(trial.first_model))
+    await aggregator.next_update()
+    _finish(site)
+    assert "the loss looks fine" in (await session.hear("logs")).lines
+
+
+async def test_a_superseded_director_is_left_and_a_newer_one_found(director: Any, make_host: Any) -> None:
+    host = make_host()
+    director.epoch = 5
+    await host.start()
+    session = await director.next_session()
+    await session.hear("offers")
+    director.epoch = 4
+    session.cut()
+    stale = await director.next_session()
+    assert stale.hello.director_epoch == 5
+    director.epoch = 6
+    session = await director.next_session()
+    while session.outbox.empty() and session.hello.director_epoch != 5:
+        session = await director.next_session()
+    await session.hear("offers")
+    assert stale.heard.empty()
+
+
+async def test_an_envoy_that_is_superseded_attends_no_more_and_says_so(director: Any, make_host: Any) -> None:
+    host = make_host()
+    await host.start()
+    session = await director.next_session()
+    await session.hear("offers")
+    session.call.end(ConflictError("superseded by a newer session of north: do not connect again"))
+    async with asyncio.timeout(30):
+        while "superseded" not in (await host.get("/ready"))["checks"]["director"]:
+            pass
+    assert "another envoy with this site's certificate" in host.log
+    assert director.sessions.empty()
+
+
+async def test_a_second_envoy_on_one_state_folder_is_refused(director: Any, make_host: Any, wait_for_end: Any) -> None:
+    host = make_host()
+    await host.start()
+    await director.next_session()
+    second = await host.owner()
+    assert second.returncode == 2
+    assert "another envoy uses state folder" in second.stderr
+
+
+async def test_check_tells_an_owner_what_would_be_offered(director: Any, make_host: Any) -> None:
+    host = make_host(shards='[[shards]]\nname = "attic"\nkind = "numbers"\nfactory = "ward_shards:Broken"\n')
+    done = await host.owner("check", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert [shard["name"] for shard in found["shards"]] == ["ward"]
+    assert found["problems"] == {"attic": "OSError"}
+    assert (await host.owner("pending")).returncode == 3
+
+
+def test_a_typo_in_the_settings_is_named_with_the_nearest_key(tmp_path: Path) -> None:
+    (tmp_path / "envoy.toml").write_text('federation = "care"\ndirectr = "h:1"\n')
+    done = EnvoyHost(tmp_path).command()
+    assert done.returncode == 2
+    assert "director" in done.stderr

@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from federation.errors import FederationError, MalformedMessageError, TransportError
-from federation.transport.handlers import IDENTITY_KEY, method_path
+from federation.transport.handlers import IDENTITY_KEY, encoded, method_path
 from federation.transport.status import from_rpc_error
 
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ class Stub:
         self._metadata = ((IDENTITY_KEY, identity.spiffe),) if identity else None
         self._methods = {method.name: _Method(channel, method) for method in service.methods}
 
-    async def unary(self, method: str, request: Message, *, timeout_s: float | None = None) -> Any:
+    async def unary(self, method: str, request: Message | bytes, *, timeout_s: float | None = None) -> Any:
         """Call a method of one request and one reply, and return the reply.
 
         Args:
             method: name, as in the proto.
-            request: its request message.
+            request: its request message, or the bytes of one.
             timeout_s: deadline; the stub's default if None.
 
         Raises:
@@ -76,7 +76,7 @@ class Stub:
         target = self._methods[method]
         deadline_s = self._timeout_s if timeout_s is None else timeout_s
         try:
-            call = target.start(deadline_s, self._metadata, request.SerializeToString())
+            call = target.start(deadline_s, self._metadata, encoded(request))
         except grpc.aio.UsageError as error:
             raise _closed(target.path) from error
         try:
@@ -85,7 +85,7 @@ class Stub:
             _reraise(error, call, target.path)
         return target.parse(data)
 
-    def server_stream(self, method: str, request: Message, *, timeout_s: float | None = None) -> ServerStream:
+    def server_stream(self, method: str, request: Message | bytes, *, timeout_s: float | None = None) -> ServerStream:
         """Call a method of one request and many replies; the replies are read from what is returned.
 
         Raises:
@@ -93,13 +93,17 @@ class Stub:
         """
         target = self._methods[method]
         try:
-            call = target.start(timeout_s, self._metadata, request.SerializeToString())
+            call = target.start(timeout_s, self._metadata, encoded(request))
         except grpc.aio.UsageError as error:
             raise _closed(target.path) from error
         return ServerStream(call, target)
 
     async def client_stream(
-        self, method: str, requests: AsyncIterable[Message] | Iterable[Message], *, timeout_s: float | None = None
+        self,
+        method: str,
+        requests: AsyncIterable[Message | bytes] | Iterable[Message | bytes],
+        *,
+        timeout_s: float | None = None,
     ) -> Any:
         """Call a method of many requests and one reply, and return the reply.
 
@@ -198,7 +202,7 @@ class BidiCall(ServerStream):
         finally:
             self._is_reading = False
 
-    async def write(self, request: Message) -> None:
+    async def write(self, request: Message | bytes) -> None:
         """Send a request; returns when it is under way, which is what slows a writer down to the reader's pace.
 
         Raises:
@@ -212,13 +216,13 @@ class BidiCall(ServerStream):
                 await self._raise_status()
         raise TransportError(f"{self._method.path} was ended by the other side")
 
-    async def try_write(self, request: Message) -> bool:
+    async def try_write(self, request: Message | bytes) -> bool:
         """Send a request, and tell whether the call still took it; if not, `read` or `reply` says why.
 
         Raises:
             TransportError: the call was ended locally.
         """
-        data = request.SerializeToString()
+        data = encoded(request)
         call = self._call
         try:
             if not self._is_connected:

@@ -59,6 +59,14 @@ async def test_all_four_kinds_of_calls_carry_their_messages(lab: Any) -> None:
     assert await talk.read() is None
 
 
+async def test_messages_may_be_handed_over_as_their_bytes(lab: Any) -> None:
+    stub = await connect(lab)
+    data = lab.chunk(offset=4, data=b"ab").SerializeToString()
+    assert (await stub.unary("Echo", data)).data == b"ab"
+    assert (await stub.client_stream("Collect", [data, data])).offset == 4
+    assert lab.service.requests[-1] == lab.chunk(offset=4, data=b"ab")
+
+
 async def test_calls_are_counted_by_method_role_and_code(lab: Any) -> None:
     stub = await connect(lab)
     await stub.unary("Echo", lab.chunk())

@@ -24,11 +24,11 @@ experiment = Experiment(
     sample_shape=(30,),
     target_shape=(),
     plan=Plan(
-        rounds=20,
+        rounds=30,
         sites=3,
         minimum_sites=2,
         local_epochs=2,
-        learning_rate=0.1,
+        learning_rate=0.05,
         best=BestModel(metric="loss", direction="min"),
     ),
 )

@@ -48,11 +48,11 @@ experiment = Experiment(
     metrics=("loss", "accuracy"),
     sample_shape=(FEATURES,),
     plan=Plan(
-        rounds=20,
+        rounds=40,
         sites=3,
         minimum_sites=2,
         local_epochs=5,
-        learning_rate=0.5,
+        learning_rate=1.0,
         best=BestModel(metric="loss", direction="min"),
     ),
 )

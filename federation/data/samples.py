@@ -2,9 +2,9 @@
 
 Breast cancer (Wolberg, Street, Mangasarian 1995; 569 patients, 30 measures of cell nuclei, benign or malignant) is
 divided among three hospitals that differ as hospitals do. *north* screens: many patients, nearly all benign, small
-tumours. *south* is an oncology centre: fewer patients, nearly all malignant, large tumours. *island* is small and sees
-both. A fifth of each hospital's patients validate; a quarter of all patients, a fair sample, belongs to nobody and
-tests.
+tumours. *south* is an oncology centre: fewer patients, nearly all malignant, large tumours. *island* is a small
+practice with few patients, nearly all benign. A fifth of each hospital's patients validate; a quarter of all patients,
+a fair sample, belongs to nobody and tests.
 
 Measures are mapped to [0, 1] by the ranges published with the data (`sklearn.datasets.load_breast_cancer`, DESCR), so
 that no hospital needs another's data to scale its own.
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from federation.tensors.buffers import Array
 
 HOSPITALS = ("north", "south", "island")
-HOSPITAL_QUOTAS = ((0.85, 0.05, 0.10), (0.06, 0.84, 0.10))
-"""Share of each hospital of the benign and of the malignant patients."""
+ISLAND_SHARES = (0.08, 0.02)
+"""Share of the benign and of the malignant patients who go to the island, drawn at random."""
+NORTH_SHARES = (0.96, 0.05)
+"""Share of the remaining benign and malignant patients who go to the north, those with the smallest tumours."""
 TEST_SHARE = 0.25
-_NOISE = 1.0
+_NOISE = 0.3
 """Spread of the noise on the order by tumour size, in standard deviations of size: hospitals overlap."""
 # fmt: off
 _LOWEST = (
@@ -117,7 +119,10 @@ def _hospitals(samples: Array, targets: Array, seed: int) -> tuple[Array, list[A
     order = rng.permutation(len(targets))
     held = round(len(targets) * TEST_SHARE)
     test, rest = np.sort(order[:held]), np.sort(order[held:])
-    size = samples[rest, 0]  # mean radius
+    quotas = [(share, 1 - share) for share in ISLAND_SHARES]
+    island, mainland = by_quota(targets[rest], quotas, rng.permutation(len(rest)))
+    size = samples[rest[mainland], 0]  # mean radius
     noisy = size + rng.normal(scale=_NOISE * size.std(), size=len(size))
-    parts = by_quota(targets[rest], [[shares[0], shares[2], shares[1]] for shares in HOSPITAL_QUOTAS], noisy)
-    return test, [rest[parts[0]], rest[parts[2]], rest[parts[1]]]
+    quotas = [(share, 1 - share) for share in NORTH_SHARES]
+    north, south = by_quota(targets[rest[mainland]], quotas, noisy)
+    return test, [rest[mainland[north]], rest[mainland[south]], rest[island]]

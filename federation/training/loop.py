@@ -267,4 +267,5 @@ def _set_up_torch(threads: int) -> None:
     torch.set_num_threads(threads)
     # Warn rather than fail: some operations have no deterministic form, and a model may need one.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a guard for debugging that costs a pass over memory
+    # A guard for debugging that costs a pass over memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module property

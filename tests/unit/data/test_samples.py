@@ -22,9 +22,9 @@ def test_every_patient_is_at_one_hospital_or_in_the_test_and_nowhere_twice() -> 
 def test_hospitals_differ_in_size_label_and_feature() -> None:
     north, south, island = (BreastCancerShard(name) for name in HOSPITALS)
     sizes = [len(shard.train[1]) for shard in (north, south, island)]
-    assert sizes == [188, 119, 34]
+    assert sizes == [194, 129, 19]
     malignant = [float(shard.train[1].mean()) for shard in (north, south, island)]
-    assert malignant[0] < 0.1 < 0.25 < malignant[2] < 0.5 < 0.85 < malignant[1]
+    assert max(malignant[0], malignant[2]) < 0.15 < 0.85 < malignant[1]
     benign_radius = [float(shard.train[0][shard.train[1] == 0, 0].mean()) for shard in (north, south)]
     assert benign_radius[0] < benign_radius[1]
 

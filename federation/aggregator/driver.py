@@ -126,6 +126,7 @@ class Driver:
             epoch=self.epoch,
             round=self.machine.round,
             attempt=self.machine.attempt,
+            is_open=self.machine.is_open,
             model_digest=self.models.digest,
             payloads=self._expected_payloads,
             metrics=self.spec.metrics,

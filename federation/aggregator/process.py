@@ -32,6 +32,7 @@ from federation.errors import ConfigurationError, ConflictError, FederationError
 from federation.names import Digest, RoundNumber
 from federation.plan import ExperimentSpec
 from federation.runtime.clock import SystemClock
+from federation.runtime.notify import notify_ready
 from federation.runtime.orphans import Lease
 from federation.runtime.records import ExitRecord, write_exit_record
 from federation.runtime.shutdown import Shutdown
@@ -148,6 +149,7 @@ class Aggregator:
         else:
             self._control.roster(self._fixed_roster())
         self.started.set()
+        notify_ready(address=self.address, metrics_address=self.metrics_address)
         self._log.info("aggregator runs", address=self.address, metrics=self.metrics_address)
         finish = await self.driver.run()
         await self._conclude(finish, supervision, transfers, checkpoints)

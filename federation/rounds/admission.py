@@ -40,6 +40,7 @@ class Expectation:
         epoch: its epoch.
         round: round in progress.
         attempt: attempt in progress.
+        is_open: it still takes updates.
         model_digest: SHA-256 of the model that was sent out.
         payloads: name, schema digest and size [bytes] of each payload, in order.
         metrics: names the plan fixes.
@@ -49,6 +50,7 @@ class Expectation:
     epoch: Epoch
     round: RoundNumber
     attempt: Attempt
+    is_open: bool
     model_digest: Digest
     payloads: tuple[tuple[PayloadName, Digest, int], ...]
     metrics: tuple[str, ...]
@@ -105,6 +107,10 @@ def check_task(claim: Claim, expected: Expectation, *, is_asked: bool) -> None:
             Refusal.CLOSED_ROUND,
             f"the update is for round {claim.round}, attempt {claim.attempt}; round {expected.round}, attempt "
             f"{expected.attempt} is in progress: drop it",
+        )
+    if not expected.is_open:
+        raise UpdateRejectedError(
+            Refusal.CLOSED_ROUND, f"attempt {claim.attempt} at round {claim.round} takes no more updates: drop it"
         )
     if not is_asked:
         raise UpdateRejectedError(

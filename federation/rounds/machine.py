@@ -108,9 +108,14 @@ class RoundMachine:
         """How many of the asked sites have answered, or will not."""
         return sum(1 for site in self._asked if self.standings[site].progress is not Progress.ASKED)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the attempt still takes updates."""
+        return self.phase in _OPEN
+
     def is_asked(self, site: SiteName) -> bool:
         """Whether an update of this site for this round would be taken now."""
-        return self.phase in _OPEN and self._is(site, Progress.ASKED)
+        return self.is_open and self._is(site, Progress.ASKED)
 
     def is_admitted(self, site: SiteName) -> bool:
         """Whether this site's update for this round is in."""
@@ -183,13 +188,14 @@ class RoundMachine:
         return self.connected | admitted
 
     def _maybe_begin(self) -> None:
-        present = self._participants()
+        # A site whose update is in the spool is waited for all the same: it should evaluate, and take part from now on.
+        here = len(self.connected)
         if self._has_waited:
-            enough = len(present) >= self._plan.sites_needed
+            enough = len(self._participants()) >= self._plan.sites_needed
         elif self._expected:
-            enough = present >= self._expected and len(present) >= self._plan.sites_needed
+            enough = self.connected >= self._expected and here >= self._plan.sites_needed
         else:
-            enough = len(present) >= max(self._plan.sites_wanted, self._plan.sites_needed)
+            enough = here >= max(self._plan.sites_wanted, self._plan.sites_needed)
         if enough:
             self._select()
 

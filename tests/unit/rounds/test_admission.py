@@ -16,6 +16,7 @@ EXPECTED = Expectation(
     epoch=Epoch(2),
     round=RoundNumber(5),
     attempt=Attempt(2),
+    is_open=True,
     model_digest=MODEL,
     payloads=((PayloadName("delta"), SCHEMA, 40),),
     metrics=("loss",),
@@ -65,6 +66,12 @@ def test_refuses_a_claim_that_is_not_what_was_asked(change, refusal):
     with pytest.raises(UpdateRejectedError) as caught:
         check(replace(GOOD, **change))
     assert caught.value.refusal is refusal
+
+
+def test_refuses_an_update_once_the_attempt_is_closed():
+    with pytest.raises(UpdateRejectedError) as caught:
+        check_task(GOOD, replace(EXPECTED, is_open=False), is_asked=False)
+    assert caught.value.refusal is Refusal.CLOSED_ROUND
 
 
 def test_refuses_a_site_that_was_not_asked():

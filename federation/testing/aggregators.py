@@ -1,0 +1,167 @@
+"""Everything one aggregator needs, made in a folder: certificates, spec, initial model, configuration.
+
+With `Stage` a test, or a benchmark, has a real aggregator with real certificates and no director, in this process or in
+one of its own, and sites to meet it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from federation.aggregator.config import AggregatorConfig, FixedSite, TlsPaths
+from federation.aggregator.process import INITIAL_FILE, SPEC_FILE, Aggregator
+from federation.names import Digest, Epoch, ExperimentId, FederationName, Identity, Role, SiteName
+from federation.pki.authority import CertificateAuthority, issue_identity
+from federation.plan import ExperimentSpec, Plan, tensor_rows
+from federation.storage.checkpoints import write_model
+from federation.tensors import DType, TensorSchema, TensorSpec
+from federation.testing.sites import HonestSite, Meeting, ScriptedSite
+from federation.transport.credentials import TlsFiles
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from federation.runtime.clock import Clock
+    from federation.runtime.records import ExitRecord
+    from federation.runtime.shutdown import Shutdown
+
+FEDERATION = FederationName("test")
+EXPERIMENT = ExperimentId("experiment-00000001")
+_Site = TypeVar("_Site", bound=ScriptedSite)
+
+
+def flat_schema(elements: int, dtype: DType = DType.FLOAT32) -> TensorSchema:
+    """Return the schema of a model with one parameter tensor."""
+    return TensorSchema.of([TensorSpec(name="weight", dtype=dtype, shape=(elements,))])
+
+
+class Stage:
+    """One experiment's stage.
+
+    Args:
+        folder: where everything goes.
+        plan: what the experiment does.
+        sites: names of its sites.
+        schema: of its model; by default 10 numbers of float32.
+        optimizer: schema of its aggregated optimizer state.
+        value: what every element of the initial model is.
+
+    Attributes:
+        authority: issues every certificate.
+        spec: the experiment.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        sites: Sequence[str],
+        *,
+        schema: TensorSchema | None = None,
+        optimizer: TensorSchema | None = None,
+        value: float = 0.0,
+    ) -> None:
+        schema = schema or flat_schema(10)
+        self.spec = ExperimentSpec(
+            name="experiment",
+            shard="numbers",
+            plan=plan,
+            tensors=tensor_rows(schema),
+            optimizer_tensors=tensor_rows(optimizer) if optimizer else (),
+            metrics=("loss",),
+        )
+        self.sites = [SiteName(site) for site in sites]
+        self._folder = folder
+        self.work = folder / "work"
+        self.work.mkdir(parents=True)
+        self.authority = CertificateAuthority.create(FEDERATION, folder / "ca", now=time.time())
+        self.tls_of(Role.AGGREGATOR, EXPERIMENT)
+        for site in self.sites:
+            self.tls_of(Role.ENVOY, site)
+        document = self.spec.canonical_json()
+        (self.work / SPEC_FILE).write_bytes(document)
+        self.spec_digest = Digest(hashlib.sha256(document).digest())
+        full = {spec.name: np.full(spec.shape, value, dtype=spec.dtype.numpy) for spec in schema}
+        write_model(self.work / INITIAL_FILE, schema, full)
+
+    def tls_of(self, role: Role, name: str, *, lifetime_s: float = 3600.0) -> TlsFiles:
+        """Return the certificate files of an identity, issued at the first call."""
+        folder = self._folder / "identities" / role.value / name
+        if not folder.exists():
+            identity = Identity(federation=FEDERATION, role=role, name=name)
+            issue_identity(self.authority, identity, folder, now=time.time(), lifetime_s=lifetime_s)
+        return TlsFiles.in_folder(folder)
+
+    def config(self, *, epoch: int = 1, **changes: Any) -> AggregatorConfig:
+        """Return the configuration of an aggregator without a director."""
+        tls = self.tls_of(Role.AGGREGATOR, EXPERIMENT)
+        values: dict[str, Any] = {
+            "federation": FEDERATION,
+            "experiment": EXPERIMENT,
+            "epoch": Epoch(epoch),
+            "folder": self.work,
+            "tls": TlsPaths(authority=tls.authority, certificate=tls.certificate, key=tls.key),
+            "director_address": None,
+            "roster": tuple(FixedSite(site=site, train_examples=1000, validation_examples=1000) for site in self.sites),
+            "site_grace_s": 0.2,
+            "stop_grace_s": 2.0,
+        }
+        return AggregatorConfig(**{**values, **changes})
+
+    def meeting(self, address: str) -> Meeting:
+        """Return where sites meet the aggregator at an address."""
+        return Meeting(
+            address=address,
+            federation=FEDERATION,
+            experiment=EXPERIMENT,
+            spec=self.spec,
+            spec_digest=self.spec_digest,
+        )
+
+    def site(self, name: str, address: str, kind: type[_Site] = HonestSite, **options: Any) -> _Site:  # type: ignore[assignment]
+        """Return a site with its certificate."""
+        tls = self.tls_of(Role.ENVOY, name)
+        return kind(SiteName(name), self.meeting(address), tls, **options)
+
+    @asynccontextmanager
+    async def aggregator(
+        self, *, clock: Clock | None = None, shutdown: Shutdown | None = None, **changes: Any
+    ) -> AsyncIterator[RunningAggregator]:
+        """Run an aggregator in this process; leaving the context ends it if it has not ended."""
+        aggregator = Aggregator(self.config(**changes), clock=clock, shutdown=shutdown)
+        task = asyncio.create_task(aggregator.run(), name="test aggregator")
+        started = asyncio.create_task(aggregator.started.wait(), name="test start")
+        try:
+            await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+            yield RunningAggregator(aggregator, task)
+        finally:
+            for pending in (task, started):
+                pending.cancel()
+            await asyncio.wait({task, started})
+
+
+class RunningAggregator:
+    """An aggregator that runs in this process.
+
+    Attributes:
+        aggregator: itself.
+        address: where sites dial.
+    """
+
+    def __init__(self, aggregator: Aggregator, task: asyncio.Task[ExitRecord]) -> None:
+        self.aggregator = aggregator
+        self.address = aggregator.address
+        self._task = task
+
+    async def ended(self) -> ExitRecord:
+        """Return how it ended."""
+        return await asyncio.shield(self._task)

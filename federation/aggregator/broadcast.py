@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from federation.errors import MalformedMessageError, NotFoundError
 from federation.v1 import aggregator_pb2 as pb
-from federation.wire.chunks import CHUNK_BYTES
+from federation.wire.chunks import CHUNK_BYTES, encode_chunk
 from federation.wire.payloads import INLINE_BYTES, Payload, payload_to_proto
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class Offer:
     _is_retired: bool = False
     _crcs: dict[int, int] = field(default_factory=dict)
 
-    def read(self, offset: int) -> pb.PullModelReply:
-        """Return the piece at an offset. Blocks."""
+    def read(self, offset: int) -> bytes:
+        """Return the piece at an offset, as an encoded `PullModelReply`. Blocks."""
         size = min(CHUNK_BYTES, self.payload.encoded_bytes - offset)
         data = self._file.pread(offset, size)
         # Pulls that resume at an odd offset have pieces of their own, which nobody shares.
@@ -54,11 +54,7 @@ class Offer:
             crc = zlib.crc32(data)
             if not offset % CHUNK_BYTES:
                 self._crcs[offset] = crc
-        reply = pb.PullModelReply()
-        reply.chunk.offset = offset
-        reply.chunk.crc32 = crc
-        reply.chunk.data = data
-        return reply
+        return encode_chunk(data, offset, crc)
 
     def begin(self) -> None:
         """Note a pull."""
@@ -130,8 +126,8 @@ class Offers:
             raise NotFoundError(f"payload {digest.hex()[:16]!r} is not offered now: ask for those of the last task")
         return found[0]
 
-    async def pull(self, offer: Offer, offset: int) -> AsyncGenerator[pb.PullModelReply, None]:
-        """Yield a payload's pieces from an offset on.
+    async def pull(self, offer: Offer, offset: int) -> AsyncGenerator[bytes, None]:
+        """Yield a payload's pieces from an offset on, each an encoded `PullModelReply`.
 
         Raises:
             MalformedMessageError: the offset is beyond the end.
@@ -142,7 +138,7 @@ class Offers:
             raise MalformedMessageError(f"offset {offset} is beyond the payload's {total} bytes")
         loop = asyncio.get_running_loop()
         offer.begin()
-        ahead: asyncio.Future[pb.PullModelReply] | None = None
+        ahead: asyncio.Future[bytes] | None = None
         try:
             while offset < total:
                 reply = await (ahead or loop.run_in_executor(self._pool, offer.read, offset))

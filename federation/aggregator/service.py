@@ -91,8 +91,8 @@ class AggregatorService:
                 reader.result()  # raised above if it mattered
             self._log.info("session ends", site=site)
 
-    async def PullModel(self, request: pb.PullModelRequest, call: Call) -> AsyncIterator[pb.PullModelReply]:
-        """Stream a payload."""
+    async def PullModel(self, request: pb.PullModelRequest, call: Call) -> AsyncIterator[bytes]:
+        """Stream a payload, as encoded `PullModelReply` messages."""
         site = SiteName(call.peer.identity.name)
         self._check_experiment(request.experiment)
         self._check_member(site)

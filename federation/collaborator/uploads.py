@@ -19,8 +19,8 @@ from federation.collaborator.backoff import Backoff
 from federation.collaborator.threads import in_thread
 from federation.errors import LimitError, MalformedMessageError, StorageError, TransportError
 from federation.runtime.clock import pause
-from federation.v1 import aggregator_pb2, tensors_pb2
-from federation.wire.chunks import read_chunks
+from federation.v1 import aggregator_pb2
+from federation.wire.chunks import encode_update_chunk, read_pieces
 from federation.wire.payloads import INLINE_BYTES
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Uploads:
         """Send what is missing and the commit; stops early, without an error, if the server ended the call."""
         pieces = _pieces(update, descriptors, offsets)
         small = sum(file.nbytes for file in update.files) <= INLINE_BYTES
-        reading: asyncio.Task[aggregator_pb2.PushUpdateRequest | None] | None = None
+        reading: asyncio.Task[bytes | None] | None = None
         try:
             # A small update is read where we are: a thread would cost more than the page cache does.
             piece = next(pieces, None) if small else await in_thread(next, pieces, None)
@@ -116,9 +116,8 @@ class Uploads:
                 await asyncio.wait({reading})
 
 
-def _pieces(
-    update: RetainedUpdate, descriptors: Sequence[int], offsets: Sequence[int]
-) -> Iterator[aggregator_pb2.PushUpdateRequest]:
+def _pieces(update: RetainedUpdate, descriptors: Sequence[int], offsets: Sequence[int]) -> Iterator[bytes]:
+    """Yield what is missing, as encoded `PushUpdateRequest` messages."""
     for index, (file, descriptor, offset) in enumerate(zip(update.files, descriptors, offsets, strict=True)):
 
         def pread(position: int, size: int, descriptor: int = descriptor, payload: str = file.payload) -> bytes:
@@ -130,12 +129,8 @@ def _pieces(
                 raise StorageError(f"payload {payload} became shorter while it was sent")
             return data
 
-        for chunk in read_chunks(pread, file.nbytes, offset):
-            yield _request(index, chunk)
-
-
-def _request(index: int, chunk: tensors_pb2.Chunk) -> aggregator_pb2.PushUpdateRequest:
-    return aggregator_pb2.PushUpdateRequest(chunk=aggregator_pb2.UpdateChunk(payload=index, chunk=chunk))
+        for position, data in read_pieces(pread, file.nbytes, offset):
+            yield encode_update_chunk(index, data, position)
 
 
 async def _holding(call: BidiCall, update: RetainedUpdate) -> aggregator_pb2.UpdateHolding:

@@ -18,15 +18,78 @@ from federation.names import Digest
 from federation.v1 import tensors_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 CHUNK_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 4 << 20
+# Wire types of the protobuf encoding.
+_VARINT, _BYTES, _FIXED32 = 0, 2, 5
 
 
 def make_chunk(offset: int, data: bytes) -> tensors_pb2.Chunk:
     """Return one chunk of a payload."""
     return tensors_pb2.Chunk(offset=offset, data=data, crc32=zlib.crc32(data))
+
+
+def encode_chunk(data: bytes, offset: int, crc32: int, outer: Sequence[tuple[int, bytes]] = ((1, b""),)) -> bytes:
+    """Return an encoded message that holds one chunk, with one copy of its data.
+
+    Protobuf's own way is three copies, and this is the message that carries every byte of every model.
+
+    Args:
+        data: the piece.
+        offset: where it begins, bytes.
+        crc32: its checksum.
+        outer: the messages around the chunk, innermost first: the field number that holds what is inside, and the
+            encoded fields that stand before it. By default the chunk is field 1 of a message with nothing else.
+    """
+    head = _key(1, _VARINT) + _varint(offset) if offset else b""
+    head += _key(2, _BYTES) + _varint(len(data))
+    tail = _key(3, _FIXED32) + crc32.to_bytes(4, "little") if crc32 else b""
+    size = len(head) + len(data) + len(tail)
+    for number, before in outer:
+        head = before + _key(number, _BYTES) + _varint(size) + head
+        size = len(head) + len(data) + len(tail)
+    return b"".join((head, data, tail))
+
+
+def _key(number: int, wire_type: int) -> bytes:
+    return _varint(number << 3 | wire_type)
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def encode_update_chunk(payload: int, data: bytes, offset: int) -> bytes:
+    """Return an encoded `PushUpdateRequest` with a piece of the payload of this index."""
+    index = _key(1, _VARINT) + _varint(payload) if payload else b""
+    return encode_chunk(data, offset, zlib.crc32(data), ((2, index), (2, b"")))
+
+
+def read_pieces(
+    pread: Callable[[int, int], bytes], total: int, offset: int = 0, *, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[tuple[int, bytes]]:
+    """Cut a payload into pieces: (offset, data). Each step reads one: run it in a thread if the source may block.
+
+    Arguments and errors as `read_chunks`.
+    """
+    _check_range(total, offset, chunk_bytes)
+    return _read_pieces(pread, total, offset, chunk_bytes)
+
+
+def _read_pieces(
+    pread: Callable[[int, int], bytes], total: int, offset: int, chunk_bytes: int
+) -> Iterator[tuple[int, bytes]]:
+    while offset < total:
+        data = pread(offset, min(chunk_bytes, total - offset))
+        yield offset, data
+        offset += len(data)
 
 
 def read_chunks(
@@ -45,20 +108,14 @@ def read_chunks(
         MalformedMessageError: the offset is beyond the end; it came from the peer that asked.
         StorageError: from `pread`.
     """
+    return (make_chunk(start, data) for start, data in read_pieces(pread, total, offset, chunk_bytes=chunk_bytes))
+
+
+def _check_range(total: int, offset: int, chunk_bytes: int) -> None:
     if offset > total:
         raise MalformedMessageError(f"offset {offset} is beyond the payload's {total} bytes")
     if offset < 0 or not 1 <= chunk_bytes <= MAX_CHUNK_BYTES:
         raise ValueError(f"offset {offset} or chunk size {chunk_bytes} is out of range")
-    return _read_chunks(pread, total, offset, chunk_bytes)
-
-
-def _read_chunks(
-    pread: Callable[[int, int], bytes], total: int, offset: int, chunk_bytes: int
-) -> Iterator[tensors_pb2.Chunk]:
-    while offset < total:
-        data = pread(offset, min(chunk_bytes, total - offset))
-        yield make_chunk(offset, data)
-        offset += len(data)
 
 
 class ChunkReceiver:

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from federation.data import Shard
     from federation.tensors.buffers import Array
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+HOSPITALS_EXPERIMENT = "federation/client/hospitals"
 
 
 class Simulation:
     """Weighted FedAvg over sites, without network or processes."""
 
     def __init__(self, folder: Path, example: str, shards: dict[str, Shard]) -> None:
-        self.experiment = load_experiment(EXAMPLES / example)
+        self.experiment = load_experiment(ROOT / example)
         self.spec, self.arrays = self.experiment.build()
         self.schema = self.spec.schema_
         self.works: dict[str, LocalWork] = {}
@@ -94,7 +95,7 @@ def test_the_federation_beats_every_hospital_alone_and_comes_near_the_pooled_dat
     test = breast_cancer_test()
 
     def accuracy(name: str, of: dict[str, Shard]) -> float:
-        return Simulation(tmp_path / name, "breast_cancer", of).run().accuracy_on(test)
+        return Simulation(tmp_path / name, HOSPITALS_EXPERIMENT, of).run().accuracy_on(test)
 
     alone = {name: accuracy(f"alone-{name}", {name: shard}) for name, shard in shards.items()}
     federated = accuracy("federated", shards)
@@ -104,21 +105,23 @@ def test_the_federation_beats_every_hospital_alone_and_comes_near_the_pooled_dat
 
 
 def test_the_numpy_example_learns_without_torch(tmp_path: Path) -> None:
-    simulation = Simulation(tmp_path, "numpy_logistic", {name: BreastCancerShard(name) for name in HOSPITALS})
+    simulation = Simulation(tmp_path, "examples/numpy_logistic", {name: BreastCancerShard(name) for name in HOSPITALS})
     before = simulation.accuracy_on(breast_cancer_test())
     assert simulation.run().accuracy_on(breast_cancer_test()) > max(0.9, before)
 
 
 @pytest.mark.needs_torch
 def test_the_digits_example_learns_with_batch_norm_over_five_sites(tmp_path: Path) -> None:
-    simulation = Simulation(tmp_path, "digits_cnn", {f"site-{part}": DigitsShard(part) for part in range(5)})
+    simulation = Simulation(tmp_path, "examples/digits_cnn", {f"site-{part}": DigitsShard(part) for part in range(5)})
     assert simulation.run(6).evaluate(6)["accuracy"] > 0.85
     assert simulation.arrays["1.num_batches_tracked"] > 0
 
 
 @pytest.mark.needs_torch
 def test_the_partial_example_leaves_backbone_and_initial_head_as_they_were_and_learns(tmp_path: Path) -> None:
-    simulation = Simulation(tmp_path, "partial_model", {f"s{part}": DigitsShard(part, parts=3) for part in range(3)})
+    simulation = Simulation(
+        tmp_path, "examples/partial_model", {f"s{part}": DigitsShard(part, parts=3) for part in range(3)}
+    )
     initial = dict(simulation.arrays)
     assert simulation.run(4).evaluate(4)["accuracy"] > 0.8
     changed = {name for name, value in simulation.arrays.items() if not np.array_equal(value, initial[name])}

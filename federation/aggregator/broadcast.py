@@ -3,8 +3,9 @@
 Rules:
 
 1. A payload of up to 256 KiB is read once and travels inside its task; a larger one is pulled.
-2. A pull begins at any offset, reads one chunk ahead in a thread, and holds two chunks at most.
-3. The checksum of a chunk is computed by the first pull that sends it and shared by all later ones.
+2. A pull begins at any offset and reads one piece ahead in a thread. Pieces have 1 MiB while few sites pull, and less
+   when many do, so that what is under way does not grow with the number of sites.
+3. The checksum of a piece is computed by the first pull that sends it and shared by all later ones.
 4. A retired payload is no longer found, but pulls that had begun go on to its end; then its file is closed.
 """
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from federation.storage.checkpoints import ModelFile
 
 
+SMALL_PIECE_BYTES = 256 << 10
+"""Size of a piece while many sites pull."""
+FEW_PULLS = 4
+
+
 @dataclass(eq=False, slots=True, kw_only=True)
 class Offer:
     """One payload that may be fetched.
@@ -42,18 +48,18 @@ class Offer:
     _file: ModelFile
     _pulls: int = 0
     _is_retired: bool = False
-    _crcs: dict[int, int] = field(default_factory=dict)
+    _crcs: dict[tuple[int, int], int] = field(default_factory=dict)
 
-    def read(self, offset: int) -> bytes:
-        """Return the piece at an offset, as an encoded `PullModelReply`. Blocks."""
-        size = min(CHUNK_BYTES, self.payload.encoded_bytes - offset)
+    def read(self, offset: int, size: int) -> bytes:
+        """Return a piece as an encoded `PullModelReply`. Blocks."""
         data = self._file.pread(offset, size)
         # Pulls that resume at an odd offset have pieces of their own, which nobody shares.
-        crc = self._crcs.get(offset) if not offset % CHUNK_BYTES else None
+        shared = not offset % SMALL_PIECE_BYTES
+        crc = self._crcs.get((offset, size)) if shared else None
         if crc is None:
             crc = zlib.crc32(data)
-            if not offset % CHUNK_BYTES:
-                self._crcs[offset] = crc
+            if shared:
+                self._crcs[offset, size] = crc
         return encode_chunk(data, offset, crc)
 
     def begin(self) -> None:
@@ -92,6 +98,7 @@ class Offers:
     def __init__(self, pool: Executor) -> None:
         self._pool = pool
         self._by_digest: dict[bytes, list[Offer]] = {}
+        self._pulls = 0
 
     def add(self, offer: Offer) -> Offer:
         """Let a payload be found."""
@@ -136,20 +143,29 @@ class Offers:
         total = offer.payload.encoded_bytes
         if offset > total:
             raise MalformedMessageError(f"offset {offset} is beyond the payload's {total} bytes")
-        loop = asyncio.get_running_loop()
         offer.begin()
+        self._pulls += 1
         ahead: asyncio.Future[bytes] | None = None
         try:
-            while offset < total:
-                reply = await (ahead or loop.run_in_executor(self._pool, offer.read, offset))
-                offset += min(CHUNK_BYTES, total - offset)
-                ahead = loop.run_in_executor(self._pool, offer.read, offset) if offset < total else None
+            ahead, offset = self._read_ahead(offer, offset)
+            while ahead is not None:
+                reply = await ahead
+                ahead, offset = self._read_ahead(offer, offset)
                 yield reply
         finally:
+            self._pulls -= 1
             if ahead is not None:
                 # The thread still reads: the file must stay open until it is done.
                 await asyncio.wait({ahead})
             offer.end()
+
+    def _read_ahead(self, offer: Offer, offset: int) -> tuple[asyncio.Future[bytes] | None, int]:
+        """Begin to read the piece at an offset; return it, None at the end, and where the next one begins."""
+        most = CHUNK_BYTES if self._pulls <= FEW_PULLS else SMALL_PIECE_BYTES
+        size = min(most, offer.payload.encoded_bytes - offset)
+        if not size:
+            return None, offset
+        return asyncio.get_running_loop().run_in_executor(self._pool, offer.read, offset, size), offset + size
 
 
 def fill_task(task: pb.Task, offers: Sequence[Offer]) -> None:

@@ -10,7 +10,8 @@ Rules, in order:
    transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and changes nothing.
 5. When the attempt closes, uploads in progress end with CLOSED_ROUND.
 
-The next piece is received while a thread checks the one before; small uploads are checked where they are.
+The next piece is received while a thread checks the one before, as long as few sites upload: with many the threads are
+busy anyway, and what waits for them should be one piece per site. Small uploads are checked where they are.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from federation.tensors import TensorSchema
     from federation.transport.calls import Call
 
+FEW_UPLOADS = 4
 _ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, Refusal.CLOSED_ROUND, Refusal.NOT_ASKED})
 
 
@@ -281,6 +283,10 @@ class Uploads:
                     work()
                 else:
                     job = loop.run_in_executor(self._pool, work)
+                    del request, work  # a piece is a megabyte
+                    if len(self._calls) > FEW_UPLOADS:
+                        checked, job = job, None
+                        await _finish_job(checked)
         finally:
             if job is not None:
                 # The thread writes into the spool: nobody else may before it is done.

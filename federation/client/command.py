@@ -7,6 +7,7 @@ JSON and nothing else. Exit codes are `federation.client.exits.Exit`.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -305,6 +306,8 @@ def root(
 
 def main() -> None:
     """Run the command; errors are one line on standard error and an exit code."""
+    # SIGTERM unwinds like Ctrl-C, so that what a command started is ended by it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except FederationError as error:

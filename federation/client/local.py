@@ -32,11 +32,14 @@ from federation.names import FederationName, Identity, Role
 from federation.pki.authority import CertificateAuthority, issue_identity
 from federation.pki.known import pin
 from federation.pki.signing import fingerprint_of_file, make_signing_key
+from federation.runtime import exec_stub
 
 START_TIMEOUT_S = 120.0
 """Seconds a daemon may take to say that it is ready; shards that import torch take a few."""
 STOP_TIMEOUT_S = 30.0
 """Seconds a daemon may take to drain before it is killed."""
+ORPHAN_S = 20.0
+"""Seconds that children of a killed daemon go on before they end themselves."""
 _USER = "researcher"
 
 
@@ -135,6 +138,7 @@ class LocalFederation:
                 "listen": {"host": "127.0.0.1", "port": port},
                 "tls": {"ca": "../ca"},
                 "metrics": {"port": 0},
+                "aggregators": {"orphan_s": ORPHAN_S},
             },
             self._director_settings,
         )
@@ -207,7 +211,8 @@ class LocalFederation:
     def _write_envoy(self, name: str) -> None:
         site = self.sites[name]
         settings = _merge(
-            {"federation": self.name, "director": self.address, "state": "state", "shards": list(site.shards)},
+            {"federation": self.name, "director": self.address, "state": "state", "shards": list(site.shards)}
+            | {"limits": {"orphan_s": ORPHAN_S}},
             site.settings,
         )
         (self.folder / "sites" / name / "envoy.toml").write_text(to_toml(settings))
@@ -221,15 +226,21 @@ class LocalFederation:
         waiting: dict[str, socket.socket] = {}
         try:
             for name, command in commands.items():
+                if name in self.daemons:
+                    self.stop(name)  # one that died is reaped by it
                 waiting[name] = self._listen(name)
                 log = self.folder / "logs" / f"{name}.log"
                 log.parent.mkdir(exist_ok=True)
                 environment = {**os.environ, "NOTIFY_SOCKET": str(self._sockets / name)}
                 with log.open("ab") as output:
                     process = subprocess.Popen(
-                        command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                        _dying_with_us(command),
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
                         start_new_session=True,
-                    )  # fmt: skip
+                    )
                 self.daemons[name] = Daemon(process=process, log=log, facts={})
             deadline = time.monotonic() + START_TIMEOUT_S
             for name, channel in waiting.items():
@@ -244,6 +255,12 @@ class LocalFederation:
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         channel.bind(str(path))
         return channel
+
+
+def _dying_with_us(command: Sequence[str]) -> list[str]:
+    """Return the command under the stub that ends it when we die, however we die: a trial leaves nothing running."""
+    order = {"argv": list(command), "limits": {}, "parent": os.getpid()}
+    return [sys.executable, "-I", "-S", str(Path(exec_stub.__file__)), json.dumps(order)]
 
 
 def _await_ready(name: str, daemon: Daemon, channel: socket.socket, deadline: float) -> dict[str, str]:

@@ -31,6 +31,7 @@ from federation.names import (
     check_name,
     director_server_name,
 )
+from federation.pki.certificates import CLOCK_SKEW
 from federation.pki.files import make_private_folder, read, refuse_existing, write_private, write_public
 from federation.pki.requests import key_pem, make_key
 
@@ -41,7 +42,6 @@ DAY_S = 86_400.0
 AUTHORITY_LIFETIME_S = 3650 * DAY_S
 CERTIFICATE_LIFETIME_S = 365 * DAY_S
 """A year: long enough for people who renew by hand, short enough that a forgotten one ends. Envoys renew earlier."""
-_CLOCK_SKEW = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +218,7 @@ def _self_signed(federation: FederationName, key: ec.EllipticCurvePrivateKey, no
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(begins - _CLOCK_SKEW)
+        .not_valid_before(begins - CLOCK_SKEW)
         .not_valid_after(begins + timedelta(seconds=AUTHORITY_LIFETIME_S))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
@@ -244,7 +244,7 @@ def _end_certificate(
         .subject_name(subject)
         .public_key(public_key)
         .serial_number(serial)
-        .not_valid_before(begins - _CLOCK_SKEW)
+        .not_valid_before(begins - CLOCK_SKEW)
         .not_valid_after(expires)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)

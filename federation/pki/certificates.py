@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -13,6 +14,9 @@ from federation.errors import ConfigurationError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
+CLOCK_SKEW = timedelta(minutes=5)
+"""Certificates are valid from this long before they are issued, for holders whose clocks lag."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
@@ -22,6 +26,7 @@ class Certificate:
         spiffe: its one URI; ``spiffe://<federation>`` alone for an authority.
         fingerprint: ``sha256:`` and the hex SHA-256 of the DER certificate.
         serial: serial number, as revocation lists name it.
+        begins_at: when it was issued, Unix seconds: the beginning of its validity less what it is backdated.
         expires_at: end of its validity, Unix seconds.
         public_key: key it certifies.
     """
@@ -29,6 +34,7 @@ class Certificate:
     spiffe: str
     fingerprint: str
     serial: int
+    begins_at: float
     expires_at: float
     public_key: CertificatePublicKeyTypes
 
@@ -53,6 +59,7 @@ def parse_certificate(pem: bytes, what: str) -> Certificate:
         spiffe=uri,
         fingerprint="sha256:" + certificate.fingerprint(hashes.SHA256()).hex(),
         serial=certificate.serial_number,
+        begins_at=min(certificate.not_valid_before_utc + CLOCK_SKEW, certificate.not_valid_after_utc).timestamp(),
         expires_at=certificate.not_valid_after_utc.timestamp(),
         public_key=certificate.public_key(),
     )

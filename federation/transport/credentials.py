@@ -8,6 +8,8 @@ Rules:
 3. A server looks at its files before every handshake and takes what changed, so a renewed certificate needs no
    restart. Files that do not fit together (a renewal half written) are passed over until they do.
 4. A client takes its files when it opens a channel; a renewed certificate means a new channel.
+5. A holder that renews by itself replaces two files, key first. Until the second is replaced too, the new certificate
+   lies beside it (`TlsFiles.next_certificate`); it is taken if it fits the key and the other does not.
 
 `federation.pki` makes such files.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import grpc
@@ -79,6 +81,11 @@ class TlsFiles:
         """Return the files ``ca.pem``, ``cert.pem`` and ``key.pem`` of a folder that ``federation pki`` wrote."""
         return cls(authority=folder / "ca.pem", certificate=folder / "cert.pem", key=folder / "key.pem")
 
+    @property
+    def next_certificate(self) -> Path:
+        """Where our certificate lies while a renewal replaces key and certificate."""
+        return self.certificate.with_name(self.certificate.name + ".next")
+
     def load(self) -> TlsMaterial:
         """Read the files and check that they fit together.
 
@@ -86,12 +93,33 @@ class TlsFiles:
             ConfigurationError: a file is missing, unreadable or no PEM; the key is readable by others or is not the
                 certificate's; the authority did not issue the certificate.
         """
+        try:
+            return self._load_once()
+        except ConfigurationError:
+            return self._load_once()  # a renewal may have replaced the key after we had read the certificate
+
+    def _load_once(self) -> TlsMaterial:
         material = TlsMaterial(
             authority=_read(self.authority), certificate=_read(self.certificate), key=_read(self.key)
         )
         _check_private(self.key)
-        _check_fit(material, self)
+        try:
+            _check_fit(material, self)
+        except ConfigurationError:
+            following = self._with_next_certificate(material)
+            if following is None:
+                raise
+            return following
         return material
+
+    def _with_next_certificate(self, material: TlsMaterial) -> TlsMaterial | None:
+        """Rule 5: the same with the next certificate, if that is there and fits."""
+        try:
+            following = replace(material, certificate=self.next_certificate.read_bytes())
+            _check_fit(following, self)
+        except (OSError, ConfigurationError):
+            return None
+        return following
 
     def facts(self) -> CertificateFacts:
         """Return what our own certificate says.
@@ -110,8 +138,11 @@ class TlsFiles:
         Raises:
             ConfigurationError: as `load` and `facts`, or the certificate has expired.
         """
-        self.load()
-        facts = self.facts()
+        material = self.load()
+        try:
+            facts = read_certificate(material.certificate)
+        except IdentityError as error:
+            raise ConfigurationError(f"certificate {self.certificate}: {error}") from error
         if facts.expires_at <= now:
             raise ConfigurationError(
                 f"certificate {self.certificate} of {facts.identity} expired {now - facts.expires_at:.0f} seconds ago: "

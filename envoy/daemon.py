@@ -28,6 +28,7 @@ from federation.collaborator.config import CollaboratorConfig
 from federation.errors import ConfigurationError, StorageError
 from federation.pki import known as known_keys
 from federation.runtime.clock import SystemClock
+from federation.runtime.notify import notify_ready, notify_stopping
 from federation.runtime.tasks import Supervisor
 from federation.telemetry.http import DiscoveryTarget, MonitoringServer
 from federation.telemetry.metrics import Metrics
@@ -96,6 +97,7 @@ async def run(settings: EnvoySettings, shutdown: Shutdown) -> None:
                 await control.start()
                 supervisor.job("begin", _begin(catalogue, attendance, supervisor), critical=True)
                 await shutdown.draining.wait()
+                notify_stopping()
                 await _drain(collaborators, shutdown)
 
 
@@ -119,6 +121,7 @@ def hidden_paths(settings: EnvoySettings) -> tuple[Path, ...]:
 async def _begin(catalogue: Catalogue, attendance: Attendance, supervisor: Supervisor) -> None:
     """Describe the shards, then attend: a director is never told of shards that do not load."""
     await catalogue.describe()
+    notify_ready(shards=str(len(catalogue.offered)))
     supervisor.eternal("attendance", attendance.run())
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from federation.collaborator import ordering, work
 from federation.collaborator.ordering import Asking, UnsignedPlanError
 from federation.collaborator.tasks import TaskOrder, read_task
+from federation.collaborator.threads import in_thread
 from federation.errors import (
     ConfigurationError,
     ConflictError,
@@ -96,6 +97,8 @@ class Desk:
     _present: TaskOrder | None = None
     _job: asyncio.Task[None] | None = None
     _is_closing: bool = False
+    _round: RoundNumber | None = None
+    _saving: asyncio.Task[None] | None = None
     _evaluated: tuple[TaskOrder, aggregator_pb2.EvaluationResult] | None = None
 
     def welcome(self, message: aggregator_pb2.SessionWelcome) -> None:
@@ -181,13 +184,17 @@ class Desk:
             await self._give_up(None, error)
         self.is_ready = True
         await self.announce()
-        while not self._is_closing:
-            while not self._waiting:
-                self._news.clear()
-                await self._news.wait()
-                if self._is_closing:
-                    return
-            await self._do(self._waiting.popleft())
+        try:
+            while not self._is_closing:
+                while not self._waiting:
+                    self._news.clear()
+                    await self._news.wait()
+                    if self._is_closing:
+                        return
+                await self._do(self._waiting.popleft())
+        finally:
+            if self._saving is not None:
+                await self._saving
 
     async def close(self) -> None:
         """Take nothing more, and return once the present work has ended."""
@@ -200,11 +207,13 @@ class Desk:
     async def _do(self, item: TaskOrder | _Settle) -> None:
         if isinstance(item, _Settle):
             await self.work.settle(counted=item.counted)
-            self.state.save(self.progress, durable=False)
+            await self._save()
             return
         if self._is_void(item):
             return
-        self.on_round(item.asking.round)
+        if item.asking.round != self._round:
+            self._round = item.asking.round
+            self.on_round(self._round)
         self._present = item
         self._job = asyncio.create_task(self._obey(item), name=f"task-round-{item.asking.round}")
         try:
@@ -236,6 +245,14 @@ class Desk:
             if isinstance(error, ConfigurationError) or (isinstance(error, TaskError) and error.permanent):
                 await self._give_up(order, error)
             await self.links.say(aggregator_pb2.ParticipateRequest(failed=self.work.failure(order, error, self._epoch)))
+
+    async def _save(self) -> None:
+        """Begin to save progress beside the work, so that the next round need not wait for the disk; one at a time."""
+        if self._saving is not None:
+            await self._saving
+        self._saving = asyncio.create_task(
+            in_thread(self.state.save, self.progress, durable=False), name="save-progress"
+        )
 
     async def _evaluate(self, order: TaskOrder) -> None:
         held = self._evaluated

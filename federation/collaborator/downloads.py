@@ -66,7 +66,7 @@ class Downloads:
         """
         digest = _digest_of(payload)
         held = self.exchange.held_model(digest)
-        if held is None and digest not in inline:
+        if held is None and digest not in inline and self.exchange.has_unknown_models:
             # After a restart a slot may still hold it; reading it costs less than fetching it.
             held = await in_thread(self.exchange.find_held_model, digest, payload.encoded_bytes)
         if held is not None:
@@ -80,7 +80,10 @@ class Downloads:
         """Return one of the fixed exchange files, holding this payload; arguments and errors as `model`."""
         digest = _digest_of(payload)
         path = self.exchange.path(name)
-        if not await in_thread(self.exchange.find_held, name, digest, payload.encoded_bytes):
+        known = self.exchange.holds(name, digest)
+        if not known and digest not in inline:
+            known = await in_thread(self.exchange.find_held, name, digest, payload.encoded_bytes)
+        if not known:
             self.exchange.forget(name)
             await self._obtain(payload, digest, inline, path)
             self.exchange.keep(name, digest)

@@ -69,6 +69,11 @@ class Exchange:
                 return slot.path
         return None
 
+    @property
+    def has_unknown_models(self) -> bool:
+        """Whether an earlier process may have left a model that this one has not looked at."""
+        return any(slot.used == 0 for slot in self._slots)
+
     def free_model_slot(self) -> Path:
         """Return the slot used longest ago; what it held is forgotten."""
         slot = min(self._slots, key=lambda each: each.used)

@@ -21,7 +21,7 @@ from federation.collaborator import tasks, work
 from federation.collaborator.backoff import Backoff
 from federation.collaborator.link import Link
 from federation.collaborator.ordering import UnsignedPlanError
-from federation.errors import ConflictError, FederationError, MalformedMessageError, PeerError
+from federation.errors import ConflictError, FederationError, MalformedMessageError, PeerError, StaleRoundError
 from federation.names import Digest, Epoch
 from federation.runtime.clock import pause
 from federation.v1 import aggregator_pb2
@@ -177,6 +177,8 @@ class Session:
                     self.desk.post_verdict(reply.verdict)
                 case "finish":
                     finish: aggregator_pb2.Finish = reply.finish
+                    if finish.epoch < self.desk.progress.epoch:
+                        raise StaleRoundError(f"the end was told with epoch {finish.epoch}, which is superseded")
                     return finish
                 case "sealed":
                     _log.warning("a sealed message came, but no method of this plan sends any; dropped")

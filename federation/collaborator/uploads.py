@@ -109,8 +109,7 @@ class Uploads:
                     return
                 piece = await reading if reading is not None else next(pieces, None)
             commit = aggregator_pb2.UpdateCommit(digests=[file.digest for file in update.files])
-            if await call.try_write(aggregator_pb2.PushUpdateRequest(commit=commit)):
-                await call.done_writing()
+            await call.try_write(aggregator_pb2.PushUpdateRequest(commit=commit))
         finally:
             if reading is not None and not reading.done():
                 await asyncio.wait({reading})

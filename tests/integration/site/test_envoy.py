@@ -145,7 +145,7 @@ async def _accepted(trial: Any, aggregator: Any, director: Any, host: EnvoyHost)
 
 
 def _finish(site: Any) -> None:
-    site.send(finish=aggregator_pb2.Finish(outcome="completed", reason="", epoch=1))
+    site.send(finish=aggregator_pb2.Finish(outcome="completed", reason="", epoch=site.epoch))
 
 
 async def test_an_envoy_offers_its_shards_takes_part_and_cleans_up(
@@ -184,13 +184,13 @@ async def test_an_envoy_offers_its_shards_takes_part_and_cleans_up(
     assert (status.experiment, status.state, status.error_class) == (EXPERIMENT, "finished", "")
     await until_gone(collaborator)
     await until_gone(trainer)
-    assert [path.name for path in host.experiment.iterdir()] == ["participation.json"]
 
     # Nor does it run it a second time once it is over.
     session.send(assignment=trial.assignment(aggregator.address))
     assert (await session.hear("status")).state == "finished"
     child.terminate()
     assert (await wait_for_end(child)).code == 0
+    assert [path.name for path in host.experiment.iterdir()] == ["participation.json"]
 
 
 async def test_a_shard_that_fails_is_named_and_the_others_are_offered(director: Any, make_host: Any) -> None:

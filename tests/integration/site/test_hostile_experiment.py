@@ -49,7 +49,7 @@ async def _fail(trial: Any, site: Any, aggregator: Any, wait_for_end: Any) -> ag
     session.send(task=aggregator.task(trial.first_model))
     failed = await session.hear("failed")
     assert aggregator.updates.empty()
-    session.send(finish=aggregator_pb2.Finish(outcome="failed", reason="", epoch=1))
+    session.send(finish=aggregator_pb2.Finish(outcome="failed", reason="", epoch=session.epoch))
     await wait_for_end(child)
     return failed
 
@@ -123,5 +123,5 @@ async def test_a_link_planted_for_the_collaborator_is_not_followed(
     await session.hear("failed")
     assert aggregator.updates.empty()
     assert "PRIVATE KEY" in key.read_text()
-    session.send(finish=aggregator_pb2.Finish(outcome="failed", reason="", epoch=1))
+    session.send(finish=aggregator_pb2.Finish(outcome="failed", reason="", epoch=session.epoch))
     await wait_for_end(child)

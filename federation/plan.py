@@ -1,7 +1,8 @@
 """The plan: everything an experiment fixes, validated once, then frozen.
 
-A `Plan` is what its author writes. An `ExperimentSpec` is the plan together with what packing the experiment adds (name,
-shard kind, schema of the model, metrics): the submitter makes it at home and signs it inside the manifest, and director,
+A `Plan` is what its author writes. An `ExperimentSpec` is the plan together with what packing the experiment adds
+(name, shard kind, schema of the model, metrics): the submitter makes it at home and signs it inside the manifest, and
+director,
 envoy, aggregator and collaborator act on it as data. Both are canonical JSON on the wire: equal plans, equal digests.
 
 Combinations that are not sound are refused here, at submission, with the reason; nothing is silently weakened.
@@ -144,7 +145,7 @@ class Plan(_Frozen):
 
     @property
     def epochs(self) -> int | None:
-        """Local passes a round: `local_epochs`, 1 if neither it nor `local_steps` is given, None under `local_steps`."""
+        """Local passes a round: `local_epochs`, or 1 if neither is given; None under `local_steps`."""
         if self.local_steps is not None:
             return None
         return self.local_epochs or 1

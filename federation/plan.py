@@ -2,8 +2,8 @@
 
 A `Plan` is what its author writes. An `ExperimentSpec` is the plan together with what packing the experiment adds
 (name, shard kind, schema of the model, metrics): the submitter makes it at home and signs it inside the manifest, and
-director,
-envoy, aggregator and collaborator act on it as data. Both are canonical JSON on the wire: equal plans, equal digests.
+director, envoy, aggregator and collaborator act on it as data. Both are canonical JSON on the wire: equal plans, equal
+digests.
 
 Combinations that are not sound are refused here, at submission, with the reason; nothing is silently weakened.
 """

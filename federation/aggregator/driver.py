@@ -126,7 +126,7 @@ class Driver:
             epoch=self.epoch,
             round=self.machine.round,
             attempt=self.machine.attempt,
-            is_open=self.machine.is_open,
+            is_open=not self.machine.has_closed,
             model_digest=self.models.digest,
             payloads=self._expected_payloads,
             metrics=self.spec.metrics,

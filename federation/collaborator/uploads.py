@@ -3,7 +3,8 @@
 1. Header first, with the id that was stored with the update: what the server holds counts for the same id only.
 2. Small updates are sent whole at once; for larger ones the server's word on what it holds comes first.
 3. Chunks are read at positions, one ahead of the one on the wire; then the digests taken when the update was checked.
-4. A cut, or a server that is busy, means again after a delay. Any other refusal is final for this update.
+4. A cut, or a server that is busy or has not asked yet, means again after a delay: an aggregator that was restarted
+   asks its sites anew, and a newer asking or the verdict ends our trying. Any other refusal is final for this update.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from typing import TYPE_CHECKING
 from federation.collaborator import exchange as files
 from federation.collaborator.backoff import Backoff
 from federation.collaborator.threads import in_thread
-from federation.errors import LimitError, MalformedMessageError, StorageError, TransportError
+from federation.errors import (
+    LimitError,
+    MalformedMessageError,
+    Refusal,
+    StorageError,
+    TransportError,
+    UpdateRejectedError,
+)
 from federation.runtime.clock import pause
 from federation.v1 import aggregator_pb2
 from federation.wire.chunks import encode_update_chunk, read_pieces
@@ -31,6 +39,9 @@ if TYPE_CHECKING:
     from federation.storage.retained import RetainedUpdate
     from federation.telemetry.metrics import Metrics
     from federation.transport.methods import BidiCall
+
+_NOT_YET = frozenset({Refusal.NOT_ASKED, Refusal.STALE_EPOCH})
+"""Refusals of an aggregator that was restarted and has not come as far as we have."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,7 +75,11 @@ class Uploads:
                     await self._send(link, update, descriptors)
                     break
                 except (TransportError, LimitError):
-                    await pause(self.clock, backoff.next_s())
+                    pass
+                except UpdateRejectedError as error:
+                    if error.refusal not in _NOT_YET:
+                        raise
+                await pause(self.clock, backoff.next_s())
         for file in update.files:
             self.metrics.payload_bytes_total.labels("out", file.payload).inc(file.nbytes)
 

@@ -40,7 +40,7 @@ class Expectation:
         epoch: its epoch.
         round: round in progress.
         attempt: attempt in progress.
-        is_open: it still takes updates.
+        is_open: it still takes updates, or will: a site that is not asked yet is NOT_ASKED and may send again.
         model_digest: SHA-256 of the model that was sent out.
         payloads: name, schema digest and size [bytes] of each payload, in order.
         metrics: names the plan fixes.

@@ -60,6 +60,7 @@ TRANSITIONS: Mapping[tuple[Phase, Phase], str] = {
     (Phase.COMMIT, Phase.ENDED): "last round, or early stopping",
 }
 
+_NOT_YET_OPEN = (Phase.JOINING, Phase.SELECT, Phase.PAUSED)
 _OPEN = (Phase.BROADCAST, Phase.COLLECT)
 
 
@@ -109,13 +110,13 @@ class RoundMachine:
         return sum(1 for site in self._asked if self.standings[site].progress is not Progress.ASKED)
 
     @property
-    def is_open(self) -> bool:
-        """Whether the attempt still takes updates."""
-        return self.phase in _OPEN
+    def has_closed(self) -> bool:
+        """Whether the present attempt takes no more updates; False while it has not opened yet."""
+        return self.phase not in _OPEN and self.phase not in _NOT_YET_OPEN
 
     def is_asked(self, site: SiteName) -> bool:
         """Whether an update of this site for this round would be taken now."""
-        return self.is_open and self._is(site, Progress.ASKED)
+        return self.phase in _OPEN and self._is(site, Progress.ASKED)
 
     def is_admitted(self, site: SiteName) -> bool:
         """Whether this site's update for this round is in."""

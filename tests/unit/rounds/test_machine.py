@@ -54,6 +54,17 @@ def test_the_first_round_starts_when_the_sites_wanted_have_joined():
     assert the(actions, ev.StartTimer).seconds == 3600
 
 
+def test_an_attempt_that_has_not_opened_yet_has_not_closed_either():
+    resume = ev.Resume(round=RoundNumber(3), expected=(A, B))
+    machine, _ = started(Plan(sites=2), A, resume=resume)
+    assert (machine.phase, machine.has_closed, machine.is_asked(A)) == (ev.Phase.JOINING, False, False)
+    machine.step(ev.SiteReady(B))
+    assert not machine.has_closed and machine.is_asked(A)
+    machine.step(ev.UpdateAdmitted(A))
+    machine.step(ev.UpdateAdmitted(B))
+    assert (machine.phase, machine.has_closed) == (ev.Phase.AGGREGATE, True)
+
+
 def test_too_few_at_the_join_timeout_fails_with_both_numbers():
     machine, _ = started(Plan(sites=3, minimum_sites=2), A)
     finish = the(machine.step(ev.DeadlinePassed()), ev.Finish)

@@ -10,8 +10,8 @@ Rules, in order:
    transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and changes nothing.
 5. When the attempt closes, uploads in progress end with CLOSED_ROUND.
 
-The next piece is received while a thread checks the one before, as long as few sites upload: with many the threads are
-busy anyway, and what waits for them should be one piece per site. Small uploads are checked where they are.
+The next piece is received while a thread checks the one before; of many uploads a few are read at a time
+(`federation.aggregator.turns`). Small uploads are checked where they are.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from federation.aggregator.turns import Turn, Turns
 from federation.errors import MalformedMessageError, Refusal, StorageError, TransportError, UpdateRejectedError
 from federation.rounds import admission
 from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, UpdateRefused
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from federation.tensors import TensorSchema
     from federation.transport.calls import Call
 
-FEW_UPLOADS = 4
 _ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, Refusal.CLOSED_ROUND, Refusal.NOT_ASKED})
 
 
@@ -139,6 +139,7 @@ class Uploads:
         self._calls: dict[SiteName, Call] = {}
         self._receptions: dict[SiteName, _Reception] = {}
         self._ids: dict[SiteName, bytes] = {}
+        self._turns = Turns()
 
     def update_ids(self, round_number: RoundNumber) -> dict[SiteName, bytes]:
         """Return the id of each update that was announced or admitted in the present attempt."""
@@ -222,8 +223,14 @@ class Uploads:
         self._round.handle(ModelHeld(site))
         reception = await self._begin(site, announcement)
         held = [payload.held for payload in reception.payloads]
-        yield pb.PushUpdateReply(holding=pb.UpdateHolding(bytes=held, admitted=False))
-        commit = await self._read_chunks(reception, requests)
+        turn = Turn(self._turns)
+        try:
+            if not self._is_small:
+                await turn.take()  # a sender that does not know what is held sends nothing yet
+            yield pb.PushUpdateReply(holding=pb.UpdateHolding(bytes=held, admitted=False))
+            commit = await self._read_chunks(reception, turn, requests)
+        finally:
+            turn.release()
         await self._admit(site, reception, commit)
         yield pb.PushUpdateReply(result=pb.UpdateResult(admitted=True))
 
@@ -263,13 +270,13 @@ class Uploads:
         return reception
 
     async def _read_chunks(
-        self, reception: _Reception, requests: AsyncIterator[pb.PushUpdateRequest]
+        self, reception: _Reception, turn: Turn, requests: AsyncIterator[pb.PushUpdateRequest]
     ) -> pb.UpdateCommit:
         """Take pieces until the commit, one ahead of the thread that checks them."""
         loop = asyncio.get_running_loop()
         job: asyncio.Future[None] | None = None
         try:
-            async for request in requests:
+            while (request := await self._read(turn, requests)) is not None:
                 kind = request.WhichOneof("message")
                 if job is not None:
                     checked, job = job, None
@@ -283,15 +290,16 @@ class Uploads:
                     work()
                 else:
                     job = loop.run_in_executor(self._pool, work)
-                    del request, work  # a piece is a megabyte
-                    if len(self._calls) > FEW_UPLOADS:
-                        checked, job = job, None
-                        await _finish_job(checked)
         finally:
             if job is not None:
                 # The thread writes into the spool: nobody else may before it is done.
                 await asyncio.wait({job})
         raise TransportError("the upload ended before its commit: resume it")
+
+    async def _read(self, turn: Turn, requests: AsyncIterator[pb.PushUpdateRequest]) -> pb.PushUpdateRequest | None:
+        if self._is_small:
+            return await anext(requests, None)
+        return await turn.read(requests)
 
     def _accept(self, payload: PayloadReception, request: pb.PushUpdateRequest) -> None:
         chunk = request.chunk.chunk

@@ -1,0 +1,243 @@
+"""An aggregator and its director's side of the wire: a scripted director over real mutual TLS.
+
+The real director's half is tested with it; here the point is what the aggregator sends, sends again, and obeys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from federation.errors import IdentityError, NotFoundError
+from federation.names import Role
+from federation.plan import Plan
+from federation.runtime.clock import SystemClock
+from federation.telemetry.metrics import Metrics
+from federation.testing.aggregators import EXPERIMENT, FEDERATION, Stage, flat_schema
+from federation.testing.clock import FakeClock
+from federation.testing.sites import Finished
+from federation.transport.authority import Authority
+from federation.transport.handlers import method_path
+from federation.transport.server import RpcServer
+from federation.v1 import director_pb2 as pb
+from federation.wire.chunks import CHUNK_BYTES, make_chunk
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Director"]
+
+
+class ScriptedDirector:
+    """Holds what it is sent; `say` sends orders into the present session."""
+
+    def __init__(self, built):
+        self.hellos, self.reports, self.events, self.statuses, self.ends = [], [], [], [], []
+        self.uploads = {}
+        self.files = {name: (built.work / name).read_bytes() for name in ("spec.json", "initial.safetensors")}
+        self.roster = pb.Roster(
+            sites=[pb.RosterSite(site=site, train_examples=1000, validation_examples=1000) for site in built.sites]
+        )
+        self.acknowledges = True
+        self.last_sequence = 0
+        self.cut_after = None
+        self.changed = asyncio.Event()
+        self._outbox = asyncio.Queue()
+        for name in self.files:
+            (built.work / name).unlink()
+
+    def __getattr__(self, name):
+        if name not in SERVICE.methods_by_name:
+            raise AttributeError(name)
+
+        async def refuse(request, call):
+            raise NotFoundError(f"{name} is not in the script")
+
+        return refuse
+
+    def say(self, **message):
+        self._outbox.put_nowait(pb.SuperviseReply(**message))
+
+    def end_session(self):
+        self._outbox.put_nowait(None)
+
+    async def seen(self, condition):
+        """Wait until what was received satisfies a condition."""
+        while not condition():
+            self.changed.clear()
+            await self.changed.wait()
+
+    async def Supervise(self, requests, call):
+        hello = (await anext(aiter(requests))).hello
+        self.hellos.append(hello)
+        self._outbox = asyncio.Queue()
+        self.changed.set()
+        yield pb.SuperviseReply(welcome=pb.AggregatorWelcome(protocol=1, last_sequence=self.last_sequence))
+        yield pb.SuperviseReply(roster=self.roster)
+        reader = asyncio.create_task(self._read(requests))
+        try:
+            while (reply := await self._outbox.get()) is not None:
+                yield reply
+        finally:
+            reader.cancel()
+            await asyncio.wait({reader})
+
+    async def _read(self, requests):
+        async for request in requests:
+            kind = request.WhichOneof("message")
+            if kind == "report":
+                self.reports.append(request.report)
+                if self.acknowledges:
+                    self.last_sequence = request.report.sequence
+                    self.say(acknowledge=pb.Acknowledge(sequence=self.last_sequence))
+                if self.cut_after == request.report.round:
+                    self.cut_after = None
+                    self.end_session()
+            elif kind == "end":
+                self.ends.append(request.end)
+                self.say(acknowledge=pb.Acknowledge(sequence=request.end.sequence))
+                self.end_session()
+            else:
+                {"event": self.events, "status": self.statuses}[kind].append(getattr(request, kind))
+            self.changed.set()
+
+    async def DownloadArtifact(self, request, call):
+        if request.name not in self.files:
+            raise NotFoundError(f"no {request.name}")
+        data = self.files[request.name]
+        digest = hashlib.sha256(data).hexdigest()
+        yield pb.DownloadArtifactReply(artifact=pb.Artifact(name=request.name, bytes=len(data), digest=digest))
+        for offset in range(request.offset, len(data), CHUNK_BYTES):
+            yield pb.DownloadArtifactReply(chunk=make_chunk(offset, data[offset : offset + CHUNK_BYTES]))
+
+    async def UploadArtifact(self, requests, call):
+        artifact = (await anext(aiter(requests))).artifact
+        data = b"".join([request.chunk.data async for request in requests])
+        assert hashlib.sha256(data).hexdigest() == artifact.digest
+        self.uploads[artifact.name] = data
+        return pb.UploadArtifactReply(artifact=artifact)
+
+
+@asynccontextmanager
+async def scene(tmp_path, *, clock=None, elements=10, **plan):
+    """A director and an aggregator that knows nothing but its configuration."""
+    built = Stage(
+        tmp_path, Plan(**{"sites": 2, "rounds": 2, **plan}), ["site-a", "site-b"], schema=flat_schema(elements)
+    )
+    director = ScriptedDirector(built)
+    rules = {method_path(method): frozenset({Role.AGGREGATOR}) for method in SERVICE.methods}
+    authority = Authority(FEDERATION, rules, clock=SystemClock())
+    server = RpcServer(authority, Metrics(), tls=built.tls_of(Role.DIRECTOR, "director"))
+    server.add_service(SERVICE, director)
+    port = await server.start()
+    try:
+        async with built.aggregator(clock=clock, director_address=f"127.0.0.1:{port}", roster=()) as running:
+            running.server = server
+            await director.seen(lambda: director.hellos)
+            yield built, director, running
+    finally:
+        await server.stop(0)
+
+
+async def run_sites(built, running):
+    sites = [built.site(name, running.address) for name in built.sites]
+    results = await asyncio.gather(*(site.run() for site in sites))
+    for site in sites:
+        await site.vanish()
+    return results
+
+
+async def test_it_fetches_what_it_needs_reports_every_round_and_hands_over_the_results(tmp_path):
+    async with scene(tmp_path, elements=400_000) as (built, director, running):
+        assert await run_sites(built, running) == ["completed", "completed"]
+        assert (await running.ended()).outcome == "completed"
+    hello = director.hellos[0]
+    assert (hello.experiment, hello.epoch, hello.address) == (EXPERIMENT, 1, running.address)
+    assert hello.metrics_address == running.aggregator.metrics_address
+    assert [report.round for report in director.reports] == [1, 2]
+    assert director.ends[0].outcome == "completed" and director.ends[0].sequence > director.reports[-1].sequence
+    assert sorted(director.uploads) == ["best.safetensors", "history.json", "last.safetensors"]
+    assert any(event.kind == "site" for event in director.events)
+
+
+async def test_reports_are_sent_again_until_they_are_acknowledged(tmp_path):
+    async with scene(tmp_path, rounds=4) as (built, director, running):
+        director.acknowledges = False
+        director.cut_after = 2
+        sites = asyncio.create_task(run_sites(built, running))
+        await director.seen(lambda: len(director.hellos) == 2)
+        assert await sites == ["completed", "completed"]
+        await running.ended()
+    rounds = [report.round for report in director.reports]
+    assert rounds[:2] == [1, 2] and rounds[2:] == [1, 2, 3, 4]
+    sequences = [report.sequence for report in director.reports[2:]]
+    assert sequences == sorted(set(sequences))
+
+
+async def test_a_stop_order_ends_the_experiment_for_the_sites_too(tmp_path):
+    async with scene(tmp_path) as (built, director, running), built.site("site-a", running.address) as site:
+        await site.connect()
+        await site.ready()
+        director.say(stop=pb.StopOrder(outcome="cancelled", reason="enough"))
+        with pytest.raises(Finished, match="cancelled: enough"):
+            await site.next_task()
+        await site.vanish()
+        record = await running.ended()
+    assert (record.outcome, record.reason) == ("cancelled", "enough")
+    assert director.ends == [] and director.uploads == {}
+
+
+async def test_without_its_director_it_goes_on_and_then_ends_itself(tmp_path):
+    clock = FakeClock(now=time.time())
+    async with scene(tmp_path, clock=clock, rounds=1000) as (built, _director, running):
+        sites = [built.site(name, running.address) for name in built.sites]
+        for site in sites:
+            await site.connect()
+            await site.ready()
+        await running.server.stop(0)
+        for _ in range(3):
+            for site in sites:
+                await site.answer(await site.next_task())
+        clock.advance(601)
+        assert (await running.ended()).outcome == "orphaned"
+        for site in sites:
+            await site.vanish()
+
+
+async def test_a_roster_without_a_site_and_a_revoked_certificate_end_sessions(tmp_path):
+    async with scene(tmp_path) as (built, director, running):
+        async with built.site("site-a", running.address) as a, built.site("site-b", running.address) as b:
+            for site in (a, b):
+                await site.connect()
+                await site.ready()
+            serial = built.tls_of(Role.ENVOY, "site-a").facts().serial
+            director.say(revoked=pb.RevokedSerials(serials=[f"{serial:x}"]))
+            with pytest.raises(IdentityError, match="revoked"):
+                while True:
+                    await a.hear()
+            director.say(roster=pb.Roster())
+            with pytest.raises(IdentityError, match="no longer"):
+                while True:
+                    await b.hear()
+
+
+async def test_too_few_sites_are_told_as_a_pause(tmp_path):
+    clock = FakeClock(now=time.time())
+    async with scene(tmp_path, clock=clock, minimum_sites=2) as (built, director, running):
+        a, b = (built.site(name, running.address) for name in built.sites)
+        for site in (a, b):
+            await site.connect()
+            await site.ready()
+        await a.fail(await a.next_task(), permanent=True)
+        await b.fail(await b.next_task())
+        await director.seen(lambda: any(status.state == "paused" for status in director.statuses))
+        assert "a round needs 2" in director.statuses[-1].reason
+        for site in (a, b):
+            await site.vanish()
+
+
+async def test_a_director_that_takes_over_for_a_newer_epoch_ends_this_one(tmp_path):
+    async with scene(tmp_path) as (_, director, running):
+        director.say(stop=pb.StopOrder(outcome="superseded", reason="a newer epoch runs"))
+        assert (await running.ended()).outcome == "superseded"

@@ -1,0 +1,166 @@
+"""Model files through every instant of a commit: a killed process leaves a model that the journal names."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from federation.aggregator.checkpoints import Checkpoints, Contribution
+from federation.errors import PlanError, StorageError
+from federation.names import ExperimentId, RoundNumber, SiteName
+from federation.plan import ExperimentSpec, Plan, tensor_rows
+from federation.storage.checkpoints import ModelFile, read_model, write_model
+from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack
+
+SCHEMA = TensorSchema.of(
+    [
+        TensorSpec(name="weight", dtype=DType.FLOAT32, shape=(4,)),
+        TensorSpec(name="half", dtype=DType.FLOAT16, shape=(2,)),
+        TensorSpec(name="head", dtype=DType.FLOAT32, shape=(3,), role=TensorRole.LOCAL),
+    ]
+)
+STATE = TensorSchema.of([TensorSpec(name="momentum", dtype=DType.FLOAT32, shape=(4,))])
+
+
+class Bytes:
+    """A payload in memory."""
+
+    def __init__(self, data):
+        self.data = bytes(data)
+        self.nbytes = len(self.data)
+
+    def pread_into(self, offset, view):
+        memoryview(view).cast("B")[:] = self.data[offset : offset + len(memoryview(view).cast("B"))]
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    spec = ExperimentSpec(
+        name="x", shard="s", plan=Plan(optimizer_state="aggregate"), tensors=tensor_rows(SCHEMA),
+        optimizer_tensors=tensor_rows(STATE), metrics=("loss",),
+    )  # fmt: skip
+    zeros = {row.name: np.zeros(row.shape, dtype=row.dtype.numpy) for row in SCHEMA}
+    write_model(tmp_path / "initial.safetensors", SCHEMA, zeros)
+    return lambda: Checkpoints(tmp_path, ExperimentId("x-00000001"), spec)
+
+
+def contribution(change):
+    ones = {row.name: np.full(row.shape, change, dtype=row.dtype.numpy) for row in SCHEMA}
+    state = {"momentum": np.full(4, change, dtype=np.float32)}
+    return Contribution(
+        site=SiteName("a"),
+        weight=1.0,
+        delta=Bytes(pack(SCHEMA.parameters, ones)),
+        optimizer=Bytes(pack(STATE, state)),
+    )
+
+
+def weight(file: ModelFile):
+    with file:
+        return np.frombuffer(file.pread(0, 4), dtype="<f4")[0]
+
+
+def commit(shelf, number, change=1.0):
+    candidate = shelf.combine(RoundNumber(number), [contribution(change)])
+    candidate.commit()
+    return candidate
+
+
+def test_rounds_build_on_one_another_and_the_local_head_stays(shelf, tmp_path):
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    assert checkpoints.open_optimizer() is None
+    for number in (1, 2, 3):
+        commit(checkpoints, number)
+    checkpoints.export("model", tmp_path / "whole.safetensors")
+    schema, arrays = read_model(tmp_path / "whole.safetensors")
+    assert schema == SCHEMA
+    assert (arrays["weight"] == 3).all() and (arrays["half"] == 3).all() and (arrays["head"] == 0).all()
+
+
+def test_a_kill_between_checkpoint_and_journal_line_goes_back_to_the_committed_model(shelf):
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    first = commit(checkpoints, 1)
+    commit(checkpoints, 2)
+    again = shelf()
+    again.prepare(RoundNumber(1), RoundNumber(0))
+    with again.open_model() as model:
+        assert model.digest() == first.digest
+    assert commit(again, 2).digest != first.digest
+    assert weight(again.open_model()) == 2
+    assert weight(again.open_optimizer()) == 1
+
+
+def test_a_kill_in_the_first_commit_goes_back_to_the_initial_model(shelf):
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    commit(checkpoints, 1)
+    again = shelf()
+    again.prepare(RoundNumber(0), RoundNumber(0))
+    assert weight(again.open_model()) == 0
+
+
+@pytest.mark.parametrize("files", [1, 2], ids=["after the model", "after the master"])
+def test_a_kill_between_the_files_of_one_commit_goes_back_with_all_of_them(shelf, files):
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    commit(checkpoints, 1)
+    half = checkpoints.combine(RoundNumber(2), [contribution(5.0)])
+    for writer in half._writers[:files]:
+        writer.commit()
+    half.abort()
+    again = shelf()
+    again.prepare(RoundNumber(1), RoundNumber(0))
+    commit(again, 2)
+    assert weight(again.open_model()) == 2
+
+
+def test_the_best_model_is_linked_at_the_next_start_if_that_was_lost(shelf, tmp_path):
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    commit(checkpoints, 1)
+    checkpoints.keep_best()
+    commit(checkpoints, 2)
+    again = shelf()
+    again.prepare(RoundNumber(2), RoundNumber(2))
+    commit(again, 3)
+    again.export("best", tmp_path / "best.safetensors")
+    assert (read_model(tmp_path / "best.safetensors")[1]["weight"] == 2).all()
+
+
+def test_only_last_and_best_and_one_spare_are_kept(shelf, tmp_path):
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    for number in range(1, 6):
+        commit(checkpoints, number)
+        checkpoints.keep_best()
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {
+        "base.safetensors", "best.safetensors", "model.safetensors", "model.spare", "master.safetensors",
+        "master.spare", "optimizer.safetensors", "optimizer.spare",
+    }  # fmt: skip
+
+
+def test_a_candidate_that_diverged_changes_nothing(shelf):
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    commit(checkpoints, 1, change=6e4)
+    with pytest.raises(PlanError, match="diverged"):
+        checkpoints.combine(RoundNumber(2), [contribution(6e4)])
+    assert weight(checkpoints.open_model()) == 6e4
+    commit(checkpoints, 2, change=-1.0)
+
+
+def test_a_folder_without_the_committed_model_is_refused(shelf, tmp_path):
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    with pytest.raises(StorageError, match="not of round 7"):
+        shelf().prepare(RoundNumber(7), RoundNumber(0))
+
+
+def test_an_initial_model_of_another_shape_is_refused(shelf, tmp_path):
+    other = TensorSchema.of([TensorSpec(name="weight", dtype=DType.FLOAT32, shape=(5,))])
+    write_model(tmp_path / "initial.safetensors", other, {"weight": np.zeros(5, dtype=np.float32)})
+    with pytest.raises(PlanError):
+        shelf().prepare(RoundNumber(0), RoundNumber(0))

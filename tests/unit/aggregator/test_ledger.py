@@ -1,0 +1,94 @@
+"""What the journal says after a restart."""
+
+from __future__ import annotations
+
+import pytest
+
+from federation.aggregator.ledger import Ledger, Settled
+from federation.errors import ConflictError, StorageError
+from federation.names import Attempt, Digest, Epoch, RoundNumber, SiteName
+from federation.rounds.events import Finish, Score
+from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord
+
+SPEC, A, B, C = Digest(b"s" * 32), SiteName("a"), SiteName("b"), SiteName("c")
+FIRST, SECOND = b"1" * 16, b"2" * 16
+
+
+def opened(folder, epoch=1):
+    return Ledger.open(folder, epoch=Epoch(epoch), spec_digest=SPEC)
+
+
+def record(number):
+    return RoundRecord(
+        round=RoundNumber(number),
+        epoch=Epoch(1),
+        started_at=1.0,
+        seconds=2.0,
+        model_digest=bytes([number] * 32).hex(),
+        sites=(
+            SiteRecord(site=A, outcome=SiteOutcome.COUNTED),
+            SiteRecord(site=B, outcome=SiteOutcome.REFUSED, reason="norm"),
+            SiteRecord(site=C, outcome=SiteOutcome.LOST),
+        ),
+    )
+
+
+def test_a_fresh_folder_is_before_the_first_round(tmp_path):
+    ledger = opened(tmp_path)
+    assert (ledger.standpoint.round, ledger.standpoint.attempt, ledger.last_sequence) == (1, 1, 0)
+    ledger.close()
+
+
+def test_a_restart_knows_round_attempt_score_sites_and_what_became_of_each_update(tmp_path):
+    ledger = opened(tmp_path)
+    ledger.record_opened(epoch=Epoch(1), port=7000, spec_digest=SPEC)
+    score = Score(best=0.5, best_round=RoundNumber(1), reference=0.5, stale=0, is_degraded=True)
+    written = ledger.record_committed(record(1), attempt=Attempt(1), score=score, updates={A: FIRST, B: SECOND})
+    ledger.record_missed(RoundNumber(2), Attempt(1), reason="why", updates={A: SECOND})
+    before, settled = ledger.standpoint, ledger.settled
+    ledger.close()
+    again = opened(tmp_path, epoch=2)
+    assert again.standpoint == before and again.settled == settled
+    assert (before.round, before.attempt, before.port, before.score) == (2, 2, 7000, score)
+    assert before.expected == (A, B), "a lost site is not waited for"
+    assert settled[A] == [
+        Settled(round=RoundNumber(1), attempt=Attempt(1), update_id=FIRST, reason=""),
+        Settled(round=RoundNumber(2), attempt=Attempt(1), update_id=SECOND, reason="quorum lost"),
+    ]
+    assert settled[B][0].reason == "norm"
+    assert list(again.records()) == [written] and written.sequence == 2
+    assert list(again.records(after=2)) == []
+    again.close()
+
+
+def test_an_end_is_remembered_with_its_sequence(tmp_path):
+    ledger = opened(tmp_path)
+    ledger.record_ended(Finish("failed", "why", True))
+    ledger.close()
+    again = opened(tmp_path)
+    assert again.standpoint.end == Finish("failed", "why", True) and again.standpoint.end_sequence == 1
+    again.close()
+
+
+def test_a_lower_epoch_is_superseded_and_lets_go_of_the_folder(tmp_path):
+    ledger = opened(tmp_path, epoch=3)
+    ledger.record_opened(epoch=Epoch(3), port=1, spec_digest=SPEC)
+    ledger.close()
+    with pytest.raises(ConflictError, match="superseded"):
+        opened(tmp_path, epoch=2)
+    opened(tmp_path, epoch=3).close()
+
+
+def test_a_folder_of_another_experiment_is_refused(tmp_path):
+    ledger = opened(tmp_path)
+    ledger.record_opened(epoch=Epoch(1), port=1, spec_digest=SPEC)
+    ledger.close()
+    with pytest.raises(ConflictError, match="another experiment"):
+        Ledger.open(tmp_path, epoch=Epoch(1), spec_digest=Digest(bytes(32)))
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    ledger = opened(tmp_path)
+    with pytest.raises(StorageError, match="held by"):
+        opened(tmp_path)
+    ledger.close()

@@ -6,7 +6,7 @@ from federation.collaborator.backoff import Backoff
 
 
 def test_delays_double_up_to_their_limit_and_are_spread() -> None:
-    backoff = Backoff(first_s=1.0, most_s=8.0, rng=random.Random(7))
+    backoff = Backoff(first_s=1.0, most_s=8.0, rng=random.Random(7))  # noqa: S311  (nothing secret)
     delays = [backoff.next_s() for _ in range(6)]
     for delay, bound in zip(delays, [1.0, 2.0, 4.0, 8.0, 8.0, 8.0], strict=True):
         assert bound / 2 <= delay <= bound
@@ -14,7 +14,7 @@ def test_delays_double_up_to_their_limit_and_are_spread() -> None:
 
 
 def test_a_success_makes_the_next_delay_the_first_again() -> None:
-    backoff = Backoff(first_s=1.0, most_s=8.0, rng=random.Random(7))
+    backoff = Backoff(first_s=1.0, most_s=8.0, rng=random.Random(7))  # noqa: S311  (nothing secret)
     for _ in range(5):
         backoff.next_s()
     backoff.reset()

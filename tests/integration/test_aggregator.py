@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import time
 
 import numpy as np
@@ -16,6 +17,7 @@ from federation.errors import (
     NotFoundError,
     PeerError,
     Refusal,
+    StorageError,
     TransportError,
     UpdateRejectedError,
 )
@@ -409,3 +411,35 @@ async def test_a_diverged_model_fails_the_experiment_with_a_reason(tmp_path):
         site = built.site("site-a", running.address, target=180000.0)
         assert await run_all(site) == ["failed"]
         assert "diverged" in (await running.ended()).reason
+
+
+async def test_a_full_disk_under_the_spool_costs_the_update_and_is_named(tmp_path):
+    built = stage(tmp_path, "a", rounds=1, max_failures=1, schema=flat_schema(600_000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with built.aggregator() as running, built.site("site-a", running.address) as site:
+        await site.connect()
+        await site.ready()
+        try:
+            # No file may grow beyond 1 MB: to the spool that is a disk without room for 2.4 MB.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+            for _ in range(2):
+                with pytest.raises(StorageError):
+                    await site.answer(await site.next_task())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        record = await running.ended()
+    assert record.outcome == "failed" and "DiskFullError" in record.reason
+
+
+async def test_what_the_process_shows_prometheus_is_what_happened(tmp_path):
+    built = stage(tmp_path, rounds=2)
+    async with built.aggregator() as running:
+        await run_all(*(built.site(name, running.address) for name in ("site-a", "site-b")))
+        sample = running.aggregator.metrics.registry.get_sample_value
+        assert sample("federation_updates_admitted_total") == 4
+        assert sample("federation_rounds_committed_total") == 2
+        assert sample("federation_round_phase_seconds_count", {"phase": "collect"}) == 2
+        assert sample("federation_payload_bytes_total", {"direction": "in", "payload": "delta"}) == 4 * 40
+        assert sample("federation_payload_bytes_total", {"direction": "out", "payload": "model"}) == 8 * 40
+        assert sample("federation_evaluation_metric", {"metric": "loss", "site": ""}) == pytest.approx(0.0625)
+        await running.ended()

@@ -14,6 +14,7 @@ import pytest
 
 from federation.errors import IdentityError, NotFoundError
 from federation.names import Role
+from federation.pki import requests
 from federation.plan import Plan
 from federation.runtime.clock import SystemClock
 from federation.telemetry.metrics import Metrics
@@ -35,6 +36,8 @@ class ScriptedDirector:
     def __init__(self, built):
         self.hellos, self.reports, self.events, self.statuses, self.ends = [], [], [], [], []
         self.uploads = {}
+        self.renewals = []
+        self.authority = built.authority
         self.files = {name: (built.work / name).read_bytes() for name in ("spec.json", "initial.safetensors")}
         self.roster = pb.Roster(
             sites=[pb.RosterSite(site=site, train_examples=1000, validation_examples=1000) for site in built.sites]
@@ -101,6 +104,14 @@ class ScriptedDirector:
             else:
                 {"event": self.events, "status": self.statuses}[kind].append(getattr(request, kind))
             self.changed.set()
+
+    async def Renew(self, request, call):
+        issued = requests.renew(
+            self.authority, call.peer.identity, request.signing_request, now=time.time(), lifetime_s=7200
+        )
+        self.renewals.append(issued.serial)
+        self.changed.set()
+        return pb.RenewReply(certificate=issued.pem)
 
     async def DownloadArtifact(self, request, call):
         if request.name not in self.files:
@@ -241,3 +252,15 @@ async def test_a_director_that_takes_over_for_a_newer_epoch_ends_this_one(tmp_pa
     async with scene(tmp_path) as (_, director, running):
         director.say(stop=pb.StopOrder(outcome="superseded", reason="a newer epoch runs"))
         assert (await running.ended()).outcome == "superseded"
+
+
+async def test_the_certificate_is_renewed_before_it_expires(tmp_path):
+    clock = FakeClock(now=time.time())
+    async with scene(tmp_path, clock=clock) as (built, director, running):
+        tls = built.tls_of(Role.AGGREGATOR, EXPERIMENT)
+        before = tls.facts().serial
+        clock.advance(3600 * 2 / 3 + 10)
+        await director.seen(lambda: director.renewals)
+        assert await run_sites(built, running) == ["completed", "completed"]
+        await running.ended()
+    assert tls.load() and tls.facts().serial == director.renewals[0] != before

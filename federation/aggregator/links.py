@@ -1,20 +1,18 @@
 """The aggregator's connections: its own server for the sites, its channel to the director, and its certificate.
 
-The certificate is renewed when two thirds of its life are over. The server takes the new files by itself; the channel
-to the director is opened anew for the next call, and the old one is closed at the end.
+The certificate is renewed when two thirds of its life are over (`federation.pki.renewal`). The server takes the new
+files by itself; the channel to the director is opened anew for the next call, the session's among them, which is
+dialled again (`on_renewed`). The old channel is closed at the end.
 """
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Self
 
 from federation.aggregator.control import RevokedSerials
-from federation.errors import ConfigurationError, FederationError
+from federation.errors import ConfigurationError
 from federation.names import Identity, Role, director_server_name
-from federation.pki import requests as pki_requests
-from federation.runtime.clock import pause
-from federation.runtime.records import write_atomically
+from federation.pki.renewal import Renewal
 from federation.telemetry.logs import get_logger
 from federation.transport.authority import Authority
 from federation.transport.channels import open_channel
@@ -25,6 +23,7 @@ from federation.transport.server import RpcServer
 from federation.v1 import aggregator_pb2, director_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     import grpc
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 
 _DIRECTOR = director_pb2.DESCRIPTOR.services_by_name["Director"]
 _AGGREGATOR = aggregator_pb2.DESCRIPTOR.services_by_name["Aggregator"]
-_RENEW_AT = 2 / 3
-_RETRY_S = 60.0
-_LONGEST_PAUSE_S = 3600.0
 
 
 class Links:
@@ -51,6 +47,8 @@ class Links:
 
     Attributes:
         revocations: certificates that no longer count.
+        renewal: keeps the certificate renewed if it is run; None if there is none, or nobody to ask.
+        on_renewed: called after each renewal; set by whoever holds a session with the director.
     """
 
     def __init__(self, config: AggregatorConfig, metrics: Metrics, clock: Clock) -> None:
@@ -66,6 +64,10 @@ class Links:
         self._channels: list[grpc.aio.Channel] = []
         self._serial = -1
         self._log = get_logger(__name__).bind(experiment=config.experiment)
+        self.on_renewed: Callable[[], None] = lambda: None
+        self.renewal = None
+        if self._tls is not None and self.has_director:
+            self.renewal = Renewal(self._tls, self._ask_director, clock=clock, on_renewed=lambda: self.on_renewed())
 
     async def __aenter__(self) -> Self:
         if self._tls is not None:
@@ -132,37 +134,12 @@ class Links:
             "ports, or end what uses them"
         )
 
-    async def keep_certificate(self) -> None:
-        """Renew the certificate whenever it is due; runs for ever."""
-        while True:
-            due = self._due() if self._tls is not None else float("inf")
-            while (wait_s := due - self._clock.now()) > 0:
-                # By the wall clock, which may be set: so a long wait is looked at again each hour.
-                await pause(self._clock, min(wait_s, _LONGEST_PAUSE_S))
-            try:
-                await self._renew()
-            except FederationError as error:
-                self._log.warning("certificate not renewed; trying again", reason=str(error))
-                await pause(self._clock, _RETRY_S)
-
     def _make_server(self, port: int) -> RpcServer:
         rules = {method_path(method): frozenset({Role.ENVOY}) for method in _AGGREGATOR.methods}
         authority = Authority(self._config.federation, rules, clock=self._clock, revoked=self.revocations)
         return RpcServer(authority, self._metrics, tls=self._tls, host=self._config.listen_host, port=port)
 
-    def _due(self) -> float:
-        """When to renew, Unix seconds: its files say when it began."""
-        assert self._tls is not None  # noqa: S101 - the caller looked
-        began = self._tls.certificate.stat().st_mtime
-        return began + (self._tls.facts().expires_at - began) * _RENEW_AT
-
-    async def _renew(self) -> None:
-        assert self._tls is not None  # noqa: S101 - due only with files
-        key = pki_requests.make_key()
-        request = director_pb2.RenewRequest(signing_request=pki_requests.make_request(key))
-        reply = await self.director().unary("Renew", request)
-        # Between the two writes the files do not fit; the server passes over such a state.
-        write_atomically(self._tls.key, pki_requests.key_pem(key))
-        write_atomically(self._tls.certificate, reply.certificate)
-        with contextlib.suppress(ConfigurationError):
-            self._log.info("certificate renewed", expires_at=self._tls.facts().expires_at)
+    async def _ask_director(self, signing_request: bytes) -> bytes:
+        reply = await self.director().unary("Renew", director_pb2.RenewRequest(signing_request=signing_request))
+        certificate: bytes = reply.certificate
+        return certificate

@@ -110,7 +110,8 @@ class Aggregator:
         config = self.config
         transfers = None
         if self._links.has_director:
-            supervisor.eternal("certificate", self._links.keep_certificate())
+            if self._links.renewal is not None:
+                supervisor.eternal("certificate", self._links.renewal.run())
             transfers = Transfers(self._links.director, config.experiment, self._clock)
         spec, spec_digest = await self._load_spec(transfers)
         self._ledger = ledger = await self._on_disk(
@@ -145,6 +146,7 @@ class Aggregator:
         await self._on_disk(lambda: ledger.record_opened(epoch=config.epoch, port=port, spec_digest=spec_digest))
         self._control.attach(self.driver.sessions)
         if isinstance(supervision, DirectorSupervision):
+            self._links.on_renewed = supervision.redial
             supervisor.job("supervision", supervision.run(self.address, self.metrics_address), critical=True)
         else:
             self._control.roster(self._fixed_roster())
@@ -191,7 +193,11 @@ class Aggregator:
         server = await self._links.serve(service, last_port)
         stack.push_async_callback(server.stop, config.stop_grace_s)
         self.address = f"{config.advertised_host or config.listen_host}:{server.port}"
-        readiness = {"rounds": lambda: None if self.started.is_set() else "not started"}
+        renewal = self._links.renewal
+        readiness = {
+            "rounds": lambda: None if self.started.is_set() else "not started",
+            "certificate": lambda: renewal.trouble() if renewal is not None else None,
+        }
         monitoring = MonitoringServer(config.monitoring_host, config.monitoring_port, self.metrics, readiness)
         port = await monitoring.start()
         stack.push_async_callback(monitoring.stop)

@@ -8,7 +8,9 @@ Rules:
    itself and its journal stays.
 3. Events and progress are for people: those that happen while there is no session are dropped, the newest status is
    sent again.
-4. The experiment's end is a report too. The director answers it by ending the session well.
+4. A renewed certificate means a new session over a new channel, at once: the director ends the old one when the
+   certificate it began with expires.
+5. The experiment's end is a report too. The director answers it by ending the session well.
 """
 
 from __future__ import annotations
@@ -124,6 +126,8 @@ class DirectorSupervision:
         self._end: director_pb2.ExperimentEnd | None = None
         self._acknowledged = asyncio.Event()
         self._sent = 0
+        self._call: BidiCall | None = None
+        self._is_redialling = False
 
     @property
     def is_connected(self) -> bool:
@@ -157,6 +161,13 @@ class DirectorSupervision:
         self._put(director_pb2.SuperviseRequest(end=self._end))
         await self._acknowledged.wait()
 
+    def redial(self) -> None:
+        """Go on in a new session with the certificate files as they are now; reports are read from the journal."""
+        # Not once the end was said: its acknowledgement ends this session by itself.
+        if self._call is not None and self._end is None:
+            self._is_redialling = True
+            self._call.cancel()
+
     async def run(self, address: str, metrics_address: str) -> None:
         """Keep the session up; returns once the end is acknowledged.
 
@@ -174,14 +185,16 @@ class DirectorSupervision:
                 await self._attend()
                 failures = 0
                 if self._end is not None:
-                    # Rule 4: a session that ends well after the end is the director's acknowledgement.
+                    # Rule 5: a session that ends well after the end is the director's acknowledgement.
                     self._acknowledged.set()
             except (IdentityError, ConflictError):
                 raise
             except FederationError as error:
+                if self._is_redialling:
+                    continue
                 self._log.warning("no session with the director", reason=str(error), failures=failures)
             finally:
-                was_connected, self._outbox = self._outbox is not None, None
+                was_connected, self._outbox, self._call = self._outbox is not None, None, None
                 self._lease.parent_lost()
             if not self._acknowledged.is_set():
                 failures = 0 if was_connected else failures + 1
@@ -191,7 +204,8 @@ class DirectorSupervision:
 
     async def _attend(self) -> None:
         """Hold one session to its end."""
-        call = self._connect().bidi("Supervise")
+        self._is_redialling = False
+        self._call = call = self._connect().bidi("Supervise")
         try:
             hello = director_pb2.AggregatorHello()
             hello.CopyFrom(self._hello)

@@ -20,6 +20,7 @@ import asyncio
 import math
 import os
 import random
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Never, Protocol
 
 from cryptography import x509
@@ -167,6 +168,19 @@ def complete(files: Files) -> bool:
     return True
 
 
+def describe_expiry(expires_at: float, now: float) -> str:
+    """Say when a certificate expires, for people.
+
+    Args:
+        expires_at: end of its validity, Unix seconds; 0 if it cannot be read.
+        now: Unix seconds.
+    """
+    if not expires_at:
+        return "cannot be read"
+    when = datetime.fromtimestamp(expires_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"expires at {when}, in {(expires_at - now) / 86400:.1f} days" if expires_at > now else f"expired at {when}"
+
+
 class Renewal:
     """Keeps one certificate renewed for the life of the process; `run` does it.
 
@@ -223,6 +237,13 @@ class Renewal:
             return _present(self._files).expires_at
         except ConfigurationError:
             return 0.0
+
+    def trouble(self) -> str | None:
+        """What is wrong with the certificate, for people, and when it expires; None if nothing is."""
+        now, expires_at = self._clock.now(), self.expiry()
+        if self.problem:
+            return f"certificate {describe_expiry(expires_at, now)}; not renewed: {self.problem}"
+        return None if expires_at > now else f"certificate {describe_expiry(expires_at, now)}"
 
     async def _until_due(self) -> None:
         reached = asyncio.Event()

@@ -36,7 +36,7 @@ class ScriptedDirector:
     def __init__(self, built):
         self.hellos, self.reports, self.events, self.statuses, self.ends = [], [], [], [], []
         self.uploads = {}
-        self.renewals = []
+        self.renewals, self.callers = [], []
         self.authority = built.authority
         self.files = {name: (built.work / name).read_bytes() for name in ("spec.json", "initial.safetensors")}
         self.roster = pb.Roster(
@@ -74,6 +74,7 @@ class ScriptedDirector:
     async def Supervise(self, requests, call):
         hello = (await anext(aiter(requests))).hello
         self.hellos.append(hello)
+        self.callers.append(call.peer.serial)
         self._outbox = asyncio.Queue()
         self.changed.set()
         yield pb.SuperviseReply(welcome=pb.AggregatorWelcome(protocol=1, last_sequence=self.last_sequence))
@@ -260,7 +261,8 @@ async def test_the_certificate_is_renewed_before_it_expires(tmp_path):
         tls = built.tls_of(Role.AGGREGATOR, EXPERIMENT)
         before = tls.facts().serial
         clock.advance(3600 * 2 / 3 + 10)
-        await director.seen(lambda: director.renewals)
+        await director.seen(lambda: len(director.hellos) == 2)  # a session with the new certificate
+        assert director.callers == [before, *director.renewals]
         assert await run_sites(built, running) == ["completed", "completed"]
         await running.ended()
     assert tls.load() and tls.facts().serial == director.renewals[0] != before

@@ -146,6 +146,9 @@ async def test_a_refusal_is_said_and_tried_again_after_growing_delays(
     for attempt in range(1, 9):
         await until(lambda attempt=attempt: authority.asked == attempt and clock.waiting)
         assert running.renewal.problem == "the director is gone"
+        trouble = running.renewal.trouble()
+        assert trouble is not None
+        assert "days; not renewed: the director is gone" in trouble
         began = clock.monotonic()
         while authority.asked == attempt:
             clock.advance(10)
@@ -159,7 +162,7 @@ async def test_a_refusal_is_said_and_tried_again_after_growing_delays(
     await until(lambda: clock.waiting)
     clock.advance(3600)
     await until(lambda: running.renewed)
-    assert not running.renewal.problem
+    assert running.renewal.trouble() is None
     await running.end()
 
 

@@ -2,7 +2,8 @@
 
 Rules:
 
-1. The envoy dials; each session has a channel of its own, so that a renewed certificate is used from the next one on.
+1. The envoy dials; each session has a channel of its own. When the certificate was renewed, the next session is opened
+   before the present one is closed; the director ends the present one as superseded, which here is meant.
 2. Hello first: the experiments that run here and the highest director epoch seen. A director whose welcome has a lower
    epoch was superseded and is left alone.
 3. After the welcome: the shards on offer, then how everything here stands, so nothing said while the line was down is
@@ -18,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _CLOCK_SKEW_S = 60.0
+_UNREAD_S = 10.0
+"""What was sent in a session less than so many seconds before ours superseded it, the director may not have read."""
+_REPEATED = 64
 _SERVICE = director_pb2.DESCRIPTOR.services_by_name["Director"]
 
 
@@ -101,6 +106,30 @@ class EpochFile:
             raise StorageError(f"{self._path} is not readable: {error}") from error
 
 
+@dataclass(eq=False, slots=True, kw_only=True)
+class _Session:
+    """One welcomed session: what it goes over, what is to be said in it, and what was said lately."""
+
+    channel: grpc.aio.Channel
+    stub: Stub
+    call: BidiCall
+    outbox: asyncio.Queue[director_pb2.AttendRequest] = field(default_factory=asyncio.Queue)
+    sent: deque[tuple[float, director_pb2.AttendRequest]] = field(default_factory=lambda: deque(maxlen=_REPEATED))
+
+    def hand_over(self, heir: _Session, now: float) -> None:
+        """Leave to the next session what was not sent, and what was but perhaps not read: repeating it is harmless."""
+        for at, request in self.sent:
+            if now - at <= _UNREAD_S and request.WhichOneof("message") in ("answer", "status"):
+                heir.outbox.put_nowait(request)
+        while not self.outbox.empty():
+            heir.outbox.put_nowait(self.outbox.get_nowait())
+
+    async def close(self) -> None:
+        """End it and what else goes over its channel."""
+        self.call.cancel()
+        await self.channel.close()
+
+
 @dataclass(slots=True, kw_only=True)
 class Attendance:
     """The session, again and again.
@@ -122,30 +151,38 @@ class Attendance:
     clock: Clock
     is_connected: bool = False
     superseded: str = ""
-    _outbox: asyncio.Queue[director_pb2.AttendRequest] = field(default_factory=asyncio.Queue)
-    _stub: Stub | None = None
+    _session: _Session | None = None
     _up: asyncio.Event = field(default_factory=asyncio.Event)
+    _renewed: asyncio.Event = field(default_factory=asyncio.Event)
+    _is_renewing: bool = False
 
     def send(self, request: director_pb2.AttendRequest) -> None:
         """Tell the director, if it is there; if not, `Member.standing` will when it is."""
-        if self.is_connected:
-            self._outbox.put_nowait(request)
+        if self._session is not None and self.is_connected:
+            self._session.outbox.put_nowait(request)
 
     async def director(self) -> Stub:
         """Return the calls of a connected director, once there is one."""
-        while self._stub is None:
+        while self._session is None:
             await self._up.wait()
-        return self._stub
+        return self._session.stub
+
+    def renew(self) -> None:
+        """Go on in a new session with the certificate files as they are now."""
+        self._renewed.set()
 
     async def run(self) -> None:
         """Attend for ever."""
         backoff = Backoff(first_s=0.2, most_s=30.0)
         while True:
             try:
-                await self._attend(backoff)
+                session: _Session | None = await self._open()
+                backoff.reset()
+                while session is not None:
+                    session = await self._hold(session)
                 _log.info("the director ended the session")
             except* ConflictError as group:
-                self.superseded = next((str(error) for error in group.exceptions if "superseded" in str(error)), "")
+                self.superseded = _superseded(group)
             except* FederationError as group:
                 for error in group.exceptions:
                     # The first failure is news, every further one of the same outage is not.
@@ -159,8 +196,11 @@ class Attendance:
                 await asyncio.get_running_loop().create_future()
             await pause(self.clock, backoff.next_s())
 
-    async def _attend(self, backoff: Backoff) -> None:
-        async with self.open_channel() as channel:
+    async def _open(self) -> _Session:
+        """Dial, and return once the director has welcomed us; nothing else of the present session is touched."""
+        self._renewed.clear()
+        channel = self.open_channel()
+        try:
             stub = self.make_stub(channel)
             call: BidiCall = stub.bidi("Attend")
             try:
@@ -169,13 +209,58 @@ class Attendance:
                 if reply is None:
                     raise MalformedMessageError("the director ended the session before its welcome")
                 self._welcome(reply)
-                backoff.reset()
-                await self._converse(call, stub)
-            finally:
-                self._stub = None
-                self.is_connected = False
-                self._up.clear()
+            except BaseException:
                 call.cancel()
+                raise
+        except BaseException:
+            await channel.close()
+            raise
+        return _Session(channel=channel, stub=stub, call=call)
+
+    async def _hold(self, session: _Session) -> _Session | None:
+        """Converse until the director ends the session (None), or the one that follows a renewal is there."""
+        self._begin(session)
+        talking = asyncio.create_task(self._converse(session), name="attend")
+        following = asyncio.create_task(self._open_next(), name="attend-renewed")
+        try:
+            await asyncio.wait({talking, following}, return_when=asyncio.FIRST_COMPLETED)
+            if talking.done() and not following.done():
+                if not (self._is_renewing and _superseded(talking.exception())):
+                    return talking.result()
+                self.is_connected = False  # our own next session superseded it, and its welcome is on its way
+            next_session = await following
+            session.hand_over(next_session, self.clock.monotonic())
+            self._session = next_session
+            return next_session
+        finally:
+            self._is_renewing = False
+            for task in (talking, following):
+                task.cancel()
+            await asyncio.gather(talking, following, return_exceptions=True)
+            if not following.cancelled() and following.exception() is None and following.result() is not self._session:
+                await following.result().close()  # it came in the moment in which we were stopped
+            if self._session is session:
+                self._session, self.is_connected = None, False
+                self._up.clear()
+            await session.close()
+
+    async def _open_next(self) -> _Session:
+        """Wait for a renewal, and open the session that follows; the present one goes on until that has worked.
+
+        Raises:
+            ConflictError: another envoy of this site superseded it at once.
+        """
+        await self._renewed.wait()
+        self._is_renewing = True
+        backoff = Backoff(first_s=1.0, most_s=60.0)
+        while True:
+            try:
+                return await self._open()
+            except FederationError as error:
+                if _superseded(error):
+                    raise
+                _log.warning("the renewed certificate is not in use yet: %s", error)
+            await pause(self.clock, backoff.next_s())
 
     def _hello(self) -> director_pb2.AttendRequest:
         hello = director_pb2.EnvoyHello(
@@ -195,27 +280,32 @@ class Attendance:
             _log.warning("this machine's clock is %.0f s away from the director's; set one of them right", skew)
         _log.info("attending director, epoch %d", welcome.director_epoch)
 
-    async def _converse(self, call: BidiCall, stub: Stub) -> None:
-        self._outbox = asyncio.Queue()
-        self.is_connected = True
-        self._outbox.put_nowait(director_pb2.AttendRequest(offers=self.member.offers()))
+    def _begin(self, session: _Session) -> None:
+        """Make a welcomed session the present one, and tell the director all it may not know."""
+        outbox, inherited = session.outbox, session.outbox.qsize()
+        outbox.put_nowait(director_pb2.AttendRequest(offers=self.member.offers()))
         for request in self.member.standing():
-            self._outbox.put_nowait(request)
-        self._stub = stub
+            outbox.put_nowait(request)
+        for _ in range(inherited):
+            outbox.put_nowait(outbox.get_nowait())  # behind the offers
+        self._session, self.is_connected = session, True
         self._up.set()
         notify_ready()
+
+    async def _converse(self, session: _Session) -> None:
         async with asyncio.TaskGroup() as group:
-            writer = group.create_task(self._write(call), name="attend-writer")
+            writer = group.create_task(self._write(session), name="attend-writer")
             try:
-                while (reply := await call.read()) is not None:
+                while (reply := await session.call.read()) is not None:
                     self._obey(reply)
             finally:
                 writer.cancel()
 
-    async def _write(self, call: BidiCall) -> None:
+    async def _write(self, session: _Session) -> None:
         while True:
-            request = await self._outbox.get()
-            if not await call.try_write(request):
+            request = await session.outbox.get()
+            session.sent.append((self.clock.monotonic(), request))
+            if not await session.call.try_write(request):
                 return  # whoever reads learns why
             self.member.delivered(request)
 
@@ -227,3 +317,9 @@ class Attendance:
                 self.member.withdrawn(reply.withdrawal)
             case other:
                 raise MalformedMessageError(f"the director sent {other!r} in the middle of a session")
+
+
+def _superseded(error: BaseException | None) -> str:
+    """Return what the director says when a newer session of this site took over; empty if that is not it."""
+    leaves = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
+    return next((str(leaf) for leaf in leaves if isinstance(leaf, ConflictError) and "superseded" in str(leaf)), "")

@@ -160,6 +160,11 @@ class EnvoySettings(BaseSettings):
     authority: Path = Field(default=Path("ca.pem"), description="CA certificate, PEM. Default: ca.pem.")
     certificate: Path = Field(default=Path("cert.pem"), description="This site's certificate, PEM. Default: cert.pem.")
     key: Path = Field(default=Path("key.pem"), description="Its private key, PEM. Default: key.pem.")
+    renew: bool = Field(
+        default=True,
+        description="Renew the certificate when two thirds of its life are over; needs leave to write key, certificate "
+        "and their folders. Default: yes.",
+    )
     state: Path = Field(
         default=Path("state"), description="Folder for all this envoy keeps, on a local disk. Default: state."
     )

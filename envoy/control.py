@@ -88,6 +88,7 @@ class ControlSocket:
             return
         collaborator.connected(stream, str(hello.get("metrics_address", "")))
         try:
+            await collaborator.certificate_renewed()  # it may have been while nobody was here to say so
             while (message := await stream.receive()) is not None:
                 if message["type"] != "status":
                     raise MalformedMessageError(f"a collaborator sent a line of type {message['type'][:80]!r}")

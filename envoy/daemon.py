@@ -27,17 +27,20 @@ from federation.bundle import Manifest, NonceLedger
 from federation.collaborator.config import CollaboratorConfig
 from federation.errors import ConfigurationError, StorageError
 from federation.pki import known as known_keys
+from federation.pki.renewal import Renewal, describe_expiry
 from federation.runtime.clock import SystemClock
 from federation.runtime.notify import notify_ready, notify_stopping
 from federation.runtime.tasks import Supervisor
 from federation.telemetry.http import DiscoveryTarget, MonitoringServer
 from federation.telemetry.metrics import Metrics
+from federation.v1 import director_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from envoy.config import EnvoySettings
+    from federation.runtime.clock import Clock
     from federation.runtime.shutdown import Shutdown
     from federation.transport.methods import Stub
 
@@ -89,7 +92,17 @@ async def run(settings: EnvoySettings, shutdown: Shutdown) -> None:
                 clock=clock,
             )
             experiments.tell, experiments.director = attendance.send, attendance.director
-            monitoring = _monitoring(settings, metrics, attendance, catalogue, collaborators)
+            renewal = _renewal(settings, site, attendance, collaborators, supervisor, clock)
+            if renewal is not None:
+                supervisor.eternal("certificate", renewal.run())
+            monitoring = _monitoring(
+                settings,
+                metrics,
+                attendance,
+                catalogue,
+                collaborators,
+                certificate=lambda: _expiry(site, renewal, clock.now()),
+            )
             control = ControlSocket(folders.socket, experiments, collaborators)
             async with _serving(monitoring, control, folders.state):
                 # Collaborators of a predecessor are adopted before their lines are answered.
@@ -200,12 +213,47 @@ def configure(
     )
 
 
+def _renewal(
+    settings: EnvoySettings,
+    site: SiteIdentity,
+    attendance: Attendance,
+    collaborators: Collaborators,
+    supervisor: Supervisor,
+    clock: Clock,
+) -> Renewal | None:
+    """Return what keeps the certificate renewed, and has everybody here use it; None if nothing is to."""
+    if site.tls is None or not settings.renew:
+        return None
+
+    async def ask(signing_request: bytes) -> bytes:
+        stub = await attendance.director()
+        reply = await stub.unary("Renew", director_pb2.RenewRequest(signing_request=signing_request))
+        certificate: bytes = reply.certificate
+        return certificate
+
+    def renewed() -> None:
+        attendance.renew()
+        supervisor.job("certificate-news", collaborators.certificate_renewed())
+
+    return Renewal(site.tls, ask, clock=clock, on_renewed=renewed)
+
+
+def _expiry(site: SiteIdentity, renewal: Renewal | None, now: float) -> str | None:
+    """What is wrong with the certificate, if anything."""
+    if renewal is not None:
+        return renewal.trouble()
+    expires_at = site.expires_at()
+    return None if site.tls is None or expires_at > now else f"certificate {describe_expiry(expires_at, now)}"
+
+
 def _monitoring(
     settings: EnvoySettings,
     metrics: Metrics,
     attendance: Attendance,
     catalogue: Catalogue,
     collaborators: Collaborators,
+    *,
+    certificate: Callable[[], str | None],
 ) -> MonitoringServer:
     def session() -> str | None:
         if attendance.superseded:
@@ -227,7 +275,7 @@ def _monitoring(
             if each.metrics_address
         ]
 
-    readiness = {"director": session, "shards": shards}
+    readiness = {"director": session, "shards": shards, "certificate": certificate}
     return MonitoringServer(settings.metrics.host, settings.metrics.port, metrics, readiness, discovery)
 
 

@@ -100,6 +100,14 @@ class Collaborator:
         self._stream = stream
         self.metrics_address = metrics_address
 
+    async def certificate_renewed(self) -> None:
+        """Tell it that the certificate files may be newer than those it uses; it looks, so repeating is harmless."""
+        if self._stream is not None:
+            try:
+                await self._stream.send({"type": "certificate"})
+            except TransportError:
+                _log.info("the collaborator of %s will be told of the renewed certificate later", self.experiment)
+
     def disconnected(self, stream: LineStream) -> None:
         """Note that a line is gone; a newer one stays."""
         if self._stream is stream:
@@ -243,6 +251,10 @@ class Collaborators:
             self._count()
         if over is not None:
             await on_end(collaborator.experiment, over)
+
+    async def certificate_renewed(self) -> None:
+        """Tell all that the certificate was renewed."""
+        await asyncio.gather(*(each.certificate_renewed() for each in self.all()))
 
     async def stop_all(self, reason: str) -> None:
         """Ask all to end in good order and wait until they have."""

@@ -4,7 +4,8 @@ Rules:
 
 1. The collaborator dials; the first line is ``hello``, later ones are ``status``. The latest status is sent again
    after a reconnect, so an envoy that was restarted knows how things stand.
-2. ``stop`` asks for an orderly end; ``aggregator`` gives a newer address to dial.
+2. ``stop`` asks for an orderly end; ``aggregator`` gives a newer address to dial; ``certificate`` says that the
+   certificate files may be newer than those in use.
 3. While the envoy is away the work goes on, until the lease expires; then the collaborator ends itself.
 """
 
@@ -71,6 +72,7 @@ class EnvoyLine:
         clock: for the backoff.
         on_stop: called with the reason, and whether a task in progress may end first, when the envoy asks for an end.
         on_aggregator: called with address and server name when the envoy knows newer ones.
+        on_certificate: called when the certificate files may have changed.
     """
 
     path: Path
@@ -80,6 +82,7 @@ class EnvoyLine:
     clock: Clock
     on_stop: Callable[[str, bool], None]
     on_aggregator: Callable[[str, str], None]
+    on_certificate: Callable[[], None]
     _status: Status = field(default_factory=lambda: Status(state="running"))
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _sent: asyncio.Event = field(default_factory=asyncio.Event)
@@ -153,5 +156,7 @@ class EnvoyLine:
             self.on_stop(str(message.get("reason", ""))[:MAX_DETAIL_CHARACTERS], message.get("drain") is not False)
         elif kind == "aggregator":
             self.on_aggregator(str(message.get("address", "")), str(message.get("server_name", "")))
+        elif kind == "certificate":
+            self.on_certificate()
         else:
             raise MalformedMessageError(f"the envoy sent a line of unknown type {kind[:80]!r}")

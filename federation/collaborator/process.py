@@ -101,7 +101,7 @@ async def run(config: CollaboratorConfig, clock: Clock) -> ExitRecord:
     port = await monitoring.start()
     try:
         async with Supervisor("collaborator") as supervisor:
-            place = _Place(config.aggregator_address, config.aggregator_server_name)
+            place = _Place(config.aggregator_address, config.aggregator_server_name, _tls(config, metrics))
             parts = _assemble(config, place, metrics, clock)
             lease = Lease(config.orphan_s, clock)
             line = EnvoyLine(
@@ -112,6 +112,7 @@ async def run(config: CollaboratorConfig, clock: Clock) -> ExitRecord:
                 clock=clock,
                 on_stop=lambda reason, drain: _ask_to_stop(shutdown, reason, drain=drain),
                 on_aggregator=lambda address, name: _move(place, parts.session, address, name),
+                on_certificate=lambda: parts.session.renew() if place.has_newer_certificate() else None,
             )
             parts.on_round(lambda number: _begin_round(line, metrics, number))
             supervisor.eternal("envoy-line", line.run())
@@ -127,10 +128,28 @@ async def run(config: CollaboratorConfig, clock: Clock) -> ExitRecord:
 
 @dataclass(slots=True)
 class _Place:
-    """Where the aggregator is now."""
+    """Where the aggregator is now, and with which certificate it was dialled last."""
 
     address: str
     server_name: str
+    tls: TlsFiles | None
+    serial: int = 0
+
+    def dial(self) -> grpc.aio.Channel:
+        """Open a channel with the certificate files as they are now."""
+        # Read first: a renewal in between makes one session too many, the other way round it would be missed.
+        self.serial = self.tls.facts().serial if self.tls is not None else 0
+        return open_channel(self.address, server_name=self.server_name, tls=self.tls)
+
+    def has_newer_certificate(self) -> bool:
+        """Whether the files hold another certificate than the last channel was opened with."""
+        if self.tls is None or not self.serial:
+            return False
+        try:
+            return self.tls.facts().serial != self.serial
+        except ConfigurationError as error:
+            _log.warning("the renewed certificate cannot be read: %s", error)
+            return False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,7 +170,6 @@ def _assemble(config: CollaboratorConfig, place: _Place, metrics: Metrics, clock
     except OSError as error:
         raise ConfigurationError(f"spec {config.spec_file} cannot be read: {error}") from error
     spec = ExperimentSpec.parse(signed)
-    tls = _tls(config, metrics)
     identity = Identity(federation=config.federation, role=Role.ENVOY, name=config.site)
     exchange, links = Exchange(config.exchange), LinkHolder()
     trainer = _trainer(config, spec, signed, metrics)
@@ -178,12 +196,9 @@ def _assemble(config: CollaboratorConfig, place: _Place, metrics: Metrics, clock
     )
     base: asyncio.Future[Payload | None] = asyncio.get_running_loop().create_future()
 
-    def dial() -> grpc.aio.Channel:
-        return open_channel(place.address, server_name=place.server_name, tls=tls)
-
     session = Session(
-        open_channel=dial,
-        make_stub=lambda channel: Stub(channel, _SERVICE, identity=identity if tls is None else None),
+        open_channel=place.dial,
+        make_stub=lambda channel: Stub(channel, _SERVICE, identity=identity if place.tls is None else None),
         experiment=config.experiment,
         initial_base=Digest(bytes.fromhex(config.initial_base)),
         desk=desk,

@@ -2,12 +2,13 @@
 
 Rules:
 
-1. Each session has a channel of its own, so that a renewed certificate and a moved aggregator are met by dialling
-   again.
+1. Each session has a channel of its own. An aggregator that moved is met by dialling again. When the certificate was
+   renewed, the next session is opened before the present one is closed: the aggregator ends the present one as
+   superseded, which here is meant, and a transfer on its way goes on in the next where it was cut.
 2. Hello first: what this site has obeyed, its plan, and the update it keeps. Then the welcome is checked; only then is
    anything obeyed.
 3. A cut is answered by dialling again after a growing, spread delay; work goes on meanwhile.
-4. A session that a newer one of this site superseded is not dialled again: two collaborators would take turns for ever.
+4. A session that another one of this site superseded is not dialled again: two collaborators would take turns for ever.
 """
 
 from __future__ import annotations
@@ -43,6 +44,19 @@ _SUPERSEDED = "superseded"
 _GOODBYE_S = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """One welcomed session and what it goes over."""
+
+    channel: grpc.aio.Channel
+    link: Link
+
+    async def close(self) -> None:
+        """End it and what else goes over its channel."""
+        self.link.call.cancel()
+        await self.channel.close()
+
+
 class SupersededError(FederationError):
     """Another collaborator of this site has taken over the experiment."""
 
@@ -71,8 +85,11 @@ class Session:
     clock: Clock
     on_base: Callable[[Payload | None], None]
     _call: BidiCall | None = None
+    _opening: BidiCall | None = None
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _renewed: asyncio.Event = field(default_factory=asyncio.Event)
+    _is_renewing: bool = False
     _is_prepared: bool = False
 
     async def run(self) -> aggregator_pb2.Finish:
@@ -92,7 +109,7 @@ class Session:
             except UnsignedPlanError:
                 raise
             except ConflictError as error:
-                if _SUPERSEDED in str(error):
+                if _is_superseded(error):
                     raise SupersededError(str(error)) from error
                 _log.warning("session: %s", error)
             except FederationError as error:
@@ -100,11 +117,16 @@ class Session:
                 _log.log(logging.WARNING if backoff.failures == 0 else logging.DEBUG, "session: %s", error)
             await self._wait(backoff.next_s())
 
+    def renew(self) -> None:
+        """Go on in a new session with the certificate files as they are now."""
+        self._renewed.set()
+
     def redial(self) -> None:
         """Dial again at once: the aggregator is somewhere else now."""
         self._moved.set()
-        if self._call is not None:
-            self._call.cancel()
+        for call in (self._call, self._opening):
+            if call is not None:
+                call.cancel()
 
     async def say_goodbye(self) -> None:
         """Let what was said reach the aggregator: end our half of the stream, and wait a moment for the other."""
@@ -119,24 +141,94 @@ class Session:
             _log.debug("the aggregator did not end the session in time")
 
     async def _participate(self, backoff: Backoff) -> aggregator_pb2.Finish | None:
+        """Dial, and take part until the aggregator ends the session; return its last word if that was one."""
         self._moved.clear()
-        async with self.open_channel() as channel:
+        opened = await self._open()
+        backoff.reset()
+        while True:
+            finish, following = await self._hold(opened)
+            if following is None:
+                return finish
+            opened = following
+
+    async def _open(self) -> _Opened:
+        """Dial, and return once the aggregator has welcomed us; the present session goes on."""
+        self._renewed.clear()
+        channel = self.open_channel()
+        try:
             stub = self.make_stub(channel)
-            call = stub.bidi("Participate")
-            self._call = call
-            self._ended.clear()
+            self._opening = call = stub.bidi("Participate")
             try:
                 await call.write(aggregator_pb2.ParticipateRequest(hello=self._hello()))
                 welcome = self._welcome(await call.read())
-                backoff.reset()
-                self.links.set(Link(stub=stub, call=call, epoch=Epoch(welcome.epoch)))
-                await self.desk.announce()
-                return await self._listen(call)
+            except BaseException:
+                call.cancel()
+                raise
             finally:
+                self._opening = None
+        except BaseException:
+            await channel.close()
+            raise
+        return _Opened(channel, Link(stub=stub, call=call, epoch=Epoch(welcome.epoch)))
+
+    async def _hold(self, opened: _Opened) -> tuple[aggregator_pb2.Finish | None, _Opened | None]:
+        """Take part in one session; return the aggregator's last word, or the session that follows a renewal."""
+        call = opened.link.call
+        self._take(opened)
+        listening = asyncio.create_task(self._attend(call), name="participate")
+        following = asyncio.create_task(self._open_next(), name="participate-renewed")
+        try:
+            await asyncio.wait({listening, following}, return_when=asyncio.FIRST_COMPLETED)
+            if listening.done() and not following.done():
+                if not (self._is_renewing and _is_superseded(listening.exception())):
+                    return listening.result(), None
+                # Superseded by our own next session, whose welcome is on its way.
+            self._take(await following)
+            return None, following.result()
+        finally:
+            self._is_renewing = False
+            for task in (listening, following):
+                task.cancel()
+            await asyncio.gather(listening, following, return_exceptions=True)
+            if not following.cancelled() and following.exception() is None:
+                if following.result().link is not self.links.current:
+                    await following.result().close()  # it came in the moment in which we were stopped
+            if self._call is call:
                 self.links.set(None)
                 self._call = None
                 self._ended.set()
-                call.cancel()
+            await opened.close()
+
+    async def _open_next(self) -> _Opened:
+        """Wait for a renewal, and open the session that follows; the present one goes on until that has worked.
+
+        Raises:
+            UnsignedPlanError: the aggregator does not keep to the signed plan.
+            ConflictError: another collaborator of this site superseded it at once.
+        """
+        await self._renewed.wait()
+        self._is_renewing = True
+        backoff = Backoff(first_s=1.0, most_s=60.0)
+        while True:
+            try:
+                return await self._open()
+            except UnsignedPlanError:
+                raise
+            except FederationError as error:
+                if _is_superseded(error):
+                    raise
+                _log.warning("the renewed certificate is not in use yet: %s", error)
+            await pause(self.clock, backoff.next_s())
+
+    def _take(self, opened: _Opened) -> None:
+        """Make a session the present one."""
+        self._call = opened.link.call
+        self._ended.clear()
+        self.links.set(opened.link)
+
+    async def _attend(self, call: BidiCall) -> aggregator_pb2.Finish | None:
+        await self.desk.announce()
+        return await self._listen(call)
 
     def _hello(self) -> aggregator_pb2.SiteHello:
         progress = self.desk.progress
@@ -196,3 +288,7 @@ class Session:
             waiting.cancel()
             moved.cancel()
             await asyncio.gather(waiting, moved, return_exceptions=True)
+
+
+def _is_superseded(error: BaseException | None) -> bool:
+    return isinstance(error, ConflictError) and _SUPERSEDED in str(error)

@@ -35,6 +35,7 @@ def _line(path: Path, clock: SystemClock | FakeClock, told: list[Any]) -> EnvoyL
         clock=clock,
         on_stop=lambda reason, drain: told.append((reason, drain)),
         on_aggregator=lambda address, name: told.append((address, name)),
+        on_certificate=lambda: told.append("certificate"),
     )
 
 

@@ -143,7 +143,8 @@ def check_expiry(what: str, expires_at: float, now: float) -> Iterator[Finding]:
         return
     days = (expires_at - now) / 86400
     if expires_at - now < EXPIRY_WARNING_S:
-        yield _warn(what, f"expires in {days:.1f} days", "renew it: `federation pki issue`, or enrol again")
+        advice = "renew it: `federation pki renew` if it is ours, else its holder must"
+        yield _warn(what, f"expires in {days:.1f} days", advice)
     else:
         yield _good(what, f"valid for {days:.0f} days")
 

@@ -1,9 +1,9 @@
 """``federation pki``: certificates and keys from the command line, over `federation.pki`.
 
 Who runs what: the operator `init`, `issue`, `join-token`, `revoke`; a new site `enrol`; users and sites `signing-key`
-and `fingerprint`; a silo's owner `pin`. Only `enrol` touches the network. Nothing that exists is overwritten without
-``--force``, and private keys are readable by their owner alone. Errors are `FederationError`; the main command words
-them.
+and `fingerprint`; users `renew`; a silo's owner `pin`. Only `enrol` and `renew` touch the network. Nothing that exists
+is overwritten without ``--force``, but by `renew` what it renews; private keys are readable by their owner alone.
+Errors are `FederationError`; the main command words them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,11 +25,17 @@ from federation.pki.certificates import parse_certificate
 from federation.pki.files import make_private_folder, read, refuse_existing, write_private
 from federation.pki.known import Kind
 from federation.pki.known import pin as pin_key
+from federation.pki.renewal import complete, describe_expiry
+from federation.pki.renewal import renew as renew_files
 from federation.pki.requests import key_pem, make_key, make_request
 from federation.pki.revocation import parse_serial
 from federation.pki.revocation import revoke as revoke_serial
 from federation.pki.signing import fingerprint_of_file, make_signing_key
 from federation.pki.tokens import make_join_token, unpack_join_token
+
+if TYPE_CHECKING:
+    from federation.client.profile import Profile
+    from federation.pki.certificates import Certificate
 
 app = typer.Typer(
     name="pki",
@@ -145,6 +151,28 @@ def enrol(
 
 
 @app.command()
+def renew(
+    profile: Annotated[
+        Path | None, typer.Option("--profile", envvar="FEDERATION_PROFILE", help="Profile file or folder.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Renew your own certificate over the wire: a new key, made here, in the files the profile names."""
+    from federation.client.profile import load_profile  # and with it gRPC, which no other command here needs at once
+
+    chosen = load_profile(profile)
+    certificate = asyncio.run(_renew(chosen))
+    facts = {
+        "identity": certificate.spiffe,
+        "certificate": str(chosen.certificate),
+        "serial": f"{certificate.serial:x}",
+        "expires_at": certificate.expires_at,
+    }
+    expiry = describe_expiry(certificate.expires_at, time.time())
+    _print(facts, as_json, f"{certificate.spiffe}: the certificate in {chosen.certificate} {expiry}")
+
+
+@app.command()
 def signing_key(
     path: Annotated[Path, typer.Argument(help="File to make; the public half goes to PATH.pub.")],
     force: ForceOption = False,
@@ -238,6 +266,25 @@ async def _enrol(text: str, director: str, out: Path, *, force: bool) -> Identit
     # The authority in the token is the one we were handed by a person; the director's word does not replace it.
     write_identity(out, key_pem(key), reply.certificate, authority, force=force)
     return envoy
+
+
+async def _renew(profile: Profile) -> Certificate:
+    # gRPC loads only for the commands that connect
+    from federation.transport.channels import open_channel
+    from federation.transport.methods import Stub
+    from federation.v1 import director_pb2 as pb
+
+    complete(profile.tls)  # a renewal that was cut off
+    profile.tls.check(now=time.time())
+    async with open_channel(profile.address, server_name=profile.server_name, tls=profile.tls) as channel:
+        stub = Stub(channel, pb.DESCRIPTOR.services_by_name["Director"], timeout_s=profile.timeout_s)
+
+        async def ask(signing_request: bytes) -> bytes:
+            reply = await stub.unary("Renew", pb.RenewRequest(signing_request=signing_request))
+            answer: bytes = reply.certificate
+            return answer
+
+        return await renew_files(profile.tls, ask, now=time.time)
 
 
 def _print(facts: dict[str, Any], as_json: bool, text: str) -> None:

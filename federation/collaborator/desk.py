@@ -197,12 +197,30 @@ class Desk:
                 await self._saving
 
     async def close(self) -> None:
-        """Take nothing more, and return once the present work has ended."""
+        """Take nothing more, and return once the present work has ended.
+
+        What only waits for an aggregator that is not there is not waited for: a finished update is kept, and is sent
+        after the next start.
+        """
         self._is_closing = True
         self._waiting.clear()
         self._news.set()
-        if self._job is not None:
-            await asyncio.wait({self._job})
+        job = self._job
+        if job is None:
+            return
+        stranded = asyncio.create_task(self._stranded(), name="stranded")
+        try:
+            await asyncio.wait({job, stranded}, return_when=asyncio.FIRST_COMPLETED)
+            job.cancel()
+        finally:
+            stranded.cancel()
+            await asyncio.gather(stranded, return_exceptions=True)
+
+    async def _stranded(self) -> None:
+        """Return once the work is out of the trainer and there is no aggregator to fetch from or to send to."""
+        while self.links.current is not None or not self.work.is_interruptible:
+            await self.links.lost()
+            await self.work.interruptible()
 
     async def _do(self, item: TaskOrder | _Settle) -> None:
         if isinstance(item, _Settle):

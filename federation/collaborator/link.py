@@ -33,6 +33,8 @@ class LinkHolder:
     def __init__(self) -> None:
         self._link: Link | None = None
         self._up = asyncio.Event()
+        self._down = asyncio.Event()
+        self._down.set()
         self._writing = asyncio.Lock()
 
     @property
@@ -45,7 +47,9 @@ class LinkHolder:
         self._link = link
         if link is None:
             self._up.clear()
+            self._down.set()
         else:
+            self._down.clear()
             self._up.set()
 
     async def get(self) -> Link:
@@ -53,6 +57,10 @@ class LinkHolder:
         while self._link is None:
             await self._up.wait()
         return self._link
+
+    async def lost(self) -> None:
+        """Return once there is none."""
+        await self._down.wait()
 
     async def say(self, request: aggregator_pb2.ParticipateRequest) -> bool:
         """Send on the session's stream; False if there is none or it ended: the aggregator will ask again."""

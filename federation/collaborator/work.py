@@ -7,11 +7,12 @@ releases more, and the round goes on without this site.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.collaborator import exchange as files
@@ -50,6 +51,12 @@ _PAYLOAD_FILES = {
 }
 
 
+def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass(slots=True, kw_only=True)
 class Work:
     """The site's part of a round.
@@ -77,12 +84,16 @@ class Work:
     metrics: Metrics
     retained: RetainedUpdate | None = None
     shard: trainer_pb2.TrainerPrepared | None = None
-    _inside_trainer: bool = False
+    _left_trainer: asyncio.Event = field(default_factory=_set_event)
 
     @property
     def is_interruptible(self) -> bool:
         """Whether cancelling the present task costs nothing: it fetches or sends."""
-        return not self._inside_trainer
+        return self._left_trainer.is_set()
+
+    async def interruptible(self) -> None:
+        """Return once cancelling costs nothing, which need not last."""
+        await self._left_trainer.wait()
 
     def recover(self) -> None:
         """Find the update an earlier process kept, if its files still hold it; blocks."""
@@ -268,11 +279,11 @@ class Work:
 
     @contextlib.contextmanager
     def _in_trainer(self) -> Iterator[None]:
-        self._inside_trainer = True
+        self._left_trainer.clear()
         try:
             yield
         finally:
-            self._inside_trainer = False
+            self._left_trainer.set()
 
 
 def update_id(update: RetainedUpdate) -> bytes:

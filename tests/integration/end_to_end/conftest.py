@@ -119,9 +119,9 @@ class Run:
     def until_admitted(self, number: int, count: int) -> None:
         """Wait until so many updates of the round are in."""
         self.until(
-            lambda event: event.progress is not None
-            and event.progress.round == number
-            and event.progress.sites_done >= count
+            lambda event: (
+                event.progress is not None and event.progress.round == number and event.progress.sites_done >= count
+            )
         )
 
     def until_state(self, state: str) -> Event:

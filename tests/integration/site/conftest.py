@@ -23,7 +23,7 @@ import pytest
 from federation import bundle
 from federation.bundle import Manifest, SignedManifest
 from federation.collaborator.config import CollaboratorConfig, ShardSettings, TrainerOptions
-from federation.errors import ConflictError, FederationError, TransportError
+from federation.errors import ConflictError, FederationError, LimitError, TransportError
 from federation.names import (
     ExperimentId,
     FederationName,
@@ -33,7 +33,7 @@ from federation.names import (
     UserName,
     aggregator_server_name,
 )
-from federation.pki.authority import CertificateAuthority, issue_identity
+from federation.pki.authority import DAY_S, CertificateAuthority, issue_identity
 from federation.pki.signing import make_signing_key
 from federation.runtime import children
 from federation.runtime.clock import SystemClock
@@ -51,7 +51,7 @@ from federation.wire.chunks import ChunkReceiver, read_chunks
 from federation.wire.payloads import Payload, payload_to_proto
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     import numpy as np
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -105,6 +105,13 @@ class Pki:
 
     folder: Path
     authority: CertificateAuthority
+
+    def issue_due(self, role: Role, name: str, *, left_s: float = 5 * DAY_S) -> TlsFiles:
+        """Issue what should have been renewed by now, and is valid for a while still."""
+        identity = Identity(federation=FEDERATION, role=role, name=name)
+        folder = self.folder / f"{role.value}-{name}"
+        issue_identity(self.authority, identity, folder, now=time.time() - 5 * left_s, lifetime_s=6 * left_s)
+        return TlsFiles.in_folder(folder)
 
     def issue(self, role: Role, name: str) -> TlsFiles:
         folder = self.folder / f"{role.value}-{name}"
@@ -405,6 +412,7 @@ class ScriptedDirector(_Scripted):
         epoch: of its welcomes.
         bundle: archive it serves.
         cut_bundle_after: cut the next download after so many bytes.
+        renew: answers a signing request; without it the director refuses.
     """
 
     def __init__(self) -> None:
@@ -412,6 +420,7 @@ class ScriptedDirector(_Scripted):
         self.bundle = b""
         self.cut_bundle_after: int | None = None
         self.fetches: list[int] = []
+        self.renew: Callable[[bytes], Awaitable[bytes]] | None = None
         self.sessions: asyncio.Queue[EnvoySession] = asyncio.Queue()
         self.port = 0
 
@@ -439,6 +448,11 @@ class ScriptedDirector(_Scripted):
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
+
+    async def Renew(self, request: Any, call: Call) -> director_pb2.RenewReply:
+        if self.renew is None:
+            raise LimitError("no more certificates today")
+        return director_pb2.RenewReply(certificate=await self.renew(request.signing_request))
 
     async def FetchBundle(self, request: Any, call: Call) -> AsyncIterator[Any]:
         self.fetches.append(request.offset)

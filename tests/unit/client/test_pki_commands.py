@@ -153,6 +153,11 @@ class _Director:
             )
         return pb.EnrolReply(certificate=issued.pem, authority=self.authority.certificate_pem)
 
+    async def Renew(self, request: pb.RenewRequest, call: Any) -> pb.RenewReply:
+        identity, now = self.certify_as or call.peer.identity, time.time()
+        issued = requests.renew(self.authority, identity, request.signing_request, now=now, lifetime_s=3600)
+        return pb.RenewReply(certificate=issued.pem)
+
     def __getattr__(self, name: str) -> Any:
         if name not in {method.name for method in SERVICE.methods}:
             raise AttributeError(name)
@@ -169,7 +174,9 @@ def director(tmp_path: Path) -> Iterator[tuple[_Director, str]]:
     ready, done = threading.Event(), threading.Event()
 
     async def serve() -> None:
-        rules = {f"/{SERVICE.full_name}/{method.name}": frozenset({Role.JOINER}) for method in SERVICE.methods}
+        rules = {
+            f"/{SERVICE.full_name}/{method.name}": frozenset({Role.JOINER, Role.USER}) for method in SERVICE.methods
+        }
         authority = Authority(FederationName("heart"), rules, clock=SystemClock())
         server = RpcServer(authority, Metrics(), tls=TlsFiles.in_folder(tmp_path / "director"))
         server.add_service(SERVICE, service)
@@ -215,6 +222,29 @@ def test_a_certificate_for_somebody_else_is_not_taken(director: tuple[_Director,
     with pytest.raises(PeerError, match="heart/user/north"):
         pki("enrol", "north.token", "--director", address, "--out", "site")
     assert not (tmp_path / "site" / "cert.pem").exists()
+
+
+def test_a_user_renews_his_own_certificate(director: tuple[_Director, str], tmp_path: Path) -> None:
+    service, address = director
+    pki("issue", "user", "alice", "--days", "2")
+    folder = tmp_path / "user-alice"
+    (folder / "client.toml").write_text(f'federation = "heart"\naddress = "{address}"\n')
+    files = TlsFiles.in_folder(folder)
+    before, key = files.facts(), files.key.read_bytes()
+    printed = pki("renew", "--profile", folder)
+    after = files.check(now=time.time())
+    assert (printed["identity"], printed["serial"]) == ("spiffe://heart/user/alice", f"{after.serial:x}")
+    assert printed["expires_at"] == after.expires_at
+    assert after.serial != before.serial
+    assert files.key.read_bytes() != key
+
+    result = CliRunner().invoke(app, ["renew", "--profile", str(folder / "client.toml")], catch_exceptions=False)
+    assert "expires at" in result.stdout
+    service.certify_as = Identity(federation=FederationName("heart"), role=Role.USER, name="bob")
+    held = files.facts()
+    with pytest.raises(PeerError, match="user/bob"):
+        pki("renew", "--profile", folder)
+    assert files.check(now=time.time()) == held
 
 
 def test_what_is_no_token_is_refused_before_anything_is_sent(tmp_path: Path) -> None:

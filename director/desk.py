@@ -112,6 +112,7 @@ class Desk:
 
     async def watch(self, request: pb.WatchExperimentRequest, call: Call) -> AsyncIterator[pb.Event]:
         """Follow an experiment's events."""
+        call.is_session = True
         record = await find_visible(self._database, request.experiment, call)
         cursor = request.cursor
         with self._bulletin.follow(record.id) as news:
@@ -131,6 +132,7 @@ class Desk:
 
     async def read_logs(self, request: pb.ReadLogsRequest, call: Call) -> AsyncIterator[pb.LogLines]:
         """Stream log lines, and follow them if asked to."""
+        call.is_session = request.follow
         record = await find_visible(self._database, request.experiment, call)
         if request.site:
             try:

@@ -257,10 +257,12 @@ class Federation:
         while True:
             request = pb.WatchExperimentRequest(experiment=experiment, cursor=cursor)
             try:
-                async for message in self._stub.server_stream("WatchExperiment", request):
-                    failures = 0
-                    cursor = message.sequence
-                    yield views.event_of(message)
+                # As a context: whoever stops listening half-way ends the call, or the director would keep it open.
+                async with self._stub.server_stream("WatchExperiment", request) as messages:
+                    async for message in messages:
+                        failures = 0
+                        cursor = message.sequence
+                        yield views.event_of(message)
                 return
             except TransportError:
                 failures += 1
@@ -270,9 +272,10 @@ class Federation:
 
     async def _logs(self, experiment: str, site: str, *, follow: bool) -> AsyncIterator[str]:
         request = pb.ReadLogsRequest(experiment=experiment, site=site, follow=follow)
-        async for message in self._stub.server_stream("ReadLogs", request):
-            for line in message.lines:
-                yield line
+        async with self._stub.server_stream("ReadLogs", request) as messages:
+            async for message in messages:
+                for line in message.lines:
+                    yield line
 
     async def _download(
         self, experiment: str, artifact: views.Artifact, target: Path, progress: ProgressCallback
@@ -288,15 +291,15 @@ class Federation:
         request = pb.DownloadArtifactRequest(
             experiment=experiment, name=artifact.name, offset=offset, digest=artifact.digest
         )
-        stream = self._stub.server_stream("DownloadArtifact", request)
         try:
-            with partial.open("ab") as file:
-                async for message in stream:
-                    data = _check(message.chunk, offset)
-                    file.write(data)
-                    sha256.update(data)
-                    offset += len(data)
-                    progress(artifact.name, offset, artifact.bytes)
+            async with self._stub.server_stream("DownloadArtifact", request) as stream:
+                with partial.open("ab") as file:
+                    async for message in stream:
+                        data = _check(message.chunk, offset)
+                        file.write(data)
+                        sha256.update(data)
+                        offset += len(data)
+                        progress(artifact.name, offset, artifact.bytes)
         except MalformedMessageError:
             partial.unlink(missing_ok=True)
             raise

@@ -35,7 +35,8 @@ class Call:
         method: full method name.
         peer: who calls, from the certificate.
         raw: gRPC's own context, for what this class does not offer.
-        is_session: a bidirectional stream, which a stopping server ends at once.
+        is_session: a stream that ends only with its peer, which a stopping server therefore ends at once: every
+            bidirectional one, and those for which the implementation says so.
         ended: result is the error to end the call with; set by `end`.
     """
 
@@ -93,7 +94,7 @@ class OpenCalls:
             self._check(call)
 
     def end(self, error: FederationError, *, sessions_only: bool = False) -> None:
-        """End all open streams, or the bidirectional ones alone, with `error`."""
+        """End all open streams, or sessions alone, with `error`."""
         for call in list(self._timers):
             if call.is_session or not sessions_only:
                 call.end(error)

@@ -4,7 +4,7 @@ Rules:
 
 1. Mutual TLS on any address; without certificate files on loopback only.
 2. Every method served has a rule naming the roles that may call it; the health service answers any valid certificate.
-3. Stopping: no new calls and health says so; sessions (bidirectional streams) end at once, since their peers redial;
+3. Stopping: no new calls and health says so; sessions (`Call.is_session`) end at once, since their peers redial;
    everything else has the grace period to finish, then ends with TransportError, which tells the client to retry.
 """
 
@@ -154,7 +154,7 @@ class RpcServer:
         """Stop as the module says; returns when nothing is served any more.
 
         Args:
-            grace_s: how long calls other than sessions may take to finish.
+            grace_s: how long calls other than sessions (see `Call.is_session`) may take to finish.
         """
         self.health.set_serving(is_serving=False)
         open_calls = self._gate.open_calls

@@ -35,6 +35,8 @@ def test_sigterm_drains_and_the_next_start_goes_on(trial: Any, reckon: Any, eyes
     run.gate.listen("train south 2")
     run.until_admitted(2, 1)
     idle = eyes(run.processes("collaborator")[:1])
+    watching = trial.client.watch(run.id)
+    next(watching)  # somebody who watches holds nobody up
     everybody = eyes(processes_of(trial.folder))
     terminate(trial, *DAEMONS)
     idle.wait()  # so the signal was heard, while the task in progress may end
@@ -48,6 +50,7 @@ def test_sigterm_drains_and_the_next_start_goes_on(trial: Any, reckon: Any, eyes
         trial.local.start_envoy(site)
     details = run.complete()
     assert details.summary.rounds_done == 3
+    assert list(watching)[-1].transition.state == "completed"  # and sees it through
     assert (run.gate.count("train north 2"), run.gate.count("train south 2")) == (1, 1)
     for name, value in reckon(run.source, BOTH).run().items():
         np.testing.assert_allclose(run.model()[name], value, rtol=1e-5)

@@ -104,8 +104,9 @@ class WarmTrainer:
             return self._handle
         if self._handle is not None:
             await self.end(0.0)
-        self._handle = handle = TrainerHandle(self.settings)
-        await handle.start()
+        handle = TrainerHandle(self.settings)
+        await handle.start()  # cancelled, it ends what it began; there is nothing to end before it is through
+        self._handle = handle
         try:
             self._prepared = await handle.prepare(self.order, timeout_s=self.prepare_s)
         except TaskError as error:

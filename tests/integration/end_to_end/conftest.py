@@ -13,22 +13,25 @@ import os
 import select
 import shutil
 import signal
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from federation.client.local import LocalFederation, LocalSite
-from federation.client.views import Event, ExperimentDetails
 from federation.data.local import LocalData
 from federation.names import SiteName
-from federation.plan import Plan
 from federation.storage.checkpoints import read_model
 from federation.training.context import RoundContext
 from federation.training.experiment import load_experiment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from federation.client.views import Event, ExperimentDetails
+    from federation.plan import Plan
 
 HERE = Path(__file__).parent
 EXAMPLES = {"north": (24, 1), "south": (40, 2), "west": (16, 3)}
@@ -267,7 +270,7 @@ def _processes_of() -> Callable[[Path], list[int]]:
 
 @pytest.fixture(scope="session")
 def start() -> Callable[..., contextlib.AbstractContextManager[Trial]]:
-    """Start a federation in a folder: ``with start(folder, lambda gates: [site(...)]) as trial``."""
+    """Return what starts a federation in a folder and ends it on the way out; kinds of shards by site."""
 
     @contextlib.contextmanager
     def begin(folder: Path, sites: dict[str, tuple[str, ...]] | None = None, **more: Any) -> Iterator[Trial]:
@@ -298,7 +301,7 @@ class Reckoning:
     def __init__(self, source: Path, sites: tuple[str, ...], *, shard: str = "Rows") -> None:
         settings = json.loads((source / "settings.json").read_text())
         copy = source.with_name(source.name + "-reckoned")
-        shutil.copytree(source, copy)
+        shutil.copytree(source, copy, dirs_exist_ok=True)
         (copy / "settings.json").write_text(json.dumps({**settings, "gate": None, "holds": {}}))
         factory = getattr(load_module(HERE / "site" / "rows.py"), shard)
         self.data = {name: LocalData(factory(*EXAMPLES[name])) for name in sorted(sites)}

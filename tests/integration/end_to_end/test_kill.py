@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.xdist_group("end-to-end-kill")
-SETTINGS: dict[str, Any] = {"plan": {"rounds": 3, "seed": 7}, "holds": {"south": [2]}}
+SETTINGS: dict[str, Any] = {
+    # What sites keep for themselves must survive too: a local head, and the optimizer's momentum.
+    "plan": {"rounds": 3, "seed": 7, "local": ["bias"], "optimizer_state": "keep"},
+    "holds": {"south": [2]},
+}
 
 
 @pytest.fixture(scope="module")

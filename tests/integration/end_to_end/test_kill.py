@@ -123,6 +123,14 @@ def test_director_and_aggregator_killed_together(run: Any, trial: Any, undisturb
     assert (run.gate.count("train north 2"), run.gate.count("train south 2")) == (1, 1)
 
 
+def test_a_whole_site_killed_and_started_again(run: Any, trial: Any, undisturbed: Any, kill: Any) -> None:
+    kill(trial.daemon("envoy-north"), run.processes("collaborator")[0])
+    trial.local.start_envoy("north")
+    run.gate.open("south")
+    assert_nothing_happened(run, undisturbed)
+    assert (run.gate.count("train north 2"), run.gate.count("train south 2")) == (1, 1)
+
+
 def test_without_director_and_envoys_everything_ends_by_itself(
     start: Any, kill: Any, eyes: Any, processes_of: Any, tmp_path: Any
 ) -> None:

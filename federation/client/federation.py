@@ -29,6 +29,7 @@ from federation.client.profile import Profile, load_profile
 from federation.client.submission import Package, packaged
 from federation.errors import IdentityError, MalformedMessageError, NotFoundError, TransportError
 from federation.names import Identity, Role, UserName
+from federation.runtime.clock import SystemClock, pause
 from federation.transport.channels import open_channel
 from federation.transport.methods import Stub
 from federation.v1 import director_pb2 as pb
@@ -268,7 +269,7 @@ class Federation:
                 failures += 1
                 if failures > _MAX_RECONNECTS:
                     raise
-                await asyncio.sleep(min(0.1 * 2**failures, 10.0))  # backoff before dialling again, not a poll
+                await pause(SystemClock(), min(0.1 * 2**failures, 10.0))
 
     async def _logs(self, experiment: str, site: str, *, follow: bool) -> AsyncIterator[str]:
         request = pb.ReadLogsRequest(experiment=experiment, site=site, follow=follow)

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 
 EXPERIMENT = Path(__file__).parent / "hospitals"
 """The experiment that is submitted: a folder like any user's."""
+_SHARD: dict[str, Any] = {
+    "name": "patients",
+    "kind": "breast-cancer",
+    "factory": "federation.data.samples:BreastCancerShard",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,41 +75,16 @@ def run_quickstart(folder: Path, *, rounds: int | None, as_json: bool) -> None:
     console = Console(stderr=as_json)
     _clear(folder)
     shards = {name: BreastCancerShard(name) for name in HOSPITALS}
-    sites = [
-        LocalSite(
-            name=name,
-            shards=[
-                {
-                    "name": "patients",
-                    "kind": "breast-cancer",
-                    "factory": "federation.data.samples:BreastCancerShard",
-                    "options": {"hospital": name},
-                }
-            ],
-        )
-        for name in HOSPITALS
-    ]
-    console.print("[bold]Starting[/bold] a director and three hospitals' envoys, each with its own certificate")
-    with tempfile.TemporaryDirectory() as scratch, LocalFederation(folder, sites=sites, name="hospitals") as local:
+    model, report, plot = folder / "model.safetensors", folder / "report.html", folder / "plot.png"
+    with tempfile.TemporaryDirectory() as scratch:
         source = _source(Path(scratch), rounds)
-        with local.connect() as client:
-            experiment = client.submit(source)
-            console.print(f"[bold]Submitted[/bold] {experiment}")
-            planned = client.show(experiment).summary.rounds_planned
-            follow(client.watch(experiment), rounds=planned, console=console)
-            details = client.show(experiment)
-            if details.summary.state != "completed":
-                ended = f"{experiment} ended {details.summary.state}: {details.summary.reason}"
-                raise PlanError(f"{ended}; logs are in {folder / 'logs'}")
-            model = folder / "model.safetensors"
-            client.download(experiment, "last.safetensors", model)  # as trained for as long as the others
+        details = _train_together(folder, source, model, console)
         console.print("[bold]Comparing[/bold] with each hospital alone and with the pooled data nobody may pool")
         comparison = _compare(source, shards, model)
-    report, plot = folder / "report.html", folder / "plot.png"
     write_report(details, report)
     _plot(details, comparison, shards, plot)
     result = {
-        "experiment": experiment,
+        "experiment": details.summary.experiment,
         "sites": [
             {"name": name, "examples": len(shard.train[1]), "alone_accuracy": comparison.alone[name]}
             for name, shard in shards.items()
@@ -121,6 +101,25 @@ def run_quickstart(folder: Path, *, rounds: int | None, as_json: bool) -> None:
         print(json.dumps(result))
     else:
         _print_result(result, console)
+
+
+def _train_together(folder: Path, source: Path, model: Path, console: Console) -> ExperimentDetails:
+    """Run the federation once and download its last model, trained for as long as those it is compared with."""
+    from federation.data.samples import HOSPITALS
+
+    console.print("[bold]Starting[/bold] a director and three hospitals' envoys, each with its own certificate")
+    sites = [LocalSite(name=name, shards=[_SHARD | {"options": {"hospital": name}}]) for name in HOSPITALS]
+    with LocalFederation(folder, sites=sites, name="hospitals") as local, local.connect() as client:
+        experiment = client.submit(source)
+        console.print(f"[bold]Submitted[/bold] {experiment}")
+        planned = client.show(experiment).summary.rounds_planned
+        follow(client.watch(experiment), rounds=planned, console=console)
+        details = client.show(experiment)
+        if details.summary.state != "completed":
+            ended = f"{experiment} ended {details.summary.state}: {details.summary.reason}"
+            raise PlanError(f"{ended}; logs are in {folder / 'logs'}")
+        client.download(experiment, "last.safetensors", model)
+    return details
 
 
 def _require(*modules: str) -> None:

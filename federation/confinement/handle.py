@@ -7,7 +7,8 @@ Rules:
 3. A trainer that dies (``TrainerDied``), breaks the protocol (``TrainerProtocol``) or misses its deadline
    (``TrainerTimeout``) is a `TaskError` too, and is dead afterwards: make a new handle.
 4. Cancelling an order kills the trainer, since experiment code cannot be interrupted politely.
-5. What a trainer printed, and tracebacks, stay in its log and in `TaskError.traceback`.
+5. What a trainer printed stays in its log, and its end in ours; never in `TaskError.traceback`, which a policy may
+   release without releasing logs.
 """
 
 from __future__ import annotations
@@ -194,9 +195,7 @@ class TrainerHandle:
         """Evaluate one model on the validation data."""
         return (await self._ask(trainer_pb2.TrainerOrder(evaluate=order), "evaluated", timeout_s)).evaluated
 
-    async def keep(
-        self, round_number: int, *, counted: bool, attempt: int = 0, timeout_s: float | None = 60.0
-    ) -> None:
+    async def keep(self, round_number: int, *, counted: bool, attempt: int = 0, timeout_s: float | None = 60.0) -> None:
         """Promote the local state of a round that counted, or drop it."""
         message = trainer_pb2.KeepState(round=round_number, attempt=attempt, counted=counted)
         await self._ask(trainer_pb2.TrainerOrder(keep=message), "done", timeout_s)
@@ -265,7 +264,8 @@ class TrainerHandle:
         """Kill it and return the error that says why."""
         self.kill()
         await self._started().wait()
-        return TaskError(error_class, traceback=f"{self.settings.name}: {text}\n{await self._log_tail()}")
+        await self._log_last_words(text)
+        return TaskError(error_class, traceback=f"{self.settings.name}: {text}")
 
     async def _died(self) -> TaskError:
         """Return the error of a trainer whose socket is closed, which is killed if it lives on without."""
@@ -279,8 +279,9 @@ class TrainerHandle:
         except asyncio.CancelledError:
             child.kill()
             raise
-        text = f"{self.settings.name} {self._describe(status)}\n{await self._log_tail()}"
-        return TaskError("TrainerDied", traceback=text)
+        text = self._describe(status)
+        await self._log_last_words(text)
+        return TaskError("TrainerDied", traceback=f"{self.settings.name} {text}")
 
     def _describe(self, status: ExitStatus) -> str:
         # Bubblewrap, as a shell does, reports a child that a signal ended as 128 + its number.
@@ -288,6 +289,9 @@ class TrainerHandle:
             with contextlib.suppress(ValueError):
                 return f"ended by {signal.Signals(status.code - 128).name} in its sandbox"
         return str(status)
+
+    async def _log_last_words(self, text: str) -> None:
+        _log.error("%s: %s; the last it printed:\n%s", self.settings.name, text, await self._log_tail())
 
     async def _log_tail(self) -> str:
         def read() -> bytes:

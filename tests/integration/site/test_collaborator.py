@@ -149,6 +149,24 @@ async def test_a_trainer_that_always_dies_ends_the_sites_part(
     assert (status.record.outcome, status.record.error_class) == ("failed", "TrainerDied")
 
 
+async def test_what_a_trainer_printed_before_it_died_is_not_released_with_its_traceback(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial("import os; print('patient 17', flush=True); os._exit(3)")
+    options = {"max_trainer_deaths": 1, "release_tracebacks": True}
+    aggregator, site = await aggregator_of(trial), make_site(trial, options=options)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model))
+    failed = await session.hear("failed")
+    assert failed.error_class == "TrainerDied" and "exit code 3" in failed.detail
+    assert "patient 17" not in str(failed)
+    status = await wait_for_end(child)
+    assert "patient 17" not in str(status.record)
+    assert "patient 17" in site.log
+
+
 @pytest.mark.parametrize("releases", [False, True])
 async def test_a_failing_task_says_its_class_and_no_more_unless_the_policy_releases_it(
     make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, *, releases: bool

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
-import shutil
 
 import pytest
+
+from federation.confinement.sandbox import Sandbox, SandboxMode
 
 _CI = os.environ.get("CI") == "true"
 
 
+@functools.cache
+def _sandbox() -> Sandbox:
+    return Sandbox.choose(SandboxMode.AUTO)
+
+
 def _missing(marker: str) -> str | None:
     """Return why tests with `marker` cannot run here, or None if they can."""
-    if marker == "needs_bubblewrap" and shutil.which("bwrap") is None:
-        return "bubblewrap (bwrap) is NOT INSTALLED, so confinement is NOT TESTED: run tests/install_programs.sh"
+    if marker == "needs_bubblewrap" and not _sandbox().is_confined:
+        return f"confinement is NOT TESTED: {_sandbox().why_not}; run tests/install_programs.sh"
     if marker == "needs_torch" and importlib.util.find_spec("torch") is None:
         return "torch is NOT INSTALLED, so training is NOT TESTED: pip install 'federation[torch]'"
     return None

@@ -180,11 +180,12 @@ def logs(
     profile: ProfileOption = None,
     site: Annotated[str, typer.Option(help="Lines this site released; without it, the aggregator's.")] = "",
     follow: Annotated[bool, typer.Option("--follow", help="Stay until the experiment has ended.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print an experiment's log lines."""
     with _connect(profile) as federation:
         for line in federation.logs(experiment, site=site, follow=follow):
-            print(line, flush=True)
+            print(json.dumps({"line": line}) if as_json else line, flush=True)
 
 
 @app.command()

@@ -6,12 +6,15 @@ Rules, in order:
    certificate exists.
 2. Renew: the caller's identity, a new key. A revoked or expired certificate never gets here; an aggregator's is renewed
    only while its experiment runs, and the director's own is not renewed over its own wire.
-3. Each start of an aggregator gets a fresh certificate and key in its own folder.
+3. Serial number and expiry of what was issued are in the audit trail and the log before the certificate is given away:
+   whoever has to revoke it finds it there.
+4. Each start of an aggregator gets a fresh certificate and key in its own folder.
 """
 
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from director import lifecycle
@@ -21,6 +24,7 @@ from federation.errors import ConfigurationError, IdentityError
 from federation.names import FederationName, Identity, Role
 from federation.pki import requests
 from federation.pki.authority import CERTIFICATE_LIFETIME_S, CertificateAuthority, issue_identity
+from federation.telemetry.logs import get_logger
 from federation.v1 import director_pb2 as pb
 
 if TYPE_CHECKING:
@@ -32,11 +36,14 @@ if TYPE_CHECKING:
     from director.config import DirectorSettings
     from director.launcher import LaunchOrder
     from director.store.database import Database
+    from federation.pki.authority import IssuedCertificate
     from federation.runtime.clock import Clock
     from federation.transport.calls import Call
 
 _JOIN = "join"
 _DAY_S = 86400.0
+
+_log = get_logger(__name__)
 
 
 class Enrolment:
@@ -82,6 +89,7 @@ class Enrolment:
             lifetime_s=CERTIFICATE_LIFETIME_S,
             spend=spend,
         )
+        await self._record(issued, call, "Enrol")
         return pb.EnrolReply(certificate=issued.pem, authority=authority.certificate_pem)
 
     async def renew(self, request: pb.RenewRequest, call: Call) -> pb.RenewReply:
@@ -103,10 +111,23 @@ class Enrolment:
             now=self._clock.now(),
             lifetime_s=lifetime_s,
         )
-        await self._database.transact(
-            events.audit, at=self._clock.now(), actor=identity.spiffe, action="Renew", admitted=True
-        )
+        await self._record(issued, call, "Renew")
         return pb.RenewReply(certificate=issued.pem)
+
+    async def _record(self, issued: IssuedCertificate, call: Call, action: str) -> None:
+        """Note what was issued, by its serial number, before anybody has it."""
+        serial = f"{issued.serial:x}"
+        expires = datetime.fromtimestamp(issued.expires_at, UTC).isoformat(timespec="seconds")
+        await self._database.transact(
+            events.audit,
+            at=self._clock.now(),
+            actor=call.peer.identity.spiffe,
+            action=action,
+            admitted=True,
+            subject=issued.identity.name,
+            detail=f"issued serial {serial}, expires {expires}",
+        )
+        _log.info("certificate issued", action=action, identity=issued.identity.spiffe, serial=serial, expires=expires)
 
     def _loaded(self) -> CertificateAuthority:
         if self._authority is None:
@@ -161,7 +182,7 @@ def aggregator_configuration(
 
 def _spend(session: Session, serial: str, joiner: Identity, now: float) -> bool:
     fresh = experiments.use_nonce(session, _JOIN, serial, used_by=joiner.name, at=now)
-    detail = "" if fresh else "the token was used before"
+    detail = "the token is spent" if fresh else "the token was used before"
     events.audit(
         session, at=now, actor=joiner.spiffe, action="Enrol", admitted=fresh, subject=joiner.name, detail=detail
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
 import urllib.error
@@ -11,19 +12,21 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import select
 
 from director.daemon import serving
 from director.leasing import describe_holder, is_dead
 from director.store import lease
 from director.store.database import Database
-from director.store.tables import Experiment
+from director.store.tables import Audit, Experiment
 from federation.errors import ConfigurationError, ConflictError, IdentityError
 from federation.names import Identity, Role, SiteName
-from federation.pki.requests import make_key, make_request
-from federation.pki.revocation import revoke
+from federation.pki.requests import key_pem, make_key, make_request
+from federation.pki.revocation import parse_serial, revoke
 from federation.pki.tokens import make_join_token, unpack_join_token
 from federation.transport.credentials import TlsFiles, read_certificate
 from federation.v1 import director_pb2 as pb
+from federation.wire.versions import range_to_proto
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -225,6 +228,45 @@ async def test_a_certificate_is_renewed_for_who_one_is(world: Any) -> None:
     assert read_certificate(reply.certificate).identity.spiffe == "spiffe://test/user/alice"
     with pytest.raises(IdentityError):
         await world.stub(Role.JOINER, "west").unary("Renew", request)
+
+
+async def recorded_serials(world: Any, actor: str, action: str) -> list[int]:
+    """Return the serial numbers that the audit trail names, as an operator would look them up."""
+    database = Database(world.settings.database_url, lambda _: None)
+    try:
+        wanted = select(Audit.detail).where(Audit.actor == actor, Audit.action == action, Audit.admitted)
+        details = await database.transact(lambda session: session.scalars(wanted).all())
+    finally:
+        await database.close()
+    return [
+        parse_serial(found[1]) for detail in details if (found := re.search(r"serial ([0-9a-f]+), expires", detail))
+    ]
+
+
+async def test_what_enrolment_and_renewal_issued_can_be_revoked_by_its_recorded_serial(
+    settings: Any, pki: Any, launcher: Any, run_director: Any, tmp_path: Path
+) -> None:
+    async with run_director(with_(settings, "times", lease_s=1.0), pki, launcher) as world:
+        token = make_join_token(pki.authority, SiteName("west"), now=time.time())
+        unpack_join_token(token, tmp_path / "token")
+        joiner = world.stub(Role.JOINER, "west", tls=TlsFiles.in_folder(tmp_path / "token"))
+        enrolled = await joiner.unary("Enrol", pb.EnrolRequest(signing_request=make_request(make_key())))
+        serials = await recorded_serials(world, "spiffe://test/joiner/west", "Enrol")
+        assert serials == [read_certificate(enrolled.certificate).serial]
+
+        key = make_key()
+        request = pb.RenewRequest(signing_request=make_request(key))
+        reply = await world.stub(Role.ENVOY, "west").unary("Renew", request)
+        tls = TlsFiles.in_folder(pki.folder / "envoy-west")
+        tls.certificate.write_bytes(reply.certificate)
+        tls.key.write_bytes(key_pem(key))
+        session = world.stub(Role.ENVOY, "west", tls=tls).bidi("Attend")
+        await session.write(pb.AttendRequest(hello=pb.EnvoyHello(protocol=range_to_proto())))
+        assert (await session.read()).WhichOneof("message") == "welcome"
+        [serial] = await recorded_serials(world, "spiffe://test/envoy/west", "Renew")
+        revoke(settings.tls.revoked, serial)
+        with pytest.raises(IdentityError, match="is revoked"):
+            await asyncio.wait_for(session.read(), 20)
 
 
 async def test_the_session_of_a_revoked_envoy_ends_and_aggregators_are_told(

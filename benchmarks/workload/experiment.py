@@ -1,7 +1,6 @@
-"""A workload that trains nothing: every round each site adds a random block of its own, scaled by the round.
+"""A workload that trains nothing: every round each site adds a random block of its own, turned and scaled by the round.
 
-The model has as many float32 values as the environment of the submission says; trainers rebuild it from the file
-``parameters.txt`` beside this one, which the benchmark writes into its copy of the folder.
+The benchmark writes ``parameters.txt`` (float32 values of the model) and ``plan.json`` into its copy of this folder.
 """
 
 from pathlib import Path
@@ -21,7 +20,10 @@ def model() -> dict[str, np.ndarray]:
 
 
 class RandomWalk:
-    """Adds ``scale(round) × block(site)``; the block is drawn once, so a round costs one pass over the model."""
+    """Adds ``scale(round) × block(site)``, begun at a random place of the block.
+
+    The block is drawn once, so a round costs one pass over the model; no two rounds and no two sites add the same.
+    """
 
     def __init__(self) -> None:
         self.block: np.ndarray | None = None
@@ -31,15 +33,22 @@ class RandomWalk:
         if self.block is None:
             seed = int.from_bytes(round.site.encode()[-4:], "little")
             self.block = np.random.Generator(np.random.SFC64(seed)).random(PARAMETERS, dtype=np.float32)
-        scale = np.float32(1e-3 * (1 + round.number % 7))
-        step = 1 << 18
-        for start in range(0, PARAMETERS, step):  # blocks that stay in the cache: no temporary of the model's size
-            model["weights"][start : start + step] += scale * self.block[start : start + step]
+        rng = round.rng("update")
+        turn, scale = int(rng.integers(PARAMETERS)), np.float32(1e-3 * rng.random())
+        weights = model["weights"]
+        _add(weights[: PARAMETERS - turn], self.block[turn:], scale)
+        _add(weights[PARAMETERS - turn :], self.block[:turn], scale)
         return {"loss": 1.0 / round.number}
 
     def evaluate(self, model, data):
         """Return a figure of the model without reading all of it."""
         return {"loss": float(model["weights"][0])}
+
+
+def _add(weights, block, scale):
+    step = 1 << 18
+    for start in range(0, len(weights), step):  # blocks that stay in the cache: no temporary of the model's size
+        weights[start : start + step] += scale * block[start : start + step]
 
 
 experiment = Experiment(

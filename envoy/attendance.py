@@ -7,7 +7,7 @@ Rules:
 2. Hello first: the experiments that run here and the highest director epoch seen. A director whose welcome has a lower
    epoch was superseded and is left alone.
 3. After the welcome: the shards on offer, then how everything here stands, so nothing said while the line was down is
-   lost.
+   lost. Whoever started the envoy is told that it is ready (``READY=1``) once, when the first offers are sent.
 4. A cut session is dialled again after a growing, spread delay. What experiments do here goes on meanwhile. One that
    another envoy of this site superseded is not: two would take turns for ever.
 5. A clock that differs from the director's by more than a minute is a warning: signatures and certificates expire by
@@ -155,6 +155,7 @@ class Attendance:
     _up: asyncio.Event = field(default_factory=asyncio.Event)
     _renewed: asyncio.Event = field(default_factory=asyncio.Event)
     _is_renewing: bool = False
+    _has_told_parent: bool = False
 
     def send(self, request: director_pb2.AttendRequest) -> None:
         """Tell the director, if it is there; if not, `Member.standing` will when it is."""
@@ -290,7 +291,6 @@ class Attendance:
             outbox.put_nowait(outbox.get_nowait())  # behind the offers
         self._session, self.is_connected = session, True
         self._up.set()
-        notify_ready()
 
     async def _converse(self, session: _Session) -> None:
         async with asyncio.TaskGroup() as group:
@@ -308,6 +308,14 @@ class Attendance:
             if not await session.call.try_write(request):
                 return  # whoever reads learns why
             self.member.delivered(request)
+            if request.WhichOneof("message") == "offers":
+                self._tell_parent(len(request.offers.shards))
+
+    def _tell_parent(self, shards: int) -> None:
+        """Tell whoever started the envoy, once, that it attends and what it offers."""
+        if not self._has_told_parent:
+            self._has_told_parent = True
+            notify_ready(shards=str(shards))
 
     def _obey(self, reply: director_pb2.AttendReply) -> None:
         match reply.WhichOneof("message"):

@@ -29,7 +29,7 @@ from federation.errors import ConfigurationError, StorageError
 from federation.pki import known as known_keys
 from federation.pki.renewal import Renewal, describe_expiry
 from federation.runtime.clock import SystemClock
-from federation.runtime.notify import notify_ready, notify_stopping
+from federation.runtime.notify import notify_stopping
 from federation.runtime.tasks import Supervisor
 from federation.telemetry.http import DiscoveryTarget, MonitoringServer
 from federation.telemetry.metrics import Metrics
@@ -134,7 +134,6 @@ def hidden_paths(settings: EnvoySettings) -> tuple[Path, ...]:
 async def _begin(catalogue: Catalogue, attendance: Attendance, supervisor: Supervisor) -> None:
     """Describe the shards, then attend: a director is never told of shards that do not load."""
     await catalogue.describe()
-    notify_ready(shards=str(len(catalogue.offered)))
     supervisor.eternal("attendance", attendance.run())
 
 

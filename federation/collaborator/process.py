@@ -97,12 +97,13 @@ async def run(config: CollaboratorConfig, clock: Clock) -> ExitRecord:
     shutdown.install()
     config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     metrics = Metrics()
-    monitoring = MonitoringServer(config.metrics_host, 0, metrics, {}, None)
+    place = _Place(config.aggregator_address, config.aggregator_server_name, _tls(config, metrics))
+    parts = _assemble(config, place, metrics, clock)
+    checks = {"session": lambda: parts.session.trouble, "trainer": lambda: parts.trainer.trouble}
+    monitoring = MonitoringServer(config.metrics_host, 0, metrics, checks, None)
     port = await monitoring.start()
     try:
         async with Supervisor("collaborator") as supervisor:
-            place = _Place(config.aggregator_address, config.aggregator_server_name, _tls(config, metrics))
-            parts = _assemble(config, place, metrics, clock)
             lease = Lease(config.orphan_s, clock)
             line = EnvoyLine(
                 path=config.envoy_socket,

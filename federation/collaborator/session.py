@@ -92,6 +92,11 @@ class Session:
     _is_renewing: bool = False
     _is_prepared: bool = False
 
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be asked of this site now; None in a welcomed session."""
+        return None if self.links.current is not None else "no session with the aggregator"
+
     async def run(self) -> aggregator_pb2.Finish:
         """Return what the aggregator said when the experiment was over.
 

@@ -48,6 +48,14 @@ class WarmTrainer:
     _handle: TrainerHandle | None = None
     _prepared: trainer_pb2.TrainerPrepared | None = None
     _deaths: int = 0
+    _is_starting: bool = False
+
+    @property
+    def trouble(self) -> str | None:
+        """Why an order could not be given now; None while it is there or being prepared."""
+        if self._is_starting or (self._handle is not None and self._handle.is_alive):
+            return None
+        return "not started yet" if self._handle is None else "it ended; the next task starts another"
 
     async def prepare(self) -> trainer_pb2.TrainerPrepared:
         """Return what it loaded, starting it if it is not there.
@@ -102,6 +110,14 @@ class WarmTrainer:
     async def _ready(self) -> TrainerHandle:
         if self._handle is not None and self._handle.is_alive:
             return self._handle
+        self._is_starting = True
+        try:
+            return await self._replace()
+        finally:
+            self._is_starting = False
+
+    async def _replace(self) -> TrainerHandle:
+        """Start one and prepare it, in place of the one that is no more."""
         if self._handle is not None:
             await self.end(0.0)
         handle = TrainerHandle(self.settings)

@@ -16,6 +16,7 @@ from federation.errors import InvalidNameError
 from federation.names import FederationName, check_name
 from federation.runtime.settings import load_settings
 
+_MIB = 1 << 20
 _GIB = 1 << 30
 
 
@@ -122,7 +123,9 @@ class TlsSection(_Section):
 class LimitsSection(_Section):
     """``[limits]``: what a submission may cost."""
 
-    max_bundle_bytes: int = Field(default=_GIB, ge=1, description="Largest bundle archive, bytes. Default: 1 GiB.")
+    max_bundle_bytes: int = Field(
+        default=64 * _MIB, ge=1, description="Largest bundle archive, bytes. Default: 64 MiB."
+    )
     max_model_bytes: int = Field(
         default=64 * _GIB, ge=1, description="Largest initial model file, bytes. Default: 64 GiB."
     )

@@ -150,7 +150,7 @@ async def serving(
         )
         supervision = Supervision(database=database, clock=clock, listener=overseer, revoked=identity.revoked_serials)
         overseer.attach(attendance, supervision)
-        intake = _build_intake(settings, database, store, clock, overseer)
+        intake = _build_intake(settings, database, store, clock, overseer, metrics)
         await intake.tidy()
         service = DirectorService(
             federation=settings.federation,
@@ -159,7 +159,11 @@ async def serving(
             intake=intake,
             desk=Desk(database=database, bulletin=bulletin, logs=logs, attendance=attendance, overseer=overseer),
             exchange=Exchange(
-                database=database, store=store, clock=clock, most_bytes=2 * settings.limits.max_model_bytes
+                database=database,
+                store=store,
+                clock=clock,
+                most_bytes=2 * settings.limits.max_model_bytes,
+                metrics=metrics,
             ),
             attendance=attendance,
             supervision=supervision,
@@ -320,7 +324,12 @@ def _build_overseer(
 
 
 def _build_intake(
-    settings: DirectorSettings, database: Database, store: FsspecStore, clock: Clock, overseer: Overseer
+    settings: DirectorSettings,
+    database: Database,
+    store: FsspecStore,
+    clock: Clock,
+    overseer: Overseer,
+    metrics: Metrics,
 ) -> Intake:
     limits = settings.limits
     return Intake(
@@ -334,5 +343,6 @@ def _build_intake(
             model_bytes=limits.max_model_bytes,
             experiments=limits.experiments_per_user,
         ),
+        metrics=metrics,
         submitted=overseer.reconsider,
     )

@@ -30,11 +30,13 @@ from federation.wire.chunks import ChunkReceiver, read_chunks
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
+    from prometheus_client import Counter
     from sqlalchemy.orm import Session
 
     from director.store.database import Database
     from federation.runtime.clock import Clock
     from federation.storage.artifacts import ArtifactStore, ArtifactWriter
+    from federation.telemetry.metrics import Metrics
     from federation.transport.calls import Call
     from federation.v1.tensors_pb2 import Chunk
 
@@ -50,13 +52,17 @@ class Exchange:
         store: where they lie.
         clock: for times.
         most_bytes: largest artifact an aggregator may store, bytes.
+        metrics: counts the bytes, as payloads ``artifact`` and ``bundle``: an artifact's name is its sender's choice.
     """
 
-    def __init__(self, *, database: Database, store: ArtifactStore, clock: Clock, most_bytes: int) -> None:
+    def __init__(
+        self, *, database: Database, store: ArtifactStore, clock: Clock, most_bytes: int, metrics: Metrics
+    ) -> None:
         self._database = database
         self._store = store
         self._clock = clock
         self._most_bytes = most_bytes
+        self._moved = metrics.payload_bytes_total
 
     async def download(
         self, request: pb.DownloadArtifactRequest, call: Call
@@ -73,6 +79,7 @@ class Exchange:
         async with aclosing(self._chunks(record.id, artifact.name, request.offset)) as chunks:
             async for chunk in chunks:
                 yield pb.DownloadArtifactReply(chunk=chunk)
+                self._moved.labels("out", "artifact").inc(len(chunk.data))
 
     async def fetch_bundle(self, request: pb.FetchBundleRequest, call: Call) -> AsyncIterator[pb.FetchBundleReply]:
         """Stream a bundle to an envoy that was asked to take part."""
@@ -83,6 +90,7 @@ class Exchange:
         async with aclosing(self._chunks(part.experiment, BUNDLE, request.offset)) as chunks:
             async for chunk in chunks:
                 yield pb.FetchBundleReply(chunk=chunk)
+                self._moved.labels("out", "bundle").inc(len(chunk.data))
 
     async def upload(self, requests: AsyncIterator[pb.UploadArtifactRequest], call: Call) -> pb.UploadArtifactReply:
         """Store an artifact of the caller's experiment."""
@@ -94,7 +102,7 @@ class Exchange:
             raise ConflictError(f"experiment {experiment} is {found.state.value}: it takes no more artifacts")
         writer = await asyncio.to_thread(self._store.create, experiment, announced.name)
         try:
-            await _receive(requests, announced, writer)
+            await _receive(requests, announced, writer, self._moved.labels("in", "artifact"))
             await asyncio.to_thread(writer.commit)
         finally:
             await asyncio.shield(asyncio.to_thread(writer.abort))  # nothing after a commit
@@ -125,7 +133,7 @@ class Exchange:
 
 
 async def _receive(
-    requests: AsyncIterator[pb.UploadArtifactRequest], announced: pb.Artifact, writer: ArtifactWriter
+    requests: AsyncIterator[pb.UploadArtifactRequest], announced: pb.Artifact, writer: ArtifactWriter, received: Counter
 ) -> None:
     receiver = ChunkReceiver(announced.bytes)
     async for request in requests:
@@ -133,6 +141,7 @@ async def _receive(
         if got != "chunk":
             raise MalformedMessageError(f"after its description come an artifact's chunks, not {got}")
         await asyncio.to_thread(_keep, receiver, request.chunk, writer)
+        received.inc(len(request.chunk.data))
     receiver.finish(Digest(bytes.fromhex(announced.digest)))
 
 

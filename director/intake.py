@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from prometheus_client import Counter
     from sqlalchemy.orm import Session
 
     from director.store.database import Database
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from federation.plan import ExperimentSpec
     from federation.runtime.clock import Clock
     from federation.storage.artifacts import ArtifactStore
+    from federation.telemetry.metrics import Metrics
     from federation.transport.calls import Call
     from federation.v1.tensors_pb2 import Chunk
 
@@ -87,6 +89,7 @@ class Intake:
         incoming: folder for temporary files, on a local disk; emptied by `tidy`.
         clock: for times.
         allowance: see `Allowance`.
+        metrics: counts the bytes.
         submitted: called once an experiment is queued.
     """
 
@@ -99,6 +102,7 @@ class Intake:
         incoming: Path,
         clock: Clock,
         allowance: Allowance,
+        metrics: Metrics,
         submitted: Callable[[], None],
     ) -> None:
         self._federation = federation
@@ -107,6 +111,7 @@ class Intake:
         self._incoming = incoming
         self._clock = clock
         self._allowance = allowance
+        self._received = metrics.payload_bytes_total
         self._submitted = submitted
 
     async def tidy(self) -> None:
@@ -151,7 +156,7 @@ class Intake:
         with translated(folder):
             folder.mkdir()
         try:
-            await _receive(requests, folder, manifest)
+            await _receive(requests, folder, manifest, self._received)
             await asyncio.to_thread(_check_model, folder / MODEL, manifest.spec)
             return await self._store_all(signed, verified, folder, call)
         finally:
@@ -253,7 +258,9 @@ def _submission(signed: SignedManifest, verified: VerifiedManifest, call: Call, 
     )
 
 
-async def _receive(requests: AsyncIterator[pb.SubmitRequest], folder: Path, manifest: Manifest) -> None:
+async def _receive(
+    requests: AsyncIterator[pb.SubmitRequest], folder: Path, manifest: Manifest, received: Counter
+) -> None:
     """Write the two files the manifest signs."""
     wanted = (
         ("bundle", folder / BUNDLE, manifest.bundle_bytes, manifest.bundle_digest),
@@ -271,6 +278,7 @@ async def _receive(requests: AsyncIterator[pb.SubmitRequest], folder: Path, mani
                     raise MalformedMessageError(f"expected the next piece of the {what}, got {got}")
                 chunk = request.bundle if what == "bundle" else request.model
                 await asyncio.to_thread(_keep, receiver, chunk, file)
+                received.labels("in", what).inc(len(chunk.data))
         if receiver.finish() != digest:
             raise BundleError(f"the {what} is not the one that was signed: its SHA-256 differs from the manifest's")
     if await anext(requests, None) is not None:

@@ -19,7 +19,7 @@ from federation.errors import InvalidNameError
 from federation.names import check_name
 from federation.runtime.settings import load_settings
 
-_GIB = 1 << 30
+_MIB = 1 << 20
 
 
 class _Section(BaseModel):
@@ -127,7 +127,9 @@ class LimitsSection(_Section):
     """``[limits]``: what the site spends on an experiment."""
 
     max_bundle_bytes: int = Field(
-        default=_GIB, ge=1, description="Largest bundle this site fetches, bytes. Default: 1 GiB."
+        default=64 * _MIB,
+        ge=1,
+        description="Largest bundle this site fetches, as an archive and unpacked, bytes. Default: 64 MiB.",
     )
     max_restarts: int = Field(
         default=5, ge=0, description="Restarts of a crashed collaborator without a round in between. Default: 5."

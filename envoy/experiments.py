@@ -212,8 +212,8 @@ class Experiments:
             self.nonces.accept(manifest.nonce, experiment=experiment, not_after=manifest.not_after)
             self.store.save(messages.at_stage(record, Stage.ACCEPTED))
             folder = self.store.folder_of(experiment)
-            await fetching.fetch(self.director, experiment, manifest, folder, clock=self.clock)
-            await asyncio.to_thread(fetching.unpack, manifest, folder)
+            await fetching.fetch(self.director, experiment, manifest, folder, clock=self.clock, metrics=self.metrics)
+            await asyncio.to_thread(fetching.unpack, manifest, folder, self.settings.limits.max_bundle_bytes)
         except FederationError as error:
             _log.warning("experiment %s cannot run here: %s", experiment, error)
             self._refuse(record, messages.sayable(error))

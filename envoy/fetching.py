@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from federation.bundle.manifest import Manifest
     from federation.runtime.clock import Clock
+    from federation.telemetry.metrics import Metrics
     from federation.transport.methods import Stub
 
 _ARCHIVE = "bundle.zip"
@@ -33,7 +34,13 @@ _MAX_DEFECTS = 3
 
 
 async def fetch(
-    director: Callable[[], Awaitable[Stub]], experiment: str, manifest: Manifest, folder: Path, *, clock: Clock
+    director: Callable[[], Awaitable[Stub]],
+    experiment: str,
+    manifest: Manifest,
+    folder: Path,
+    *,
+    clock: Clock,
+    metrics: Metrics,
 ) -> None:
     """Fetch the archive of `manifest` into `folder`; returns once it is whole, however often the line is cut.
 
@@ -43,6 +50,7 @@ async def fetch(
         manifest: verified.
         folder: the experiment's folder.
         clock: for the delay between attempts.
+        metrics: counts the bytes.
 
     Raises:
         BundleError: the director sends something else than the manifest says, again and again.
@@ -55,7 +63,7 @@ async def fetch(
     while True:
         stub = await director()
         try:
-            await _fetch_rest(stub, experiment, manifest.bundle_bytes, path)
+            await _fetch_rest(stub, experiment, manifest.bundle_bytes, path, metrics)
             return
         except TransportError:
             pass  # the session is down or will be; what was fetched stays
@@ -66,8 +74,13 @@ async def fetch(
         await pause(clock, backoff.next_s())
 
 
-def unpack(manifest: Manifest, folder: Path) -> None:
+def unpack(manifest: Manifest, folder: Path, max_bytes: int) -> None:
     """Check the archive, unpack it afresh and write the spec beside it; blocks.
+
+    Args:
+        manifest: verified.
+        folder: the experiment's folder.
+        max_bytes: most bytes the owner allows, unpacked.
 
     Raises:
         BundleError: archive and manifest do not agree; the archive is removed.
@@ -76,7 +89,7 @@ def unpack(manifest: Manifest, folder: Path) -> None:
     shutil.rmtree(folder / _FOLDER, ignore_errors=True)
     archive = folder / _ARCHIVE
     try:
-        packing.unpack(archive, manifest, folder / _FOLDER)
+        packing.unpack(archive, manifest, folder / _FOLDER, packing.Limits(total_bytes=max_bytes))
         # Last, and whole or not at all: that it is there says that the bundle is.
         write_atomically(spec_file(folder), manifest.spec_json)
     finally:
@@ -99,19 +112,21 @@ def is_ready(folder: Path) -> bool:
 
 
 def check_size(manifest: Manifest, announced: int, max_bytes: int) -> None:
-    """Check the size of a bundle before any of it is fetched.
+    """Check the size of a bundle, packed and unpacked, before any of it is fetched.
 
     Raises:
-        BundleError: director and manifest disagree.
+        BundleError: director and manifest disagree, or it declares files that no bundle may hold or too many bytes.
         LimitError: it is larger than the owner allows.
     """
     if announced != manifest.bundle_bytes:
         raise BundleError(f"the director announces a bundle of {announced} bytes, signed are {manifest.bundle_bytes}")
     if announced > max_bytes:
         raise LimitError(f"the bundle has {announced} bytes; this site takes at most {max_bytes}")
+    packing.check_manifest(manifest, packing.Limits(total_bytes=max_bytes))
 
 
-async def _fetch_rest(stub: Stub, experiment: str, total: int, path: Path) -> None:
+async def _fetch_rest(stub: Stub, experiment: str, total: int, path: Path, metrics: Metrics) -> None:
+    received = metrics.payload_bytes_total.labels("in", "bundle")
     with await asyncio.to_thread(_open_to_append, path, total) as file:
         offset = file.tell()
         request = director_pb2.FetchBundleRequest(experiment=experiment, offset=offset)
@@ -120,6 +135,7 @@ async def _fetch_rest(stub: Stub, experiment: str, total: int, path: Path) -> No
                 data = _checked(reply, offset, total)
                 await asyncio.to_thread(_append, file, data)
                 offset += len(data)
+                received.inc(len(data))
         if offset != total:
             raise TransportError(f"the bundle ended after {offset} of {total} bytes")
 

@@ -42,6 +42,9 @@ class Reporter:
         self._clock = clock
         self._pause_reason = ""
         self._quiet: Cancellable | None = None
+        # Read when somebody looks: a site is counted once, whatever it did since it was last told of.
+        metrics.sites.labels("ready").set_function(lambda: len(sessions.ready))
+        metrics.sites.labels("joining").set_function(lambda: sessions.connected - len(sessions.ready))
 
     def close(self) -> None:
         """Forget the timer."""
@@ -88,8 +91,6 @@ class Reporter:
 
     def status(self) -> None:
         """Tell how the experiment goes."""
-        self._metrics.sites.labels("ready").set(len(self._sessions.ready))
-        self._metrics.sites.labels("connected").set(self._sessions.connected)
         self._supervision.status(
             is_paused=bool(self._pause_reason), reason=self._pause_reason, sites=self._sessions.ready
         )

@@ -101,7 +101,7 @@ def unpack(archive: Path, manifest: Manifest, folder: Path, limits: Limits | Non
         StorageError: the folder exists or cannot be written.
     """
     limits = limits or Limits()
-    _check_manifest(manifest, limits)
+    check_manifest(manifest, limits)
     if folder.exists():
         raise StorageError(f"{folder} exists; a bundle is unpacked into a fresh folder")
     temporary = folder.with_name(f".{folder.name}.unpacking")
@@ -163,7 +163,12 @@ def _write_archive(folder: Path, paths: list[str], archive: Path, limits: Limits
     return tuple(entries)
 
 
-def _check_manifest(manifest: Manifest, limits: Limits) -> None:
+def check_manifest(manifest: Manifest, limits: Limits) -> None:
+    """Check what a manifest declares, before anything of its archive is fetched or read.
+
+    Raises:
+        BundleError: it declares too much, a path no bundle may hold, or no ``experiment.py``.
+    """
     total = sum(entry.size for entry in manifest.files)
     if len(manifest.files) > limits.files:
         raise BundleError(f"the bundle has {len(manifest.files)} files, at most {limits.files} are accepted")

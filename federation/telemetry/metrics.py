@@ -39,10 +39,11 @@ class Metrics:
         round_phase_seconds: time spent in a phase of a round, by phase.
         round_number: the round an aggregator or collaborator is in.
         rounds_committed_total: rounds committed.
-        payload_bytes_total: encoded bytes of payloads, by direction (``in``, ``out``) and payload name.
+        payload_bytes_total: bytes of payloads as encoded, and of files (``bundle``, ``model``, ``artifact``), by
+            direction (``in``, ``out``) and payload name.
         updates_admitted_total: updates that count.
         updates_refused_total: updates that do not, by `federation.errors.Refusal`.
-        sites: sites by state.
+        sites: sites by state; an aggregator's are ``joining`` or ``ready``.
         experiments: experiments by state.
         queue_depth: experiments that wait for sites or for a slot.
         aggregation_seconds: time to combine one round's updates.
@@ -79,7 +80,7 @@ class Metrics:
             "refused_calls_total", "Calls refused before their message was parsed.", "reason"
         )
         self.payload_bytes_total = self._counter(
-            "payload_bytes_total", "Encoded payload bytes moved.", "direction", "payload"
+            "payload_bytes_total", "Bytes of payloads and files moved.", "direction", "payload"
         )
 
     def _declare_rounds(self) -> None:

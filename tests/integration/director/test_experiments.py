@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from typing import Any
 
+import aiohttp
 import pytest
 
 from federation.errors import (
@@ -318,6 +319,16 @@ async def test_a_bundle_goes_to_assigned_envoys_only(world: Any, make_package: A
     request = pb.FetchBundleRequest(experiment=experiment, offset=5)
     replies = world.stub(Role.ENVOY, "north").server_stream("FetchBundle", request)
     assert b"".join([reply.chunk.data async for reply in replies]) == package.bundle[5:]
+    url = f"http://127.0.0.1:{world.director.metrics_port}/metrics"
+    async with aiohttp.ClientSession() as http, http.get(url) as reply:
+        shown = await reply.text()
+    for direction, payload, nbytes in (
+        ("in", "bundle", len(package.bundle)),
+        ("in", "model", len(package.model)),
+        ("out", "bundle", len(package.bundle) - 5),
+    ):
+        series = f'federation_payload_bytes_total{{direction="{direction}",payload="{payload}"}}'
+        assert f"{series} {float(nbytes)}" in shown
     with pytest.raises(NotFoundError, match="is not assigned"):
         await world.stub(Role.ENVOY, "stranger").server_stream("FetchBundle", request).read()
 

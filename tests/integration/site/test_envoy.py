@@ -7,10 +7,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -53,12 +54,12 @@ class EnvoyHost:
     def experiment(self) -> Path:
         return self.folder / "state" / "experiments" / EXPERIMENT
 
-    async def start(self) -> children.Child:
+    async def start(self, **environment: str) -> children.Child:
         child = await children.spawn(
             children.ChildSpec(
                 name="envoy",
                 argv=[sys.executable, "-c", "from envoy.command import main; main()", "--config", str(self.config)],
-                env={"PATH": os.environ["PATH"]},
+                env={"PATH": os.environ["PATH"], **environment},
                 cwd=self.folder,
                 log=self.folder / "envoy.log",
                 folder=self.folder / "process",
@@ -177,6 +178,10 @@ async def test_an_envoy_offers_its_shards_takes_part_and_cleans_up(
     assert group["labels"] == {"role": "collaborator", "site": "north", "experiment": EXPERIMENT}
     async with aiohttp.ClientSession() as http, http.get(f"http://{group['targets'][0]}/metrics") as reply:
         assert "federation_updates_admitted_total 1.0" in await reply.text()
+    async with aiohttp.ClientSession() as http, http.get(f"http://{group['targets'][0]}/ready") as reply:
+        assert await reply.json() == {"ready": True, "checks": {"session": "ok", "trainer": "ok"}}
+    received = f'federation_payload_bytes_total{{direction="in",payload="bundle"}} {float(len(director.bundle))}'
+    assert received in await host.get("/metrics")
     assert (await host.get("/ready"))["ready"] is True
 
     # Asked again, an envoy answers alike and starts nothing twice.
@@ -291,6 +296,42 @@ async def test_a_bundle_that_is_not_the_signed_one_is_not_unpacked(
     answer = await session.hear("answer")
     assert answer.answer == ANSWER.ANSWER_REFUSED
     assert not (host.experiment / "bundle").exists()
+
+
+async def test_a_bundle_that_declares_more_than_the_owner_allows_is_not_fetched(
+    make_trial: Any, director: Any, make_host: Any
+) -> None:
+    trial, host = make_trial(), make_host(extra="[limits]\nmax_bundle_bytes = 100000")
+    large = bundle.FileEntry(path="experiment.py", size=100_001, sha256="0" * 64)
+    trial = replace(trial, manifest=replace(trial.manifest, files=(large,)))
+    director.bundle = trial.archive.read_bytes()
+    await host.start()
+    session = await director.next_session()
+    session.send(assignment=trial.assignment("127.0.0.1:1"))
+    answer = await session.hear("answer")
+    assert answer.answer == ANSWER.ANSWER_REFUSED
+    assert "unpacks to 100001 bytes, at most 100000" in answer.reason
+    assert director.fetches == []
+
+
+async def test_an_envoy_says_once_that_it_is_ready_when_its_shards_are_offered(
+    director: Any, make_host: Any, wait_for_end: Any
+) -> None:
+    host = make_host()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(host.folder / "notify"))
+        listener.setblocking(False)
+        child = await host.start(NOTIFY_SOCKET=str(host.folder / "notify"))
+        said = asyncio.create_task(asyncio.get_running_loop().sock_recv(listener, 1000))
+        session = await director.next_session()
+        await session.hear("offers")
+        assert await asyncio.wait_for(said, 20) == b"READY=1\nX_SHARDS=1"
+        session.cut()
+        session = await director.next_session()
+        await session.hear("offers")
+        child.terminate()
+        await wait_for_end(child)
+        assert listener.recv(1000) == b"STOPPING=1"
 
 
 async def test_a_signature_is_accepted_for_one_experiment_only(

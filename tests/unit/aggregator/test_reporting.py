@@ -1,0 +1,30 @@
+"""What the metrics of an aggregator say of its sites."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from federation.aggregator.reporting import Reporter
+from federation.aggregator.sessions import Bounds, Sessions
+from federation.names import SiteName
+from federation.telemetry.metrics import Metrics
+from federation.testing.clock import FakeClock
+
+BOUNDS = Bounds(train_examples=100, validation_examples=50)
+STATES = ("joining", "ready")
+
+
+async def test_a_site_is_counted_as_joining_or_as_ready_never_as_both():
+    clock, metrics, sites = FakeClock(), Metrics(), (SiteName("a"), SiteName("b"))
+    sessions = Sessions(clock, 10.0, lambda _: None)
+    sessions.set_roster({site: BOUNDS for site in sites})
+    Reporter(SimpleNamespace(), sessions, metrics, clock)
+
+    def shown():
+        return tuple(metrics.registry.get_sample_value("federation_sites", {"state": state}) for state in STATES)
+
+    assert shown() == (0, 0)
+    first, _ = [await sessions.open(site, SimpleNamespace(end=lambda _: None)) for site in sites]
+    assert shown() == (2, 0)
+    sessions.set_ready(first, train_examples=1, validation_examples=1)
+    assert shown() == (1, 1)

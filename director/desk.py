@@ -115,6 +115,7 @@ class Desk:
         call.is_session = True
         record = await find_visible(self._database, request.experiment, call)
         cursor = request.cursor
+        over = False
         with self._bulletin.follow(record.id) as news:
             while True:
                 news.clear()
@@ -126,9 +127,12 @@ class Desk:
                         return
                 if page:
                     continue
-                if (await self._database.relaxed(experiments.get, record.id)).state.is_terminal:
+                if over:
                     return  # the cursor is beyond the terminal event
-                await news.wait()
+                # It may have ended since the page was read: then there is one more to read.
+                over = (await self._database.relaxed(experiments.get, record.id)).state.is_terminal
+                if not over:
+                    await news.wait()
 
     async def read_logs(self, request: pb.ReadLogsRequest, call: Call) -> AsyncIterator[pb.LogLines]:
         """Stream log lines, and follow them if asked to."""

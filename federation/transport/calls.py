@@ -38,6 +38,7 @@ class Call:
         is_session: a stream that ends only with its peer, which a stopping server therefore ends at once: every
             bidirectional one, and those for which the implementation says so.
         ended: result is the error to end the call with; set by `end`.
+        is_replying: gRPC has a reply of this call in hand, and no status can be sent before it is done with it.
     """
 
     method: str
@@ -45,6 +46,7 @@ class Call:
     raw: grpc.aio.ServicerContext[Any, Any]
     is_session: bool = False
     ended: asyncio.Future[FederationError] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    is_replying: bool = False
 
     @property
     def remaining_s(self) -> float | None:

@@ -159,7 +159,7 @@ class ServedMethod:
 
     async def _serve_streaming(self, data: bytes, context: Context) -> None:
         async def run(call: Call) -> None:
-            await _send(self._implementation(self.parse(data), call), context)
+            await _send(self._implementation(self.parse(data), call), call)
 
         await self._serve(context, run)
 
@@ -172,7 +172,7 @@ class ServedMethod:
 
     async def _serve_session(self, _: object, context: Context) -> None:
         async def run(call: Call) -> None:
-            await _send(self._implementation(_Requests(self, context), call), context)
+            await _send(self._implementation(_Requests(self, context), call), call)
 
         await self._serve(context, run)
 
@@ -207,6 +207,9 @@ class ServedMethod:
     async def _guard(self, call: Call, work: Coroutine[Any, Any, _T]) -> _T:
         """Run `work` until it ends or the call is ended from outside.
 
+        A reply on its way is not cancelled but waited for: gRPC cannot take it back, and refuses to send the status
+        while it is under way, which would leave the client waiting for ever (grpc: TOO_MANY_OPERATIONS).
+
         Raises:
             FederationError: the call was ended from outside with it.
         """
@@ -219,7 +222,10 @@ class ServedMethod:
             await _cancel(task)
             raise
         if not task.done():
-            await _cancel(task)
+            if call.is_replying:
+                await _finish(task)
+            else:
+                await _cancel(task)
             raise call.ended.result()
         return task.result()
 
@@ -282,10 +288,22 @@ def method_path(descriptor: MethodDescriptor) -> str:
     return f"/{descriptor.containing_service.full_name}/{descriptor.name}"
 
 
-async def _send(replies: AsyncGenerator[Message | bytes, None], context: Context) -> None:
+async def _send(replies: AsyncGenerator[Message | bytes, None], call: Call) -> None:
     async with contextlib.aclosing(replies):  # its finally blocks run now, not when it is collected
         async for reply in replies:
-            await context.write(encoded(reply))
+            call.is_replying = True
+            await call.raw.write(encoded(reply))
+            call.is_replying = False
+            if call.ended.done():
+                raise call.ended.result()
+
+
+async def _finish(task: asyncio.Task[Any]) -> None:
+    """Wait until `task` is over, and cancel it if this wait is cancelled; what it raised no longer matters."""
+    try:
+        await asyncio.wait({task})
+    finally:
+        await _cancel(task)
 
 
 async def _cancel(task: asyncio.Task[Any]) -> None:

@@ -314,6 +314,19 @@ async def test_a_writer_gets_the_servers_status_however_the_two_meet(lab: Any, a
             await stream.write(lab.chunk(data=bytes(attempt * 4096)))
 
 
+async def test_a_call_ended_while_its_reply_is_under_way_still_tells_its_client_why(lab: Any) -> None:
+    """gRPC sends no status while a reply waits for the client to read: the handler must not try."""
+    stub = await connect(lab)
+    stream = stub.bidi("Talk")
+    await stream.write(lab.chunk(data=bytes(3 << 20)))
+    while not lab.service.calls or not lab.service.calls[0].is_replying:
+        await asyncio.sleep(0)
+    lab.service.calls[0].end(IdentityError("superseded"))
+    with pytest.raises(IdentityError, match="superseded"):
+        while True:
+            await stream.read()
+
+
 async def test_reading_and_writing_tasks_both_learn_why_a_session_ended(lab: Any) -> None:
     stub = await connect(lab)
     stream = stub.bidi("Talk")

@@ -315,11 +315,11 @@ async def test_a_writer_gets_the_servers_status_however_the_two_meet(lab: Any, a
 
 
 async def test_a_call_ended_while_its_reply_is_under_way_still_tells_its_client_why(lab: Any) -> None:
-    """gRPC sends no status while a reply waits for the client to read: the handler must not try."""
+    """While a reply waits for the client to read, gRPC sends no status: the handler must not try."""
     stub = await connect(lab)
     stream = stub.bidi("Talk")
     await stream.write(lab.chunk(data=bytes(3 << 20)))
-    while not lab.service.calls or not lab.service.calls[0].is_replying:
+    while not lab.service.calls or not lab.service.calls[0].is_replying:  # noqa: ASYNC110 - nothing announces it
         await asyncio.sleep(0)
     lab.service.calls[0].end(IdentityError("superseded"))
     with pytest.raises(IdentityError, match="superseded"):

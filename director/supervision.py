@@ -4,21 +4,24 @@ Rules, in order:
 
 1. An aggregator speaks for the experiment in its certificate, under the epoch it was granted. One with an older
    epoch, or of an experiment that is over, is told to stop, at its hello and at any later message.
-2. A report is stored under its journal sequence, then acknowledged: it may be sent again without harm.
+2. A report is stored under its journal sequence, then acknowledged: it may be sent again without harm. Reports in quick
+   succession are stored together (`director.bursts`), always before what follows them.
 3. The end of an experiment is stored, acknowledged, and then the stream ends in good order.
 4. The roster is every site that accepted, with the examples its envoy declared; it is sent again whenever it changes.
 """
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import asyncio
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from director import lifecycle
+from director.bursts import ReportBurst
 from director.sessions import Outbox, converse, first
 from director.store import events, experiments, rounds, sites
-from federation.errors import IdentityError, MalformedMessageError, PeerError, StaleRoundError
+from federation.errors import FederationError, IdentityError, MalformedMessageError, PeerError, StaleRoundError
 from federation.names import Epoch, ExperimentId, ExperimentState
 from federation.telemetry.http import DiscoveryTarget
 from federation.telemetry.logs import get_logger
@@ -69,6 +72,7 @@ class _Session:
     epoch: Epoch
     actor: str
     metrics_address: str
+    burst: ReportBurst
     roster: pb.Roster | None = None
     outbox: Outbox[pb.SuperviseReply] = field(default_factory=Outbox)
 
@@ -126,9 +130,13 @@ class Supervision:
             self._listener.aggregator_ready(found.id)
             name = f"supervise {found.id}"
             talk = converse(requests, lambda request: self._handle(session, request), session.outbox, name=name)
-            async with aclosing(talk) as replies:
-                async for reply in replies:
-                    yield reply
+            storing = asyncio.create_task(self._store_bursts(session), name=f"reports of {found.id}")
+            try:
+                async with aclosing(talk) as replies:
+                    async for reply in replies:
+                        yield reply
+            finally:
+                await _end_bursts(session, storing)
         finally:
             if self._sessions.get(session.experiment) is session:
                 del self._sessions[session.experiment]
@@ -183,6 +191,7 @@ class Supervision:
             epoch=Epoch(hello.epoch),
             actor=call.peer.identity.spiffe,
             metrics_address=hello.metrics_address[:_MAX_ADDRESS],
+            burst=ReportBurst(lambda reports: self._store(session, reports), self._clock),
         )
         older = self._sessions.get(found.id)
         self._sessions[found.id] = session
@@ -198,8 +207,11 @@ class Supervision:
         kind = request.WhichOneof("message")
         try:
             if kind == "report":
-                await self._report(session, request.report)
-            elif kind == "event":
+                report_from_proto(request.report)  # refuses what cannot mean anything
+                await session.burst.add(request.report)
+                return
+            await session.burst.flush()
+            if kind == "event":
                 await self._event(session, request.event)
             elif kind == "status":
                 await self._status(session, request.status)
@@ -208,15 +220,20 @@ class Supervision:
             else:
                 raise MalformedMessageError(f"after hello an aggregator sends reports, not {kind}")
         except StaleRoundError as error:
-            stop = pb.StopOrder(outcome=SUPERSEDED, reason=str(error))
-            session.outbox.put(pb.SuperviseReply(stop=stop))
-            session.outbox.close()
+            _supersede(session, error)
 
-    async def _report(self, session: _Session, report: pb.RoundReport) -> None:
-        report_from_proto(report)  # refuses what cannot mean anything
+    async def _store_bursts(self, session: _Session) -> None:
+        try:
+            await session.burst.run()
+        except StaleRoundError as error:
+            _supersede(session, error)
+        except Exception as error:  # the session must end with whatever went wrong, or the aggregator would wait
+            session.outbox.close(error)
+
+    async def _store(self, session: _Session, reports: list[pb.RoundReport]) -> None:
         # Relaxed: what a power cut takes from us the aggregator's journal has, and it asks for our last sequence.
-        await self._database.relaxed(_store_report, session.experiment, session.epoch, report, self._clock.now())
-        session.outbox.put(pb.SuperviseReply(acknowledge=pb.Acknowledge(sequence=report.sequence)))
+        await self._database.relaxed(_store_reports, session.experiment, session.epoch, reports, self._clock.now())
+        session.outbox.put(pb.SuperviseReply(acknowledge=pb.Acknowledge(sequence=reports[-1].sequence)))
 
     async def _event(self, session: _Session, event: pb.Event) -> None:
         if event.kind not in _EVENT_KINDS:
@@ -269,9 +286,23 @@ def _stop_order(found: ExperimentRecord, epoch: int) -> pb.StopOrder | None:
     return None
 
 
-def _store_report(session: Session, experiment: str, epoch: Epoch, report: pb.RoundReport, now: float) -> None:
+def _supersede(session: _Session, error: StaleRoundError) -> None:
+    session.outbox.put(pb.SuperviseReply(stop=pb.StopOrder(outcome=SUPERSEDED, reason=str(error))))
+    session.outbox.close()
+
+
+async def _end_bursts(session: _Session, storing: asyncio.Task[None]) -> None:
+    """Store what still waits; if that fails the aggregator reports it again."""
+    session.burst.close()
+    with suppress(FederationError):
+        await session.burst.flush()
+    storing.cancel()
+    await asyncio.wait({storing})
+
+
+def _store_reports(session: Session, experiment: str, epoch: Epoch, reports: list[pb.RoundReport], now: float) -> None:
     experiments.require_epoch(session, experiment, epoch)
-    rounds.store(session, experiment, report, now)
+    rounds.store(session, experiment, reports, now)
 
 
 def _store_event(session: Session, experiment: str, epoch: Epoch, event: pb.Event) -> None:

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, func, insert, select
 
 from director.store import tables
 from director.store.database import touch
 from federation.v1 import director_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy.orm import Session
 
 PROGRESS_KINDS = ("phase", "update")
@@ -26,15 +28,20 @@ PROGRESS_KINDS = ("phase", "update")
 
 def append(session: Session, event: pb.Event) -> None:
     """Append an event to its experiment's; its `sequence` is ignored, the database gives one."""
-    body = pb.Event()
-    body.CopyFrom(event)
-    body.sequence = 0
-    session.execute(
-        insert(tables.Event).values(
-            experiment=event.experiment, at=event.at, kind=event.kind, body=body.SerializeToString(deterministic=True)
-        )
-    )
-    touch(session, event.experiment)
+    append_all(session, event.experiment, [event])
+
+
+def append_all(session: Session, experiment: str, new: Sequence[pb.Event]) -> None:
+    """Append events of one experiment, in order."""
+    rows = []
+    for event in new:
+        body = pb.Event()
+        body.CopyFrom(event)
+        body.sequence = 0
+        encoded = body.SerializeToString(deterministic=True)
+        rows.append({"experiment": experiment, "at": event.at, "kind": event.kind, "body": encoded})
+    session.connection().execute(insert(tables.core(tables.Event)), rows)
+    touch(session, experiment)
 
 
 def append_text(session: Session, experiment: str, *, kind: str, text: str, at: float) -> None:
@@ -60,8 +67,19 @@ def after(session: Session, experiment: str, cursor: int, limit: int) -> list[pb
 
 def prune_progress(session: Session, experiment: str) -> None:
     """Delete the progress of rounds that are committed by now."""
+    table = tables.Event
+    # Pruned at every commit, so whatever there is came after the last round's report: nothing older is looked at.
+    last = (
+        select(table.sequence)
+        .where(table.experiment == experiment, table.kind == "round")
+        .order_by(table.sequence.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
     session.execute(
-        delete(tables.Event).where(tables.Event.experiment == experiment, tables.Event.kind.in_(PROGRESS_KINDS))
+        delete(table)
+        .where(table.experiment == experiment, table.sequence > func.coalesce(last, 0), table.kind.in_(PROGRESS_KINDS))
+        .execution_options(synchronize_session=False)
     )
 
 

@@ -6,6 +6,7 @@ whatever it is not sure of. What is stored is given back as it came.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, select, update
@@ -14,7 +15,7 @@ from director.store import events, tables
 from federation.v1 import director_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from google.protobuf.message import Message
     from sqlalchemy.orm import Session
@@ -23,33 +24,65 @@ _ROUND_MAPS = ("phase_seconds", "train_metrics", "metrics")
 _CONTRIBUTION_MAPS = ("train_metrics", "metrics")
 
 
-def store(session: Session, experiment: str, report: pb.RoundReport, at: float) -> bool:
-    """Store a round and its contributions, with an event; return False if it was there already."""
-    if session.get(tables.Round, (experiment, report.sequence)) is not None:
-        return False
-    session.execute(
-        insert(tables.Round).values(
-            experiment=experiment, **_columns(report, tables.Round, _ROUND_MAPS, without=("experiment",))
-        )
+def store(session: Session, experiment: str, reports: Sequence[pb.RoundReport], at: float) -> int:
+    """Store rounds and their contributions, each with an event; return how many were not there already.
+
+    Args:
+        session: open transaction.
+        experiment: its id.
+        reports: in the order of their sequences.
+        at: present time, Unix seconds.
+    """
+    new = _missing(session, experiment, reports)
+    if not new:
+        return 0
+    connection = session.connection()
+    connection.execute(
+        insert(tables.core(tables.Round)),
+        [{"experiment": experiment, **_columns(row, tables.Round, _ROUND_MAPS, ("experiment",))} for row in new],
     )
     rows = [
         {
             "experiment": experiment,
             "sequence": report.sequence,
-            **_columns(part, tables.Contribution, _CONTRIBUTION_MAPS, without=("experiment", "sequence")),
+            **_columns(part, tables.Contribution, _CONTRIBUTION_MAPS, ("experiment", "sequence")),
         }
+        for report in new
         for part in report.contributions
     ]
     if rows:
-        session.execute(insert(tables.Contribution), rows)
+        connection.execute(insert(tables.core(tables.Contribution)), rows)
+    last = max(report.round for report in new)
     session.execute(
         update(tables.Experiment)
-        .where(tables.Experiment.id == experiment, tables.Experiment.rounds_done < report.round)
-        .values(rounds_done=report.round)
+        .where(tables.Experiment.id == experiment, tables.Experiment.rounds_done < last)
+        .values(rounds_done=last)
+        .execution_options(synchronize_session=False)
     )
     events.prune_progress(session, experiment)
-    events.append(session, pb.Event(experiment=experiment, at=at, kind="round", text=_sentence(report), report=report))
-    return True
+    events.append_all(
+        session,
+        experiment,
+        [pb.Event(experiment=experiment, at=at, kind="round", text=_sentence(row), report=row) for row in new],
+    )
+    return len(new)
+
+
+def _missing(session: Session, experiment: str, reports: Sequence[pb.RoundReport]) -> list[pb.RoundReport]:
+    if not reports:
+        return []
+    table = tables.Round
+    sequences = [report.sequence for report in reports]
+    query = select(table.sequence).where(
+        table.experiment == experiment, table.sequence.between(min(sequences), max(sequences))
+    )
+    known = set(session.scalars(query))
+    missing = []
+    for report in reports:
+        if report.sequence not in known:
+            known.add(report.sequence)
+            missing.append(report)
+    return missing
 
 
 def last_sequence(session: Session, experiment: str) -> int:
@@ -81,22 +114,23 @@ def reports(
     )
     for part in session.scalars(these):
         message = pb.Contribution()
-        _fill(message, part, _CONTRIBUTION_MAPS, without=("experiment", "sequence"))
+        _fill(message, part, _CONTRIBUTION_MAPS, ("experiment", "sequence"))
         parts[part.sequence].append(message)
     found = []
     for row in rows:
         report = pb.RoundReport(contributions=parts[row.sequence])
-        _fill(report, row, _ROUND_MAPS, without=("experiment",))
+        _fill(report, row, _ROUND_MAPS, ("experiment",))
         found.append(report)
     return found
 
 
-def _names(table: type[tables.Table], without: Iterable[str]) -> list[str]:
+@cache
+def _names(table: type[tables.Table], without: tuple[str, ...]) -> list[str]:
     return [column.name for column in table.__table__.columns if column.name not in without]
 
 
 def _columns(
-    message: Message, table: type[tables.Table], maps: Iterable[str], *, without: Iterable[str]
+    message: Message, table: type[tables.Table], maps: Iterable[str], without: tuple[str, ...]
 ) -> dict[str, Any]:
     # Columns are named as the message's fields, so that neither can gain one without the other noticing.
     return {
@@ -105,7 +139,7 @@ def _columns(
     }
 
 
-def _fill(message: Message, row: tables.Table, maps: Iterable[str], *, without: Iterable[str]) -> None:
+def _fill(message: Message, row: tables.Table, maps: Iterable[str], without: tuple[str, ...]) -> None:
     for name in _names(type(row), without):
         if name in maps:
             getattr(message, name).update(getattr(row, name))

@@ -13,9 +13,10 @@ Times are Unix seconds, sizes bytes, digests hex.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, Integer, LargeBinary, MetaData
+from sqlalchemy import Table as CoreTable
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _BIG = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts up only in a column declared INTEGER
@@ -33,6 +34,11 @@ class Table(DeclarativeBase):
         }
     )
     type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON, int: _BIG, bytes: LargeBinary}  # noqa: RUF012  # SQLAlchemy reads it as a class attribute
+
+
+def core(mapped: type[Table]) -> CoreTable:
+    """Return the table itself, for rows that are written many at a time: mapping them costs more than writing them."""
+    return cast("CoreTable", mapped.__table__)
 
 
 class Experiment(Table):

@@ -213,8 +213,8 @@ async def test_a_waiting_reason_is_an_event_only_when_it_is_new(database: Databa
 
 
 async def test_a_round_comes_back_as_it_was_reported_and_counts_once(database: Database, experiment: str) -> None:
-    assert await database.relaxed(rounds.store, experiment, report(3, 1), 60.0)
-    assert not await database.relaxed(rounds.store, experiment, report(3, 1), 61.0)
+    assert await database.relaxed(rounds.store, experiment, [report(3, 1)], 60.0) == 1
+    assert await database.relaxed(rounds.store, experiment, [report(3, 1)], 61.0) == 0
     assert await database.transact(rounds.reports, experiment) == [report(3, 1)]
     assert await database.transact(rounds.last_sequence, experiment) == 3
     assert (await database.transact(experiments.get, experiment)).rounds_done == 1
@@ -222,10 +222,22 @@ async def test_a_round_comes_back_as_it_was_reported_and_counts_once(database: D
     assert [event.text for event in seen if event.kind == "round"] == ["round 1: 1 of 2 sites counted, loss 0.25"]
 
 
+async def test_a_burst_of_rounds_is_stored_in_order_and_what_is_known_is_skipped(
+    database: Database, experiment: str
+) -> None:
+    await database.relaxed(rounds.store, experiment, [report(3, 1)], 60.0)
+    burst = [report(3, 1), report(4, 2), report(5, 3), report(5, 3)]
+    assert await database.relaxed(rounds.store, experiment, burst, 61.0) == 2
+    assert await database.transact(rounds.reports, experiment) == [report(3, 1), report(4, 2), report(5, 3)]
+    assert (await database.transact(experiments.get, experiment)).rounds_done == 3
+    seen = await database.transact(events.after, experiment, 0, 10)
+    assert [event.report.round for event in seen if event.kind == "round"] == [1, 2, 3]
+
+
 async def test_progress_of_a_committed_round_is_pruned(database: Database, experiment: str) -> None:
     progress = pb.Event(experiment=experiment, kind="phase", phase=pb.PhaseChange(round=1, phase="collect"))
     await database.relaxed(events.append, progress)
-    await database.relaxed(rounds.store, experiment, report(3, 1), 60.0)
+    await database.relaxed(rounds.store, experiment, [report(3, 1)], 60.0)
     kinds = [event.kind for event in await database.transact(events.after, experiment, 0, 10)]
     assert kinds == ["state", "round"]
 

@@ -12,6 +12,7 @@ Rules, in order:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -135,7 +136,7 @@ class Exchange:
 async def _receive(
     requests: AsyncIterator[pb.UploadArtifactRequest], announced: pb.Artifact, writer: ArtifactWriter, received: Counter
 ) -> None:
-    receiver = ChunkReceiver(announced.bytes)
+    receiver = ChunkReceiver(announced.bytes, hashlib.sha256)
     async for request in requests:
         got = request.WhichOneof("message")
         if got != "chunk":

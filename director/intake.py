@@ -267,7 +267,7 @@ async def _receive(
         ("model", folder / MODEL, manifest.model_bytes, manifest.model_digest),
     )
     for what, path, total, digest in wanted:
-        receiver = ChunkReceiver(total)
+        receiver = ChunkReceiver(total, hashlib.sha256)
         with translated(path), path.open("wb") as file:
             while not receiver.is_complete:
                 request = await anext(requests, None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import zlib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from federation.errors import BundleError, LimitError, MalformedMessageError, Tr
 from federation.runtime.clock import pause
 from federation.storage.disk import translated, write_atomically
 from federation.v1 import director_pb2
+from federation.wire.chunks import checksum
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -158,6 +158,6 @@ def _checked(reply: director_pb2.FetchBundleReply, offset: int, total: int) -> b
         raise MalformedMessageError(
             f"got {len(chunk.data)} bytes at {chunk.offset}, expected them at {offset} of {total}"
         )
-    if zlib.crc32(chunk.data) != chunk.crc32:
+    if checksum(chunk.data) != chunk.crc32c:
         raise MalformedMessageError(f"the piece at {offset} does not have its checksum")
     return chunk.data

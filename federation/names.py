@@ -31,7 +31,7 @@ Epoch = NewType("Epoch", int)
 Attempt = NewType("Attempt", int)
 """A site's try at one round, from 1."""
 Digest = NewType("Digest", bytes)
-"""SHA-256, 32 bytes."""
+"""32 bytes: of a payload its BLAKE3 hash (`federation.tensors.digest`), of anything else SHA-256."""
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _EXPERIMENT_SUFFIX_LENGTH = 8

@@ -12,13 +12,12 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.errors import MalformedMessageError, NotFoundError
 from federation.v1 import aggregator_pb2 as pb
-from federation.wire.chunks import CHUNK_BYTES, encode_chunk
+from federation.wire.chunks import CHUNK_BYTES, checksum, encode_chunk
 from federation.wire.payloads import INLINE_BYTES, Payload, payload_to_proto
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class Offer:
         shared = not offset % SMALL_PIECE_BYTES
         crc = self._crcs.get((offset, size)) if shared else None
         if crc is None:
-            crc = zlib.crc32(data)
+            crc = checksum(data)
             if shared:
                 self._crcs[offset, size] = crc
         return encode_chunk(data, offset, crc)

@@ -55,8 +55,8 @@ class Candidate:
 
     Attributes:
         round: round it would commit.
-        digest: SHA-256 of its ``model`` payload.
-        optimizer_digest: SHA-256 of the aggregated optimizer state; None without one.
+        digest: BLAKE3 of its ``model`` payload.
+        optimizer_digest: BLAKE3 of the aggregated optimizer state; None without one.
         update_norm: L2 norm of the aggregated change of the parameters.
     """
 

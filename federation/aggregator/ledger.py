@@ -49,7 +49,7 @@ class Standpoint:
         attempt: attempt in progress, from 1.
         expected: sites of the last committed round that were there at its end.
         score: as the last commit wrote it.
-        model_digest: SHA-256 of the committed ``model`` payload; None before the first commit.
+        model_digest: BLAKE3 of the committed ``model`` payload; None before the first commit.
         end: how the experiment ended; None while it goes on.
         end_sequence: sequence of that line; 0 while it goes on.
         port: port the last process listened at; 0 if there was none.

@@ -113,7 +113,7 @@ class _Download:
 
     def accept(self, reply: director_pb2.DownloadArtifactReply) -> None:
         if self._receiver is None:
-            self._receiver = ChunkReceiver(reply.artifact.bytes)
+            self._receiver = ChunkReceiver(reply.artifact.bytes, hashlib.sha256)
             self.digest = reply.artifact.digest
         if reply.HasField("chunk"):
             self._file.write(self._receiver.accept(reply.chunk))

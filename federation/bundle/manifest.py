@@ -23,6 +23,7 @@ from federation.errors import BundleError, FederationError
 from federation.names import Digest, FederationName, UserName, check_name
 from federation.plan import ExperimentSpec
 from federation.tensors import TensorSchema, pack
+from federation.tensors.digest import PayloadHash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +59,7 @@ class Manifest:
         bundle_bytes: size of the archive, bytes.
         model_digest: SHA-256 of the initial model, a safetensors file.
         model_bytes: size of the initial model file, bytes.
-        model_payload_digest: SHA-256 of the flat buffer of the initial federated tensors: what a site is sent as
+        model_payload_digest: BLAKE3 of the flat buffer of the initial federated tensors: what a site is sent as
             payload ``model`` in round 1, so that it can tell that it starts from what was signed.
         base_payload_digest: the same of the local tensors, payload ``base``; of no bytes if there are none.
         nonce: 16 random bytes in hex; a silo accepts each once.
@@ -137,15 +138,15 @@ def new_nonce() -> str:
 
 
 def payload_digest(schema: TensorSchema, arrays: Mapping[str, Array]) -> Digest:
-    """Return the SHA-256 of the flat buffer of a schema, without making the buffer.
+    """Return the digest of the flat buffer of a schema, without making the buffer.
 
     Raises:
         ValueError: a tensor is missing, or has another dtype or shape than its spec.
     """
-    digest = hashlib.sha256()
+    digest = PayloadHash()
     for spec in schema:
         digest.update(pack(TensorSchema((spec,)), arrays))
-    return Digest(digest.digest())
+    return digest.digest()
 
 
 def _canonical(document: dict[str, Any]) -> bytes:

@@ -19,7 +19,6 @@ import hashlib
 import os
 import threading
 import time
-import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -34,7 +33,7 @@ from federation.transport.channels import open_channel
 from federation.transport.methods import Stub
 from federation.v1 import director_pb2 as pb
 from federation.v1 import tensors_pb2
-from federation.wire.chunks import CHUNK_BYTES, make_chunk
+from federation.wire.chunks import CHUNK_BYTES, checksum, make_chunk
 from federation.wire.versions import range_to_proto
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -314,7 +313,7 @@ class Federation:
 
 
 def _check(chunk: tensors_pb2.Chunk, offset: int) -> bytes:
-    if chunk.offset != offset or zlib.crc32(chunk.data) != chunk.crc32:
+    if chunk.offset != offset or checksum(chunk.data) != chunk.crc32c:
         raise MalformedMessageError(f"a piece at {chunk.offset} is damaged or out of order, expected one at {offset}")
     return chunk.data
 

@@ -1,13 +1,12 @@
 """Getting a payload: from the task itself if it is small, else by `PullModel`, resumed where it was cut.
 
-Every byte is checked twice: a CRC per chunk on the way, and SHA-256 over the whole before a trainer sees it. What the
+Every byte is checked twice: a CRC per chunk on the way, and BLAKE3 over the whole before a trainer sees it. What the
 site holds already, by digest, is not fetched again. Memory is one chunk.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from federation.collaborator.backoff import Backoff
 from federation.collaborator.threads import in_thread
 from federation.errors import LimitError, MalformedMessageError, StorageError, TransportError
 from federation.runtime.clock import pause
+from federation.tensors.digest import payload_digest
 from federation.v1 import aggregator_pb2
 from federation.wire.chunks import ChunkReceiver
 
@@ -101,7 +101,7 @@ class Downloads:
         self.metrics.payload_bytes_total.labels("in", payload.name).inc(payload.encoded_bytes)
 
     def _write_inline(self, payload: Payload, digest: Digest, data: bytes, descriptor: int) -> None:
-        if len(data) != payload.encoded_bytes or hashlib.sha256(data).digest() != digest:
+        if len(data) != payload.encoded_bytes or payload_digest(data) != digest:
             raise MalformedMessageError(f"the task's own copy of payload {payload.name} is not the one it announces")
         os.pwrite(descriptor, data, 0)
 

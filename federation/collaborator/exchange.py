@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from federation.errors import StorageError, TaskError
-from federation.names import Digest
+from federation.tensors.digest import PayloadHash
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from federation.names import Digest
 
 DELTA = "delta.bin"
 BUFFERS = "buffers.bin"
@@ -183,7 +184,7 @@ def _file_digest(path: Path, nbytes: int) -> Digest | None:
     with contextlib.suppress(TaskError):
         descriptor = open_result(path, nbytes)
         try:
-            running = hashlib.sha256()
+            running = PayloadHash()
             buffer = bytearray(_HASH_BYTES)
             view = memoryview(buffer)
             offset = 0
@@ -193,7 +194,7 @@ def _file_digest(path: Path, nbytes: int) -> Digest | None:
                     return None
                 running.update(view[:count])
                 offset += count
-            return Digest(running.digest())
+            return running.digest()
         finally:
             os.close(descriptor)
     return None

@@ -13,19 +13,20 @@ same pass. Failures are `TaskError` with a class of ours; numbers of the site go
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from federation.errors import TaskError
-from federation.names import Digest
 from federation.plan import check_metrics
 from federation.tensors import NotFiniteError, TensorScan, TensorSchema
+from federation.tensors.digest import PayloadHash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from federation.names import Digest
 
 PIECE_BYTES = 1 << 20
 
@@ -84,7 +85,7 @@ def check_evaluation(claim: EvaluationClaim, *, shard_examples: int, metrics: tu
 
 
 def check_payload(descriptor: int, schema: TensorSchema, name: str) -> Digest:
-    """Read one payload through and return its SHA-256; blocks.
+    """Read one payload through and return its digest; blocks.
 
     Args:
         descriptor: open file of exactly ``schema.nbytes`` bytes.
@@ -94,7 +95,7 @@ def check_payload(descriptor: int, schema: TensorSchema, name: str) -> Digest:
     Raises:
         TaskError: class ``NotFinite`` if a float is not finite, ``WrongResult`` if the file became shorter.
     """
-    running = hashlib.sha256()
+    running = PayloadHash()
     scan = TensorScan(schema)
     view = memoryview(bytearray(min(PIECE_BYTES, schema.nbytes)))
     offset = 0
@@ -108,7 +109,7 @@ def check_payload(descriptor: int, schema: TensorSchema, name: str) -> Digest:
         except NotFiniteError as error:
             raise TaskError("NotFinite", traceback=f"payload {name!r}: {error}") from error
         offset += count
-    return Digest(running.digest())
+    return running.digest()
 
 
 def _check_examples(examples: int, *, at_least: int, at_most: int) -> None:

@@ -41,7 +41,7 @@ class Expectation:
         round: round in progress.
         attempt: attempt in progress.
         is_open: it still takes updates, or will: a site that is not asked yet is NOT_ASKED and may send again.
-        model_digest: SHA-256 of the model that was sent out.
+        model_digest: BLAKE3 of the model that was sent out.
         payloads: name, schema digest and size [bytes] of each payload, in order.
         metrics: names the plan fixes.
     """
@@ -65,7 +65,7 @@ class Claim:
         epoch: epoch of the session it is sent in.
         round: round of the task it answers.
         attempt: attempt of the task it answers.
-        model_digest: SHA-256 of the model it started from.
+        model_digest: BLAKE3 of the model it started from.
         payloads: name, schema digest, codec and size [bytes] of each payload, in order.
         examples: training examples behind it.
         metrics: its training metrics.

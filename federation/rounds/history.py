@@ -75,7 +75,7 @@ class RoundRecord:
         sites: one record per site asked, in name order.
         train_metrics: mean over the counted sites, weighted by examples.
         metrics: federated evaluation of the new model, weighted by validation examples; empty if there was none.
-        model_digest: SHA-256 of the committed ``model`` payload, hex.
+        model_digest: BLAKE3 of the committed ``model`` payload, hex.
         is_best: best so far by the plan's measure.
         bytes_down: payload bytes sent to sites.
         bytes_up: payload bytes received from sites.

@@ -14,7 +14,6 @@ beside it tile by tile. Rules:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from typing import IO, TYPE_CHECKING, Any, Self
 
@@ -34,6 +33,7 @@ from federation.storage.disk import (
 )
 from federation.storage.safetensors_format import Header, encode_header, header_size, parse_header
 from federation.tensors import TensorSchema, pack
+from federation.tensors.digest import PayloadHash, payload_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,7 +116,7 @@ class ModelFile:
         return data
 
     def digest(self) -> Digest:
-        """Return the SHA-256 of the data section, in one pass.
+        """Return the digest of the data section, in one pass.
 
         Raises:
             StorageError: the disk failed.
@@ -160,7 +160,7 @@ class ModelWriter:
         self.temporary = path.with_name(f".{path.name}.tmp")
         self._spare = spare
         self._position = 0
-        self._hash: Any = hashlib.sha256()
+        self._hash: PayloadHash | None = PayloadHash()
         self._digest: Digest | None = None
         header = encode_header(schema, metadata or {})
         self._data_offset = len(header)
@@ -202,7 +202,7 @@ class ModelWriter:
         self._position = offset + nbytes
 
     def finish(self) -> Digest:
-        """Return the SHA-256 of the data section, which is now complete; nothing is durable yet.
+        """Return the digest of the data section, which is now complete; nothing is durable yet.
 
         Raises:
             RuntimeError: bytes are missing.
@@ -214,7 +214,7 @@ class ModelWriter:
             elif self._position != self.schema.nbytes:
                 raise RuntimeError(f"{self._position} of {self.schema.nbytes} bytes written")
             else:
-                self._digest = Digest(self._hash.digest())
+                self._digest = self._hash.digest()
             try_lock(self._descriptor, exclusive=False)
         return self._digest
 
@@ -297,7 +297,7 @@ def write_model(
             os.fsync(file.fileno())
         os.replace(temporary, path)
     sync_folder(path.parent)
-    return Digest(hashlib.sha256(buffer).digest())
+    return payload_digest(buffer)
 
 
 def read_model(path: Path) -> tuple[TensorSchema, dict[str, npt.NDArray[Any]]]:
@@ -351,11 +351,11 @@ def _open_temporary(temporary: Path, spare: Path | None) -> int:
 
 def _digest(descriptor: int, offset: int, nbytes: int, path: Path) -> bytes:
     block = memoryview(bytearray(min(_BLOCK_BYTES, max(nbytes, 1))))
-    sha256 = hashlib.sha256()
+    running = PayloadHash()
     position = 0
     while position < nbytes:
         view = block[: min(len(block), nbytes - position)]
         pread_into(descriptor, view, offset + position, path)
-        sha256.update(view)
+        running.update(view)
         position += len(view)
-    return sha256.digest()
+    return running.digest()

@@ -7,7 +7,6 @@ is fsynced: after a power loss `Retention.verify` finds out, and the site trains
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,14 @@ from pathlib import Path
 from federation.errors import StorageError
 from federation.names import Attempt, Digest, RoundNumber
 from federation.storage.disk import translated, write_atomically
+from federation.tensors.digest import PayloadHash
 
 _RECORD = "retained.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetainedFile:
-    """One payload: its name, its file, its size in bytes, its SHA-256."""
+    """One payload: its name, its file, its size in bytes, its digest."""
 
     payload: str
     path: Path
@@ -127,7 +127,7 @@ class Retention:
 
 
 def _digest(file: RetainedFile) -> bytes:
-    sha256 = hashlib.sha256()
+    running = PayloadHash()
     block = memoryview(bytearray(1 << 20))
     with translated(file.path), open(file.path, "rb", buffering=0) as source:
         left = file.nbytes
@@ -135,6 +135,6 @@ def _digest(file: RetainedFile) -> bytes:
             got = source.readinto(block[: min(left, len(block))])
             if not got:
                 raise StorageError(f"{file.path} ends {left} bytes early")
-            sha256.update(block[:got])
+            running.update(block[:got])
             left -= got
-    return sha256.digest()
+    return running.digest()

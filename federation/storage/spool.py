@@ -17,7 +17,6 @@ Not locked: the journal of the same folder is.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from federation.errors import InvalidNameError, StorageError
 from federation.names import Attempt, Digest, RoundNumber, SiteName, check_name
 from federation.storage.disk import Buffer, pread_into, preallocate, pwrite_all, translated, write_atomically
+from federation.tensors.digest import PayloadHash
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,18 +92,18 @@ class SpoolPayload:
         pread_into(self._descriptor, view, self._start + offset, self._path)
 
     def digest(self) -> Digest:
-        """Return the SHA-256 of the whole payload, in one pass.
+        """Return the digest of the whole payload, in one pass.
 
         Raises:
             StorageError: the disk failed.
         """
-        sha256 = hashlib.sha256()
+        running = PayloadHash()
         block = memoryview(bytearray(min(_BLOCK_BYTES, max(self.nbytes, 1))))
         for offset in range(0, self.nbytes, _BLOCK_BYTES):
             view = block[: min(_BLOCK_BYTES, self.nbytes - offset)]
             self.pread_into(offset, view)
-            sha256.update(view)
-        return Digest(sha256.digest())
+            running.update(view)
+        return running.digest()
 
 
 class SpooledUpdate:
@@ -188,7 +188,7 @@ class Spool:
 
         Args:
             update: every byte received.
-            digests: SHA-256 of each payload, verified by the caller.
+            digests: of each payload, verified by the caller.
             facts: JSON object to find again after a restart, such as norm and times.
 
         Raises:

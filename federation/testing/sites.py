@@ -9,9 +9,7 @@ is the mean squared distance, so what a federation of them must arrive at is kno
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import zlib
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -21,10 +19,12 @@ import numpy as np
 from federation.errors import FederationError, TransportError, UpdateRejectedError
 from federation.names import Identity, Role, aggregator_server_name
 from federation.tensors import pack, unpack
+from federation.tensors.digest import payload_digest
 from federation.transport.channels import open_channel
 from federation.transport.methods import Stub
 from federation.v1 import aggregator_pb2 as pb
 from federation.v1 import tensors_pb2
+from federation.wire.chunks import checksum
 from federation.wire.payloads import BUFFERS, DELTA, OPTIMIZER
 from federation.wire.versions import range_to_proto
 
@@ -197,7 +197,7 @@ class ScriptedSite:
             data = inline.get(payload.digest)
             if data is None:
                 data = await self.pull(payload)
-            if hashlib.sha256(data).digest() != payload.digest:
+            if payload_digest(data) != payload.digest:
                 raise TransportError(f"payload {payload.name} is not what its digest says")
             self._held = {payload.digest: data}
         return self._held[payload.digest]
@@ -208,7 +208,7 @@ class ScriptedSite:
         pieces = []
         async with self.stub.server_stream("PullModel", request) as replies:
             async for reply in replies:
-                if zlib.crc32(reply.chunk.data) != reply.chunk.crc32 or reply.chunk.offset != offset:
+                if checksum(reply.chunk.data) != reply.chunk.crc32c or reply.chunk.offset != offset:
                     raise TransportError("a chunk is damaged or out of order")
                 pieces.append(reply.chunk.data)
                 offset += len(reply.chunk.data)
@@ -282,7 +282,7 @@ class ScriptedSite:
             await self._send_chunks(call, list(payloads.values()), list(reply.holding.bytes), most_bytes, chunk_bytes)
             if not commit:
                 return reply.holding  # type: ignore[no-any-return]
-            said = digests or [hashlib.sha256(data).digest() for data in payloads.values()]
+            said = digests or [payload_digest(data) for data in payloads.values()]
             await call.try_write(pb.PushUpdateRequest(commit=pb.UpdateCommit(digests=said)))
             await call.done_writing()
             result = await call.read()
@@ -301,7 +301,7 @@ class ScriptedSite:
                 piece = data[offset : offset + chunk_bytes]
                 if most is not None and sent + len(piece) > most:
                     return
-                chunk = tensors_pb2.Chunk(offset=offset, data=piece, crc32=zlib.crc32(piece))
+                chunk = tensors_pb2.Chunk(offset=offset, data=piece, crc32c=checksum(piece))
                 if not await call.try_write(pb.PushUpdateRequest(chunk=pb.UpdateChunk(payload=index, chunk=chunk))):
                     return  # the server has said why; the caller reads it
                 sent += len(piece)

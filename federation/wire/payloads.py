@@ -35,7 +35,7 @@ class Payload:
         schema_digest: digest of the schema that lays out its flat buffer.
         codec: how the flat buffer was encoded; ``identity`` for raw bytes.
         encoded_bytes: size on the wire.
-        digest: SHA-256 of the encoded bytes; None for an upload, where it follows at the end.
+        digest: BLAKE3 of the encoded bytes; None for an upload, where it follows at the end.
     """
 
     name: PayloadName

@@ -44,7 +44,7 @@ class UpdateAnnouncement:
         examples: training examples used.
         metrics: training metrics.
         train_seconds: time the trainer took, seconds.
-        model_digest: SHA-256 of the model the update starts from.
+        model_digest: BLAKE3 of the model the update starts from.
         steps: local optimizer steps taken.
     """
 

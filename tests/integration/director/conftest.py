@@ -23,6 +23,7 @@ from federation.pki.requests import make_key
 from federation.plan import ExperimentSpec, Plan, tensor_rows
 from federation.storage.checkpoints import write_model
 from federation.tensors import DType, TensorSchema, TensorSpec
+from federation.tensors.digest import payload_digest
 from federation.transport.channels import open_channel
 from federation.transport.credentials import TlsFiles
 from federation.transport.methods import BidiCall, Stub
@@ -351,8 +352,8 @@ def make_package(tmp_path: Path) -> Callable[..., Package]:
             "bundle_bytes": len(bundle),
             "model_digest": Digest(hashlib.sha256(model).digest()),
             "model_bytes": len(model),
-            "model_payload_digest": Digest(hashlib.sha256(bytes(12)).digest()),
-            "base_payload_digest": Digest(hashlib.sha256(b"").digest()),
+            "model_payload_digest": payload_digest(bytes(12)),
+            "base_payload_digest": payload_digest(b""),
             "nonce": new_nonce(),
             "not_after": time.time() + 3600,
             **changes,

@@ -40,6 +40,7 @@ from federation.runtime.clock import SystemClock
 from federation.storage.checkpoints import write_model
 from federation.telemetry.metrics import Metrics
 from federation.tensors import pack, unpack
+from federation.tensors.digest import payload_digest
 from federation.training.experiment import load_experiment
 from federation.transport.authority import Authority
 from federation.transport.credentials import TlsFiles
@@ -293,7 +294,7 @@ class ScriptedAggregator(_Scripted):
     def task(
         self, data: bytes, *, round_number: int = 1, attempt: int = 1, train: bool = True, inline: bool = True
     ) -> aggregator_pb2.Task:
-        digest = hashlib.sha256(data).digest()
+        digest = payload_digest(data)
         self.models[digest] = data
         model = Payload(
             name=payloads.MODEL,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 
 from federation.collaborator import local_socket
 from federation.errors import ConflictError, Refusal, UpdateRejectedError
+from federation.tensors.digest import payload_digest
 from federation.v1 import aggregator_pb2
 
 pytestmark = pytest.mark.timeout(180)
@@ -39,7 +39,7 @@ async def test_a_site_trains_evaluates_and_finishes(
     session.send(task=aggregator.task(trial.first_model))
     update = await aggregator.next_update()
     assert update.array(trial.spec).tolist() == [1.0] * 8
-    assert update.digests == [hashlib.sha256(update.data[0]).digest()]
+    assert update.digests == [payload_digest(update.data[0])]
     assert update.header.examples == 8
     assert dict(update.header.metrics) == {"loss": 1.0}
 
@@ -47,7 +47,7 @@ async def test_a_site_trains_evaluates_and_finishes(
     session.send(task=aggregator.task(candidate, train=False, attempt=1))
     result = await session.hear("evaluated")
     assert dict(result.metrics) == {"loss": 5.0}
-    assert result.model_digest == hashlib.sha256(candidate).digest()
+    assert result.model_digest == payload_digest(candidate)
     session.send(verdict=aggregator.verdict(update))
 
     # The model that was evaluated is the next round's: it is not sent again.
@@ -77,7 +77,7 @@ async def test_cut_downloads_and_uploads_go_on_where_they_stopped(
     assert aggregator.pulls[0] == 0
     assert aggregator.pulls[1] > 0
     assert update.resumed_at[0] >= 3 << 20
-    assert update.digests == [hashlib.sha256(update.data[0]).digest()]
+    assert update.digests == [payload_digest(update.data[0])]
     _finish(session)
     await wait_for_end(child)
 

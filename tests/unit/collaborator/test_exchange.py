@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from federation.collaborator import exchange
 from federation.collaborator.exchange import Exchange
 from federation.errors import TaskError
 from federation.names import Digest
+from federation.tensors.digest import payload_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ def _write(path: Path, data: bytes) -> Digest:
     descriptor = exchange.open_for_write(path, len(data))
     os.pwrite(descriptor, data, 0)
     os.close(descriptor)
-    return Digest(hashlib.sha256(data).digest())
+    return payload_digest(data)
 
 
 def test_a_result_is_not_read_through_a_link_the_trainer_planted(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from federation.collaborator.protection import (
 )
 from federation.errors import TaskError
 from federation.tensors import DType, TensorSchema, TensorSpec, pack
+from federation.tensors.digest import payload_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,7 @@ def buffer() -> Iterator[bytearray]:
 
 def test_a_finite_payload_passes_and_gives_its_digest(tmp_path: Path, buffer: bytearray) -> None:
     descriptor = _file(tmp_path / "p", buffer)
-    assert check_payload(descriptor, SCHEMA, "delta") == hashlib.sha256(buffer).digest()
+    assert check_payload(descriptor, SCHEMA, "delta") == payload_digest(buffer)
     os.close(descriptor)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from federation.errors import StorageError
 from federation.storage.checkpoints import ModelFile, ModelWriter, read_model, write_model
 from federation.storage.safetensors_format import ALIGNMENT, encode_header
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack
+from federation.tensors.digest import payload_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +102,7 @@ def test_reading_undoes_writing_roles_included(tmp_path: Path, specs: list[Tenso
     arrays = arrays_of(schema, seed)
     path = tmp_path / "model.safetensors"
     digest = write_model(path, schema, arrays)
-    assert digest == hashlib.sha256(pack(schema, arrays)).digest()
+    assert digest == payload_digest(pack(schema, arrays))
     found_schema, found = read_model(path)
     assert found_schema == schema
     for name, array in arrays.items():
@@ -117,7 +117,7 @@ def test_the_data_section_is_the_flat_buffer_and_begins_on_a_page(tmp_path: Path
     path = tmp_path / "model.safetensors"
     with ModelWriter(path, SCHEMA) as writer:
         write_in_pieces(writer, buffer)
-        assert writer.commit() == hashlib.sha256(buffer).digest()
+        assert writer.commit() == payload_digest(buffer)
     with ModelFile.open(path) as model:
         assert model.nbytes == len(buffer)
         assert model.data_offset % ALIGNMENT == 0
@@ -133,7 +133,7 @@ def test_a_digest_is_right_though_bytes_were_written_out_of_order(tmp_path: Path
     with ModelWriter(tmp_path / "model.safetensors", SCHEMA) as writer:
         writer.write_at(10, memoryview(buffer)[10:])
         writer.write_at(0, memoryview(buffer)[:10])
-        assert writer.commit() == hashlib.sha256(buffer).digest()
+        assert writer.commit() == payload_digest(buffer)
 
 
 def test_a_model_that_is_not_whole_cannot_be_committed(tmp_path: Path) -> None:

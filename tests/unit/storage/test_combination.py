@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tracemalloc
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from federation.storage.combination import (
     write_master,
 )
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack, unpack
+from federation.tensors.digest import payload_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,7 +162,7 @@ def test_digest_is_that_of_the_data_section(tmp_path: Path) -> None:
     start(tmp_path, NETWORK)
     combined = step(tmp_path, updates_of(NETWORK, [1.0, 2.0])[0])
     with ModelFile.open(tmp_path / "y") as model:
-        assert combined.digest == hashlib.sha256(model.pread(0, model.nbytes)).digest()
+        assert combined.digest == payload_digest(model.pread(0, model.nbytes))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import pytest
 
-from federation.names import Attempt, Digest, RoundNumber
+from federation.names import Attempt, RoundNumber
 from federation.storage.retained import RetainedFile, RetainedUpdate, Retention
+from federation.tensors.digest import payload_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 def update_in(folder: Path, content: bytes = b"delta", round_number: int = 2) -> RetainedUpdate:
     path = folder / "delta.bin"
     path.write_bytes(content)
-    file = RetainedFile(
-        payload="delta", path=path, nbytes=len(content), digest=Digest(hashlib.sha256(content).digest())
-    )
+    file = RetainedFile(payload="delta", path=path, nbytes=len(content), digest=payload_digest(content))
     return RetainedUpdate(round=RoundNumber(round_number), attempt=Attempt(1), header=b"\x00header", files=(file,))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -15,6 +14,7 @@ from federation.errors import InvalidNameError, StorageError
 from federation.names import Attempt, Digest, RoundNumber, SiteName
 from federation.storage.disk import DiskFullError
 from federation.storage.spool import Spool, SpooledUpdate, UpdateKey
+from federation.tensors.digest import payload_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ def key(site: str = "alpha", round_number: int = 3, attempt: int = 1, update_id:
 def fill(update: SpooledUpdate, *contents: bytes) -> list[Digest]:
     for payload, content in zip(update.payloads, contents, strict=True):
         payload.pwrite(0, content)
-    return [Digest(hashlib.sha256(content).digest()) for content in contents]
+    return [payload_digest(content) for content in contents]
 
 
 def admit_one(spool: Spool, site: str, content: bytes, round_number: int = 3, attempt: int = 1) -> SpooledUpdate:
@@ -208,15 +208,16 @@ def test_a_record_whose_bytes_did_not_survive_does_not_count(tmp_path: Path, dam
 
 def test_a_process_killed_right_after_admission_loses_nothing(tmp_path: Path) -> None:
     script = f"""
-import hashlib, os, signal
+import os, signal
 from pathlib import Path
 from federation.storage.spool import Spool, UpdateKey
+from federation.tensors.digest import payload_digest
 spool = Spool(Path({str(tmp_path)!r}))
 for site in ("alpha", "beta"):
     update = spool.begin(UpdateKey(site=site, round=3, attempt=1, update_id=b"id"), [5], b"header")
     update.payloads[0].pwrite(0, b"12345" if site == "alpha" else b"12")  # beta is cut
     if site == "alpha":
-        spool.admit(update, [hashlib.sha256(b"12345").digest()], {{}})
+        spool.admit(update, [payload_digest(b"12345")], {{}})
 os.kill(os.getpid(), signal.SIGKILL)
 """.replace('b"12345" if site == "alpha" else b"12"', 'b"12345"[: 5 if site == "alpha" else 2]')
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,11 +10,13 @@ from hypothesis import strategies as st
 
 from federation.errors import MalformedMessageError, TransportError
 from federation.names import Digest
+from federation.tensors.digest import payload_digest
 from federation.v1 import aggregator_pb2, tensors_pb2
 from federation.wire.chunks import (
     CHUNK_BYTES,
     MAX_CHUNK_BYTES,
     ChunkReceiver,
+    checksum,
     encode_chunk,
     encode_update_chunk,
     make_chunk,
@@ -37,7 +37,7 @@ def pread_of(data: bytes) -> Callable[[int, int], bytes]:
 @pytest.mark.parametrize("size", [1, 127, 128, 20_000, CHUNK_BYTES])
 def test_hand_encoded_chunks_are_what_protobuf_encodes(offset: int, size: int) -> None:
     chunk = make_chunk(offset, (bytes(range(256)) * (size // 256 + 1))[:size])
-    data, crc = chunk.data, chunk.crc32
+    data, crc = chunk.data, chunk.crc32c
     assert encode_chunk(data, offset, crc) == aggregator_pb2.PullModelReply(chunk=chunk).SerializeToString()
     for index in (0, 1, 200):
         update = aggregator_pb2.UpdateChunk(payload=index, chunk=chunk)
@@ -50,7 +50,7 @@ def test_what_was_cut_is_put_together_again(data: bytes, chunk_bytes: int) -> No
     receiver = ChunkReceiver(len(data))
     chunks = read_chunks(pread_of(data), len(data), chunk_bytes=chunk_bytes)
     assert b"".join(receiver.accept(chunk) for chunk in chunks) == data
-    assert receiver.finish() == hashlib.sha256(data).digest()
+    assert receiver.finish() == payload_digest(data)
 
 
 @given(st.binary(min_size=1, max_size=300), st.data())
@@ -63,11 +63,11 @@ def test_a_transfer_that_was_cut_goes_on_with_the_same_receiver(data: bytes, dra
             chunk = next(chunks, None)
             arrived += receiver.accept(chunk) if chunk is not None else b""
     assert arrived == data
-    assert receiver.finish(Digest(hashlib.sha256(data).digest())) == hashlib.sha256(data).digest()
+    assert receiver.finish(payload_digest(data)) == payload_digest(data)
 
 
 def test_chunks_carry_the_crc_of_ieee_802_3() -> None:
-    assert make_chunk(0, b"123456789").crc32 == 0xCBF43926
+    assert make_chunk(0, b"123456789").crc32c == 0xE3069283
 
 
 def test_offsets_pass_4_gib() -> None:
@@ -122,17 +122,17 @@ def test_a_chunk_that_is_not_the_next_is_refused_and_changes_nothing(chunk: tens
         receiver.accept(chunk)
     assert receiver.received == 3
     receiver.accept(make_chunk(3, bytes(7)))
-    assert receiver.finish() == hashlib.sha256(b"abc" + bytes(7)).digest()
+    assert receiver.finish() == payload_digest(b"abc" + bytes(7))
 
 
 def test_a_damaged_chunk_ends_the_transfer_and_what_came_before_stays_good() -> None:
     receiver = ChunkReceiver(6)
     receiver.accept(make_chunk(0, b"abc"))
-    damaged = tensors_pb2.Chunk(offset=3, data=b"dEf", crc32=zlib.crc32(b"def"))
+    damaged = tensors_pb2.Chunk(offset=3, data=b"dEf", crc32c=checksum(b"def"))
     with pytest.raises(TransportError, match="damaged"):
         receiver.accept(damaged)
     receiver.accept(make_chunk(3, b"def"))
-    receiver.finish(Digest(hashlib.sha256(b"abcdef").digest()))
+    receiver.finish(payload_digest(b"abcdef"))
 
 
 def test_a_payload_that_ends_early_or_is_another_is_fetched_again() -> None:

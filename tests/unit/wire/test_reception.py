@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import math
 import os
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from federation.errors import MalformedMessageError, Refusal, StorageError, Tran
 from federation.names import Attempt, Digest, PayloadName, RoundNumber, SiteName
 from federation.storage.spool import Spool, SpoolPayload, UpdateKey
 from federation.tensors import DType, TensorSchema, TensorSpec
+from federation.tensors.digest import payload_digest
 from federation.v1 import tensors_pb2
 from federation.wire.chunks import make_chunk
 from federation.wire.payloads import Payload
@@ -48,7 +48,7 @@ def content(*, bad: float | None = None) -> bytes:
 
 
 def digest_of(data: bytes) -> Digest:
-    return Digest(hashlib.sha256(data).digest())
+    return payload_digest(data)
 
 
 def send(reception: PayloadReception, data: bytes, size: int = 37) -> None:
@@ -99,7 +99,7 @@ def test_an_upload_resumes_after_a_damaged_chunk(reception: PayloadReception) ->
     data = content()
     send(reception, data[:100])
     with pytest.raises(TransportError, match="damaged"):
-        reception.accept(tensors_pb2.Chunk(offset=reception.held, data=data[100:120], crc32=1))
+        reception.accept(tensors_pb2.Chunk(offset=reception.held, data=data[100:120], crc32c=1))
     assert reception.held == 100
     send(reception, data, size=11)
     reception.finish(digest_of(data))

@@ -14,6 +14,7 @@ import fnmatch
 import hashlib
 import json
 import math
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -231,12 +232,12 @@ class ExperimentSpec(_Frozen):
             raise ValueError("a trained, federated tensor must have a float dtype")
         return self
 
-    @property
+    @cached_property
     def schema_(self) -> TensorSchema:
         """Schema of the whole model, local tensors included."""
         return _schema(self.tensors)
 
-    @property
+    @cached_property
     def optimizer_schema(self) -> TensorSchema:
         """Schema of aggregated optimizer state; empty unless the plan aggregates it."""
         return _schema(self.optimizer_tensors)

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from federation.collaborator import ordering, work
 from federation.collaborator.ordering import Asking, UnsignedPlanError
 from federation.collaborator.tasks import TaskOrder, read_task
-from federation.collaborator.threads import in_thread
 from federation.errors import (
     ConfigurationError,
     ConflictError,
@@ -98,7 +97,6 @@ class Desk:
     _job: asyncio.Task[None] | None = None
     _is_closing: bool = False
     _round: RoundNumber | None = None
-    _saving: asyncio.Task[None] | None = None
     _evaluated: tuple[TaskOrder, aggregator_pb2.EvaluationResult] | None = None
 
     def welcome(self, message: aggregator_pb2.SessionWelcome) -> None:
@@ -184,17 +182,13 @@ class Desk:
             await self._give_up(None, error)
         self.is_ready = True
         await self.announce()
-        try:
-            while not self._is_closing:
-                while not self._waiting:
-                    self._news.clear()
-                    await self._news.wait()
-                    if self._is_closing:
-                        return
-                await self._do(self._waiting.popleft())
-        finally:
-            if self._saving is not None:
-                await self._saving
+        while not self._is_closing:
+            while not self._waiting:
+                self._news.clear()
+                await self._news.wait()
+                if self._is_closing:
+                    return
+            await self._do(self._waiting.popleft())
 
     async def close(self) -> None:
         """Take nothing more, and return once the present work has ended.
@@ -225,7 +219,7 @@ class Desk:
     async def _do(self, item: TaskOrder | _Settle) -> None:
         if isinstance(item, _Settle):
             await self.work.settle(counted=item.counted)
-            await self._save()
+            self.state.save(self.progress, durable=False)  # one small write that waits for no disk
             return
         if self._is_void(item):
             return
@@ -263,14 +257,6 @@ class Desk:
             if isinstance(error, ConfigurationError) or (isinstance(error, TaskError) and error.permanent):
                 await self._give_up(order, error)
             await self.links.say(aggregator_pb2.ParticipateRequest(failed=self.work.failure(order, error, self._epoch)))
-
-    async def _save(self) -> None:
-        """Begin to save progress beside the work, so that the next round need not wait for the disk; one at a time."""
-        if self._saving is not None:
-            await self._saving
-        self._saving = asyncio.create_task(
-            in_thread(self.state.save, self.progress, durable=False), name="save-progress"
-        )
 
     async def _evaluate(self, order: TaskOrder) -> None:
         held = self._evaluated

@@ -184,7 +184,7 @@ def _assemble(config: CollaboratorConfig, place: _Place, metrics: Metrics, clock
         retention=Retention(config.folder / "retained"),
         metrics=metrics,
     )
-    state = StateFile(config.folder / "state.json")
+    state = StateFile(config.folder / "state")
     desk = Desk(
         spec=spec,
         plan_digest=Digest(hashlib.sha256(signed).digest()),

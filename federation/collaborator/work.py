@@ -84,6 +84,7 @@ class Work:
     metrics: Metrics
     retained: RetainedUpdate | None = None
     shard: trainer_pb2.TrainerPrepared | None = None
+    _keeps_nothing: bool = False  # the trainer said so of the kept update; unknown of one of an earlier process
     _left_trainer: asyncio.Event = field(default_factory=_set_event)
 
     @property
@@ -164,21 +165,26 @@ class Work:
         )
 
     async def settle(self, *, counted: bool) -> None:
-        """Tell the trainer what became of the kept update, then forget it.
+        """Tell the trainer what became of the kept update, if it holds state of that round, then forget it.
 
         In this order: a crash in between only means that the trainer is told the same once more.
         """
         update = self.retained
         if update is None:
             return
+        if not self._keeps_nothing:
+            await self._tell_trainer(update, counted=counted)
+        self.retention.release(update.round)
+        self.retained = None
+        self._keeps_nothing = False
+
+    async def _tell_trainer(self, update: RetainedUpdate, *, counted: bool) -> None:
         try:
             with self._in_trainer():
                 await self.trainer.do(lambda handle: handle.keep(update.round, attempt=update.attempt, counted=counted))
         except TaskError as error:
             # The committed model has the update either way; what is lost is state of this site's own.
             _log.warning("the trainer could not keep its state of round %d: %s", update.round, error.error_class)
-        self.retention.release(update.round)
-        self.retained = None
 
     def failure(self, order: TaskOrder | None, error: FederationError, epoch: Epoch) -> aggregator_pb2.TaskFailure:
         """Return what the aggregator is told of a failure: its class, and more only if the policy says so.
@@ -215,6 +221,7 @@ class Work:
                 metrics=self.spec.metrics,
             )
             update = await self._keep(order, claim)
+            self._keeps_nothing = done.keeps_nothing
         self.metrics.local_training_seconds.observe(claim.seconds)
         for name, value in claim.metrics.items():
             self.metrics.set_train_metric(name, value, self.config.site)
@@ -268,7 +275,7 @@ class Work:
             header=announcement.to_bytes(),
             files=tuple(kept),
         )
-        await in_thread(self.retention.keep, update)
+        self.retention.keep(update)  # one small write that waits for no disk: a thread would cost more
         self.retained = update
         return update
 

@@ -73,7 +73,8 @@ class Orders:
         Raises:
             Exception: as `LocalWork.train`.
         """
-        done = self._ready().train(
+        work = self._ready()
+        done = work.train(
             number=order.round,
             attempt=order.attempt,
             model=Path(order.model_file),
@@ -82,7 +83,13 @@ class Orders:
             optimizer_in=_path(order.optimizer_in),
             optimizer_out=_path(order.optimizer_out),
         )
-        return pb.TrainingDone(examples=done.examples, steps=done.steps, metrics=done.metrics, seconds=done.seconds)
+        return pb.TrainingDone(
+            examples=done.examples,
+            steps=done.steps,
+            metrics=done.metrics,
+            seconds=done.seconds,
+            keeps_nothing=not work.has_pending,
+        )
 
     def evaluate(self, order: pb.RunEvaluation) -> pb.EvaluationDone:
         """Evaluate one model.

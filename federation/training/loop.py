@@ -187,6 +187,11 @@ class LocalWork:
             seconds=time.perf_counter() - started,
         )
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether training left state that `keep` would promote or drop."""
+        return self._state.has_pending
+
     def keep(self, number: int, attempt: int = 1, *, counted: bool) -> None:
         """Promote or drop the state an attempt at a round left.
 

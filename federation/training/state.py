@@ -58,6 +58,11 @@ class StateStore:
         """What the next round starts from; empty before the first round that counted."""
         return self._kept
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether there is state that waits for its verdict."""
+        return self._pending is not None
+
     def of_round(self, number: int) -> LocalState:
         """Return the state that belongs to the model of a round: its pending state if there is one, else the kept."""
         return self._pending[1] if self._pending and self._pending[0][0] == number else self._kept

@@ -158,7 +158,7 @@ class TrainerPrepared(_message.Message):
     def __init__(self, train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class TrainingDone(_message.Message):
-    __slots__ = ("examples", "steps", "metrics", "seconds")
+    __slots__ = ("examples", "steps", "metrics", "seconds", "keeps_nothing")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -170,11 +170,13 @@ class TrainingDone(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_NOTHING_FIELD_NUMBER: _ClassVar[int]
     examples: int
     steps: int
     metrics: _containers.ScalarMap[str, float]
     seconds: float
-    def __init__(self, examples: _Optional[int] = ..., steps: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., seconds: _Optional[float] = ...) -> None: ...
+    keeps_nothing: bool
+    def __init__(self, examples: _Optional[int] = ..., steps: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., seconds: _Optional[float] = ..., keeps_nothing: _Optional[bool] = ...) -> None: ...
 
 class EvaluationDone(_message.Message):
     __slots__ = ("examples", "metrics", "seconds")

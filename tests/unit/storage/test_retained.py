@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
-import hashlib
 from dataclasses import replace
->>>>>>> 3f3cfdc (wip1)
 from typing import TYPE_CHECKING
 
 import pytest

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from federation.aggregator.checkpoints import Candidate, Checkpoints
     from federation.aggregator.ledger import Ledger
     from federation.aggregator.supervision import Supervision
+    from federation.aggregator.uploads import AdmittedUpdate
     from federation.names import Epoch, ExperimentId, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.history import RoundRecord
@@ -113,6 +114,7 @@ class Driver:
         self._work: asyncio.Queue[events.Action | Exception] = asyncio.Queue()
         self._timer: Cancellable | None = None
         self._deadline = 0.0
+        self._combined: dict[SiteName, AdmittedUpdate] = {}
         self._weights: dict[SiteName, float] = {}
         self._settled_ids: dict[SiteName, bytes] = {}
         self._expected_payloads = tuple((name, schema.digest, schema.nbytes) for name, schema in self.uploads.schemas)
@@ -277,12 +279,21 @@ class Driver:
             deadline_s=max(self._deadline - self._clock.monotonic(), 0.001),
         )
         fill_task(task, offers)
-        reply = aggregator_pb2.ParticipateReply(task=task)
+        replies: dict[tuple[Offer, ...], aggregator_pb2.ParticipateReply] = {}
         for site in sites:
-            if self.sessions.send(site, reply):
-                for offer in offers:
-                    if offer.inline is not None:
-                        self.book.sent(site, offer.payload.name, len(offer.inline))
+            # What a site just evaluated it trains from next. Should it have lost that, it pulls it.
+            inlined = self.sessions.inlined(site)
+            inside = tuple(
+                offer
+                for offer in offers
+                if offer.inline is not None and inlined.get(offer.payload.name) != offer.payload.digest
+            )
+            if inside not in replies:
+                replies[inside] = _with_inline(task, inside)
+            if self.sessions.send(site, replies[inside]):
+                for offer in inside:
+                    inlined[offer.payload.name] = offer.payload.digest or b""
+                    self.book.sent(site, offer.payload.name, len(offer.inline or b""))
 
     def _send_verdicts(self, action: events.SendVerdicts) -> None:
         for site, reason in action.reasons.items():
@@ -322,6 +333,7 @@ class Driver:
                     optimizer=update.payloads.get(OPTIMIZER),
                 )
             )
+        self._combined = {site: updates[site] for site in action.sites}
         self._weights = {row.site: row.weight for row in contributions}
         began = self._clock.monotonic()
         await self.models.combine(action.round, contributions, sync=self.spec.plan.is_evaluated(action.round))
@@ -331,7 +343,7 @@ class Driver:
     async def _commit(self, action: events.Commit) -> None:
         candidate = await self.models.synced()
         await self.uploads.settle()
-        updates = [row for row in self.uploads.admitted(action.round) if row.site in self._weights]
+        updates = [self._combined[site] for site in sorted(self._combined)]
         weights = [self._weights[row.site] for row in updates]
         self._settled_ids = self.uploads.update_ids(action.round)
         record = self.book.record(action, candidate, updates, weights=weights, epoch=self.epoch)
@@ -367,3 +379,14 @@ class Driver:
 
     async def _on_disk(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
+
+
+def _with_inline(task: aggregator_pb2.Task, inside: tuple[Offer, ...]) -> aggregator_pb2.ParticipateReply:
+    """Return the message with a task that has these of its payloads inside and no others."""
+    digests = {offer.payload.digest for offer in inside}
+    reply = aggregator_pb2.ParticipateReply(task=task)
+    kept = [part for part in task.inline if part.digest in digests]
+    if len(kept) < len(task.inline):
+        del reply.task.inline[:]
+        reply.task.inline.extend(kept)
+    return reply

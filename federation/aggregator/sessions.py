@@ -9,17 +9,19 @@ Rules:
 4. A session that ends leaves the site its grace time to come back; only then is it lost. A connection that is cut for a
    moment costs no round.
 5. Messages to a site queue in its session, in order. What was queued for a session that ended is gone: the round
-   machine asks again when the site is ready again.
+   machine asks again when the site is ready again. A verdict with a task right behind it leaves as one message.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.errors import ConflictError, IdentityError, LimitError
 from federation.rounds.events import SiteLost, SiteReady
+from federation.v1 import aggregator_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from federation.rounds.events import Event
     from federation.runtime.clock import Cancellable, Clock
     from federation.transport.calls import Call
-    from federation.v1 import aggregator_pb2 as pb
 
 MAX_QUEUED_BYTES = 64 << 20
 """Most bytes that may wait in one session: more means a peer that does not read."""
@@ -51,13 +52,16 @@ class Session:
         call: its call.
         bounds: what the site said when it was ready; None before.
         has_left: it said that it cannot do any later task.
+        inlined: digest of the last payload of each name that was sent inside a task: it need not be sent again.
     """
 
     site: SiteName
     call: Call
     bounds: Bounds | None = None
     has_left: bool = False
-    _outbox: asyncio.Queue[pb.ParticipateReply | None] = field(default_factory=asyncio.Queue)
+    inlined: dict[str, bytes] = field(default_factory=dict)
+    _outbox: deque[pb.ParticipateReply | None] = field(default_factory=deque)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
     _queued_bytes: int = 0
 
     def send(self, reply: pb.ParticipateReply) -> None:
@@ -70,15 +74,36 @@ class Session:
         if self._queued_bytes + nbytes > MAX_QUEUED_BYTES:
             raise LimitError(f"{self.site} has {self._queued_bytes} unread bytes queued; it does not read")
         self._queued_bytes += nbytes
-        self._outbox.put_nowait(reply)
+        self._outbox.append(reply)
+        self._news.set()
 
     def end(self) -> None:
         """Let `receive` return None after what is queued."""
-        self._outbox.put_nowait(None)
+        self._outbox.append(None)
+        self._news.set()
 
     async def receive(self) -> pb.ParticipateReply | None:
         """Return the next queued message; None once the session is over."""
-        reply = await self._outbox.get()
+        while not self._outbox:
+            self._news.clear()
+            await self._news.wait()
+        reply = self._take()
+        if reply is not None and reply.HasField("verdict") and self._has_task_next:
+            following = self._take()
+            if following is not None:
+                joint = pb.ParticipateReply()  # the task is shared by all sites, the verdict is not
+                joint.CopyFrom(following)
+                joint.task.verdict.CopyFrom(reply.verdict)
+                return joint
+        return reply
+
+    @property
+    def _has_task_next(self) -> bool:
+        following = self._outbox[0] if self._outbox else None
+        return following is not None and following.HasField("task")
+
+    def _take(self) -> pb.ParticipateReply | None:
+        reply = self._outbox.popleft()
         if reply is not None:
             self._queued_bytes -= reply.ByteSize()
         return reply
@@ -174,6 +199,11 @@ class Sessions:
     def bounds(self, site: SiteName) -> Bounds | None:
         """Most a site may claim; None if it was never ready."""
         return self._bounds.get(site) if site in self._roster else None
+
+    def inlined(self, site: SiteName) -> dict[str, bytes]:
+        """Return what the site's session was last sent inside a task, digest by name, to be kept up by the sender."""
+        session = self._sessions.get(site)
+        return session.inlined if session is not None else {}
 
     def send(self, site: SiteName, reply: pb.ParticipateReply) -> bool:
         """Queue a message for a site, if it is ready; tell whether it is.

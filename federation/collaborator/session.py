@@ -269,6 +269,8 @@ class Session:
         while (reply := await call.read()) is not None:
             match reply.WhichOneof("message"):
                 case "task":
+                    if reply.task.HasField("verdict"):
+                        self.desk.post_verdict(reply.task.verdict)
                     self.desk.post_task(reply.task)
                 case "verdict":
                     self.desk.post_verdict(reply.verdict)

@@ -167,8 +167,9 @@ class ScriptedSite:
         reply = await self._open_session.read()
         if reply is None:
             raise TransportError("the session ended")
-        if reply.HasField("verdict"):
-            self.verdicts.append(reply.verdict)
+        verdict = reply.task.verdict if reply.HasField("task") else reply.verdict
+        if verdict.round:  # absent otherwise: rounds count from 1
+            self.verdicts.append(verdict)
             self.pending = None
         return reply  # type: ignore[no-any-return]
 

@@ -149,7 +149,7 @@ class SessionWelcome(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., base: _Optional[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("kind", "round", "epoch", "payloads", "inline", "deadline_s", "attempt")
+    __slots__ = ("kind", "round", "epoch", "payloads", "inline", "deadline_s", "attempt", "verdict")
     KIND_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +157,7 @@ class Task(_message.Message):
     INLINE_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
     kind: TaskKind
     round: int
     epoch: int
@@ -164,7 +165,8 @@ class Task(_message.Message):
     inline: _containers.RepeatedCompositeFieldContainer[InlinePayload]
     deadline_s: float
     attempt: int
-    def __init__(self, kind: _Optional[_Union[TaskKind, str]] = ..., round: _Optional[int] = ..., epoch: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]]] = ..., inline: _Optional[_Iterable[_Union[InlinePayload, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., attempt: _Optional[int] = ...) -> None: ...
+    verdict: Verdict
+    def __init__(self, kind: _Optional[_Union[TaskKind, str]] = ..., round: _Optional[int] = ..., epoch: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]]] = ..., inline: _Optional[_Iterable[_Union[InlinePayload, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., attempt: _Optional[int] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ...) -> None: ...
 
 class InlinePayload(_message.Message):
     __slots__ = ("digest", "data")

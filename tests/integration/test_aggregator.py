@@ -68,6 +68,29 @@ async def test_three_rounds_arrive_at_the_weighted_mean(tmp_path):
     assert a.trained == [1, 2, 3]
 
 
+async def test_what_a_site_was_sent_to_evaluate_is_not_sent_again_to_train_from_unless_its_session_is_new(tmp_path):
+    built = stage(tmp_path, sites="a", rounds=2)
+    async with built.aggregator() as running:
+        site = built.site("site-a", running.address)
+        await site.connect()
+        await site.ready()
+        first = await site.next_task()
+        await site.answer(first)
+        evaluation = await site.next_task()
+        await site.answer(evaluation)
+        second = await site.next_task()
+        assert [len(task.inline) for task in (first, evaluation, second)] == [1, 1, 0]
+        assert second.payloads[0].digest == evaluation.payloads[0].digest
+        assert second.verdict.counted and second.verdict.round == 1
+        await site.vanish()
+        site = built.site("site-a", running.address)
+        await site.connect()
+        await site.ready()
+        again = await site.next_task()
+        assert (again.round, len(again.inline)) == (2, 1)
+        await site.vanish()
+
+
 async def test_the_best_model_is_kept_though_later_ones_are_worse(tmp_path):
     class Drifting(HonestSite):
         def loss(self, model):
@@ -440,6 +463,6 @@ async def test_what_the_process_shows_prometheus_is_what_happened(tmp_path):
         assert sample("federation_rounds_committed_total") == 2
         assert sample("federation_round_phase_seconds_count", {"phase": "collect"}) == 2
         assert sample("federation_payload_bytes_total", {"direction": "in", "payload": "delta"}) == 4 * 40
-        assert sample("federation_payload_bytes_total", {"direction": "out", "payload": "model"}) == 8 * 40
+        assert sample("federation_payload_bytes_total", {"direction": "out", "payload": "model"}) == 6 * 40
         assert sample("federation_evaluation_metric", {"metric": "loss", "site": ""}) == pytest.approx(0.0625)
         await running.ended()

@@ -48,10 +48,11 @@ async def test_a_site_trains_evaluates_and_finishes(
     result = await session.hear("evaluated")
     assert dict(result.metrics) == {"loss": 5.0}
     assert result.model_digest == payload_digest(candidate)
-    session.send(verdict=aggregator.verdict(update))
 
-    # The model that was evaluated is the next round's: it is not sent again.
-    session.send(task=aggregator.task(candidate, round_number=2, inline=False))
+    # The model that was evaluated is the next round's: it is not sent again. The verdict is obeyed before the task.
+    following = aggregator.task(candidate, round_number=2, inline=False)
+    following.verdict.CopyFrom(aggregator.verdict(update))
+    session.send(task=following)
     update = await aggregator.next_update()
     assert update.array(trial.spec).tolist() == [2.0] * 8
     assert aggregator.pulls == []

@@ -42,6 +42,27 @@ def task(number=1):
     return pb.ParticipateReply(task=pb.Task(round=number))
 
 
+def verdict(number=1):
+    return pb.ParticipateReply(verdict=pb.Verdict(round=number, counted=True))
+
+
+async def test_a_verdict_with_a_task_right_behind_it_is_one_message():
+    session = await Scene(A).open(A)
+    shared = task(2)
+    for reply in (verdict(1), shared, verdict(2)):
+        session.send(reply)
+    joint = await session.receive()
+    assert (joint.task.round, joint.task.verdict.round) == (2, 1)
+    assert not shared.task.HasField("verdict")  # other sites are sent the same task
+    assert (await session.receive()).verdict.round == 2
+    session.send(task(3))
+    assert not (await session.receive()).task.HasField("verdict")
+    session.send(verdict(3))
+    session.end()
+    assert (await session.receive()).verdict.round == 3
+    assert await session.receive() is None
+
+
 async def test_bounds_are_the_smaller_of_what_envoy_and_site_say():
     scene = Scene(A)
     session = await scene.open(A)

@@ -58,7 +58,8 @@ def write_change(path: str | Path, model: str | Path, schema: TensorSchema, arra
     Raises:
         StorageError: a file cannot be read or written.
     """
-    tile = bytearray(_TILE_BYTES)
+    # No larger than needed: a small model should not touch fresh memory each round.
+    tile = bytearray(min(_TILE_BYTES, max((spec.nbytes for spec in schema.parameters), default=0)))
     with _open(model, os.O_RDONLY) as source, _open(path, os.O_RDWR | os.O_CREAT) as target:
         for spec in schema.parameters:
             read_at, write_at = schema.federated.offsets[spec.name], schema.parameters.offsets[spec.name]

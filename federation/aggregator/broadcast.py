@@ -5,7 +5,8 @@ Rules:
 1. A payload of up to 256 KiB is read once and travels inside its task; a larger one is pulled.
 2. A pull begins at any offset and reads one piece ahead in a thread. Pieces have 1 MiB while few sites pull, and less
    when many do, so that what is under way does not grow with the number of sites.
-3. The checksum of a piece is computed by the first pull that sends it and shared by all later ones.
+3. Sites pull the same payload at nearly the same time: a piece is read and encoded by the first pull that comes to it,
+   and the last few are kept for those close behind.
 4. A retired payload is no longer found, but pulls that had begun go on to its end; then its file is closed.
 """
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 SMALL_PIECE_BYTES = 256 << 10
 """Size of a piece while many sites pull."""
 FEW_PULLS = 4
+KEPT_PIECES = 8
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -47,19 +49,22 @@ class Offer:
     _file: ModelFile
     _pulls: int = 0
     _is_retired: bool = False
-    _crcs: dict[tuple[int, int], int] = field(default_factory=dict)
+    _pieces: dict[tuple[int, int], asyncio.Future[bytes]] = field(default_factory=dict)
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Return a piece as an encoded `PullModelReply`. Blocks."""
+    def piece(self, offset: int, size: int, pool: Executor) -> asyncio.Future[bytes]:
+        """Return a piece as an encoded `PullModelReply`, read in a thread. It may be shared: shield it."""
+        key = (offset, size)
+        piece = self._pieces.get(key)
+        if piece is None or (piece.done() and piece.exception() is not None):
+            piece = asyncio.get_running_loop().run_in_executor(pool, self._read, offset, size)
+            self._pieces[key] = piece
+            if len(self._pieces) > KEPT_PIECES:
+                del self._pieces[next(iter(self._pieces))]
+        return piece
+
+    def _read(self, offset: int, size: int) -> bytes:
         data = self._file.pread(offset, size)
-        # Pulls that resume at an odd offset have pieces of their own, which nobody shares.
-        shared = not offset % SMALL_PIECE_BYTES
-        crc = self._crcs.get((offset, size)) if shared else None
-        if crc is None:
-            crc = checksum(data)
-            if shared:
-                self._crcs[offset, size] = crc
-        return encode_chunk(data, offset, crc)
+        return encode_chunk(data, offset, checksum(data))
 
     def begin(self) -> None:
         """Note a pull."""
@@ -68,6 +73,8 @@ class Offer:
     def end(self) -> None:
         """Note its end."""
         self._pulls -= 1
+        if not self._pulls:
+            self._pieces.clear()
         self._maybe_close()
 
     def retire(self) -> None:
@@ -148,7 +155,7 @@ class Offers:
         try:
             ahead, offset = self._read_ahead(offer, offset)
             while ahead is not None:
-                reply = await ahead
+                reply = await asyncio.shield(ahead)
                 ahead, offset = self._read_ahead(offer, offset)
                 yield reply
         finally:
@@ -164,7 +171,7 @@ class Offers:
         size = min(most, offer.payload.encoded_bytes - offset)
         if not size:
             return None, offset
-        return asyncio.get_running_loop().run_in_executor(self._pool, offer.read, offset, size), offset + size
+        return offer.piece(offset, size, self._pool), offset + size
 
 
 def fill_task(task: pb.Task, offers: Sequence[Offer]) -> None:

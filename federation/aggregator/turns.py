@@ -1,9 +1,9 @@
 """Whose turn it is to upload: a few at a time, so that memory does not grow with the number of sites.
 
-What a fast sender has under way is several megabytes: a piece being received, one being parsed, one being checked. So
-only a few streams are read at a time, each to its end; the others are not even told what is held, and so send nothing.
-A sender that is slow gives its turn away while it lets us wait: then it is not what fills memory, and it must not keep
-others waiting.
+What a fast sender has under way is several megabytes: pieces being received, being parsed, being checked. So only a few
+streams are read at a time, each to its end; the others are not even told what is held, and so send nothing. A sender
+that is slow gives its turn away while it lets us wait: then it is not what fills memory, and it must not keep others
+waiting.
 """
 
 from __future__ import annotations
@@ -55,23 +55,14 @@ class Turn:
     async def read(self, requests: AsyncIterator[_T]) -> _T | None:
         """Return the next message of a stream when it is this upload's turn; None at its end."""
         await self.take()
-        read = asyncio.create_task(_next(requests), name="aggregator/upload read")
+        impatience = asyncio.get_running_loop().call_later(self._turns.patience_s, self.release)
         try:
-            await asyncio.wait({read}, timeout=self._turns.patience_s)
-            if not read.done():
-                self.release()
-            return await read
+            return await anext(requests, None)
         finally:
-            if not read.done():
-                read.cancel()
-                await asyncio.wait({read})
+            impatience.cancel()
 
     def release(self) -> None:
         """Let the next one have its turn; nothing if it was not ours."""
         if self._is_held:
             self._is_held = False
             self._turns.slots.release()
-
-
-async def _next(requests: AsyncIterator[_T]) -> _T | None:
-    return await anext(requests, None)

@@ -10,7 +10,7 @@ Rules, in order:
    transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and changes nothing.
 5. When the attempt closes, uploads in progress end with CLOSED_ROUND.
 
-The next piece is received while a thread checks the one before; of many uploads a few are read at a time
+The next pieces are received while a thread checks those before; of many uploads a few are read at a time
 (`federation.aggregator.turns`). Small uploads are checked where they are.
 """
 
@@ -27,6 +27,7 @@ from federation.aggregator.turns import Turn, Turns
 from federation.errors import MalformedMessageError, Refusal, StorageError, TransportError, UpdateRejectedError
 from federation.rounds import admission
 from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, UpdateRefused
+from federation.runtime.batches import Batches
 from federation.storage.spool import UpdateKey
 from federation.v1 import aggregator_pb2 as pb
 from federation.wire.payloads import BUFFERS, DELTA, INLINE_BYTES, OPTIMIZER
@@ -34,7 +35,7 @@ from federation.wire.reception import PayloadReception
 from federation.wire.updates import UpdateAnnouncement, announcement_from_proto, commit_from_proto
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
     from concurrent.futures import Executor
 
     from federation.names import PayloadName, RoundNumber, SiteName
@@ -272,42 +273,40 @@ class Uploads:
     async def _read_chunks(
         self, reception: _Reception, turn: Turn, requests: AsyncIterator[pb.PushUpdateRequest]
     ) -> pb.UpdateCommit:
-        """Take pieces until the commit, one ahead of the thread that checks them."""
-        loop = asyncio.get_running_loop()
-        job: asyncio.Future[None] | None = None
+        """Take pieces until the commit, a few ahead of the thread that checks them."""
+        checks: Batches[pb.UpdateChunk] = Batches(functools.partial(self._accept_all, reception), self._pool)
+        commit: pb.UpdateCommit | None = None
         try:
-            while (request := await self._read(turn, requests)) is not None:
+            while commit is None and (request := await self._read(turn, requests)) is not None:
                 kind = request.WhichOneof("message")
-                if job is not None:
-                    checked, job = job, None
-                    await _finish_job(checked)
                 if kind == "commit":
-                    return request.commit
-                if kind != "chunk" or request.chunk.payload >= len(reception.payloads):
+                    commit = request.commit
+                elif kind != "chunk" or request.chunk.payload >= len(reception.payloads):
                     raise MalformedMessageError("expected a chunk of an announced payload, or the commit")
-                work = functools.partial(self._accept, reception.payloads[request.chunk.payload], request)
-                if self._is_small:
-                    work()
+                elif self._is_small:
+                    self._accept_all(reception, [request.chunk])
                 else:
-                    job = loop.run_in_executor(self._pool, work)
+                    await checks.put(request.chunk)
+            await checks.finish()
         finally:
-            if job is not None:
-                # The thread writes into the spool: nobody else may before it is done.
-                await asyncio.wait({job})
-        raise TransportError("the upload ended before its commit: resume it")
+            await checks.settle()  # it writes into the spool: nobody else may before it is done
+        if commit is None:
+            raise TransportError("the upload ended before its commit: resume it")
+        return commit
 
     async def _read(self, turn: Turn, requests: AsyncIterator[pb.PushUpdateRequest]) -> pb.PushUpdateRequest | None:
         if self._is_small:
             return await anext(requests, None)
         return await turn.read(requests)
 
-    def _accept(self, payload: PayloadReception, request: pb.PushUpdateRequest) -> None:
-        chunk = request.chunk.chunk
-        if self._is_small and chunk.offset < payload.held:
-            return  # a small upload is sent whole at once, before its sender learns what is held
-        before = payload.held
-        payload.accept(chunk)
-        self._metrics.payload_bytes_total.labels("in", payload.payload.name).inc(payload.held - before)
+    def _accept_all(self, reception: _Reception, pieces: Sequence[pb.UpdateChunk]) -> None:
+        for piece in pieces:
+            payload = reception.payloads[piece.payload]
+            if self._is_small and piece.chunk.offset < payload.held:
+                continue  # a small upload is sent whole at once, before its sender learns what is held
+            before = payload.held
+            payload.accept(piece.chunk)
+            self._metrics.payload_bytes_total.labels("in", payload.payload.name).inc(payload.held - before)
 
     async def _admit(self, site: SiteName, reception: _Reception, commit: pb.UpdateCommit) -> None:
         """Rule 3, second half."""
@@ -363,15 +362,6 @@ async def _read_header(requests: AsyncIterator[pb.PushUpdateRequest]) -> UpdateA
             break
         return announcement_from_proto(request.header)
     raise MalformedMessageError("an upload begins with its header")
-
-
-async def _finish_job(job: asyncio.Future[None]) -> None:
-    """Wait for a thread's job even if we are cancelled: it writes into the spool."""
-    try:
-        await asyncio.shield(job)
-    except asyncio.CancelledError:
-        await asyncio.wait({job})
-        raise
 
 
 def _read_admitted(update: SpooledUpdate, schemas: tuple[tuple[PayloadName, TensorSchema], ...]) -> AdmittedUpdate:

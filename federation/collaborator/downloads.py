@@ -1,12 +1,12 @@
 """Getting a payload: from the task itself if it is small, else by `PullModel`, resumed where it was cut.
 
 Every byte is checked twice: a CRC per chunk on the way, and BLAKE3 over the whole before a trainer sees it. What the
-site holds already, by digest, is not fetched again. Memory is one chunk.
+site holds already, by digest, is not fetched again. Memory is a few chunks.
 """
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,13 +15,14 @@ from federation.collaborator import exchange as files
 from federation.collaborator.backoff import Backoff
 from federation.collaborator.threads import in_thread
 from federation.errors import LimitError, MalformedMessageError, StorageError, TransportError
+from federation.runtime.batches import Batches
 from federation.runtime.clock import pause
 from federation.tensors.digest import payload_digest
 from federation.v1 import aggregator_pb2
 from federation.wire.chunks import ChunkReceiver
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from federation.collaborator.exchange import Exchange
@@ -130,23 +131,24 @@ class Downloads:
                 await pause(self.clock, backoff.next_s())
 
     async def _pull_rest(self, link: Link, receiver: ChunkReceiver, digest: Digest, descriptor: int) -> None:
-        """Fetch from where the receiver is; one chunk is checked and written while the next comes."""
+        """Fetch from where the receiver is; some chunks are checked and written while the next ones come."""
         request = aggregator_pb2.PullModelRequest(experiment=self.experiment, digest=digest, offset=receiver.received)
-        storing: asyncio.Task[None] | None = None
+        storing: Batches[tensors_pb2.Chunk] = Batches(functools.partial(_store_all, receiver, descriptor))
         try:
             async with link.stub.server_stream("PullModel", request) as replies:
                 async for reply in replies:
-                    if storing is not None:
-                        await storing
-                    storing = asyncio.create_task(
-                        in_thread(_store, receiver, reply.chunk, descriptor), name="store-chunk"
-                    )
+                    await storing.put(reply.chunk)
+            await storing.finish()
         finally:
-            if storing is not None:
-                await storing
+            await storing.settle()  # should the line be cut, what came before is good
 
 
-def _store(receiver: ChunkReceiver, chunk: tensors_pb2.Chunk, descriptor: int) -> None:
+def _store_all(receiver: ChunkReceiver, descriptor: int, chunks: Sequence[tensors_pb2.Chunk]) -> None:
+    for chunk in chunks:
+        _store(receiver, descriptor, chunk)
+
+
+def _store(receiver: ChunkReceiver, descriptor: int, chunk: tensors_pb2.Chunk) -> None:
     data = receiver.check(chunk)
     position = receiver.received
     view = memoryview(data)

@@ -2,7 +2,7 @@
 
 1. Header first, with the id that was stored with the update: what the server holds counts for the same id only.
 2. Small updates are sent whole at once; for larger ones the server's word on what it holds comes first.
-3. Chunks are read at positions, one ahead of the one on the wire; then the digests taken when the update was checked.
+3. Chunks are read at positions, a few ahead of the one on the wire; then the digests taken when the update was checked.
 4. A cut, or a server that is busy or has not asked yet, means again after a delay: an aggregator that was restarted
    asks its sites anew, and a newer asking or the verdict ends our trying. Any other refusal is final for this update.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,13 +27,14 @@ from federation.errors import (
     TransportError,
     UpdateRejectedError,
 )
+from federation.runtime.batches import BATCH_ITEMS
 from federation.runtime.clock import pause
 from federation.v1 import aggregator_pb2
 from federation.wire.chunks import encode_update_chunk, read_pieces
 from federation.wire.payloads import INLINE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from federation.collaborator.link import Link, LinkHolder
     from federation.runtime.clock import Clock
@@ -113,21 +115,38 @@ class Uploads:
         """Send what is missing and the commit; stops early, without an error, if the server ended the call."""
         pieces = _pieces(update, descriptors, offsets)
         small = sum(file.nbytes for file in update.files) <= INLINE_BYTES
-        reading: asyncio.Task[bytes | None] | None = None
+        # A small update is read where we are: a thread would cost more than the page cache does.
+        if not await (_write_all(call, pieces) if small else _write_ahead(call, pieces)):
+            return
+        commit = aggregator_pb2.UpdateCommit(digests=[file.digest for file in update.files])
+        await call.try_write(aggregator_pb2.PushUpdateRequest(commit=commit))
+
+
+async def _write_all(call: BidiCall, pieces: Iterable[bytes]) -> bool:
+    """Send pieces; False if the server ended the call before the last."""
+    for piece in pieces:
+        if not await call.try_write(piece):
+            return False
+    return True
+
+
+async def _write_ahead(call: BidiCall, pieces: Iterator[bytes]) -> bool:
+    """Send pieces while a thread reads the next ones, a few at a time; False as `_write_all`."""
+
+    def read() -> list[bytes]:
+        return list(itertools.islice(pieces, BATCH_ITEMS))
+
+    batch = await in_thread(read)
+    while batch:
+        reading = asyncio.create_task(in_thread(read), name="read-chunks")
         try:
-            # A small update is read where we are: a thread would cost more than the page cache does.
-            piece = next(pieces, None) if small else await in_thread(next, pieces, None)
-            while piece is not None:
-                if not small:
-                    reading = asyncio.create_task(in_thread(next, pieces, None), name="read-chunk")
-                if not await call.try_write(piece):
-                    return
-                piece = await reading if reading is not None else next(pieces, None)
-            commit = aggregator_pb2.UpdateCommit(digests=[file.digest for file in update.files])
-            await call.try_write(aggregator_pb2.PushUpdateRequest(commit=commit))
+            if not await _write_all(call, batch):
+                return False
+            batch = await reading
         finally:
-            if reading is not None and not reading.done():
+            if not reading.done():
                 await asyncio.wait({reading})
+    return True
 
 
 def _pieces(update: RetainedUpdate, descriptors: Sequence[int], offsets: Sequence[int]) -> Iterator[bytes]:

@@ -35,6 +35,7 @@ class PayloadReception:
         self._receiver = ChunkReceiver(payload.encoded_bytes)
         self._scan = TensorScan(schema)
         self._sink = sink
+        self._refusal: UpdateRejectedError | None = None
 
     @property
     def held(self) -> int:
@@ -55,15 +56,18 @@ class PayloadReception:
             UpdateRejectedError: NOT_FINITE. The update is lost.
             DiskFullError, StorageError: it could not be stored; resume from `held`.
         """
+        if self._refusal is not None:
+            raise self._refusal  # the stream it was raised in may have been cut before anybody heard of it
         data = self._receiver.check(chunk)
         # Stored before it is scanned: a scan cannot be taken back, a write at the same place can be made again.
         self._sink.pwrite(self._receiver.received, data)
         try:
             self._scan.feed(data)
         except NotFiniteError as error:
-            raise UpdateRejectedError(
+            self._refusal = UpdateRejectedError(
                 Refusal.NOT_FINITE, f"payload {self.payload.name}: {error}; the local training has diverged"
-            ) from error
+            )
+            raise self._refusal from error
         self._receiver.take(data)
 
     def finish(self, digest: Digest) -> None:

@@ -95,6 +95,14 @@ def test_a_payload_longer_than_announced_is_refused(reception: PayloadReception)
         reception.accept(make_chunk(len(data), b"more"))
 
 
+def test_what_was_refused_stays_refused_when_the_upload_is_resumed(reception: PayloadReception) -> None:
+    data = np.full(len(content()) // 4, np.nan, dtype=np.float32).tobytes()
+    for _ in range(2):
+        with pytest.raises(UpdateRejectedError) as caught:
+            reception.accept(make_chunk(0, data))
+        assert caught.value.refusal is Refusal.NOT_FINITE
+
+
 def test_an_upload_resumes_after_a_damaged_chunk(reception: PayloadReception) -> None:
     data = content()
     send(reception, data[:100])

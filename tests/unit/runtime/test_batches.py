@@ -1,0 +1,97 @@
+"""Batches worked on in a thread, with work that the test lets go on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from federation.runtime.batches import Batches
+
+
+class Work:
+    """Notes its batches; waits in each for `go` if it is told to."""
+
+    def __init__(self, *, waits=False, fails_at=None):
+        self.batches = []
+        self.begun = threading.Event()
+        self.go = threading.Event()
+        self._waits = waits
+        self._fails_at = fails_at
+
+    def __call__(self, batch):
+        self.begun.set()
+        if self._waits:
+            assert self.go.wait(30)
+        if self._fails_at in batch:
+            raise ValueError(f"item {self._fails_at} is bad")
+        self.batches.append(list(batch))
+
+
+async def test_items_are_worked_on_in_order_a_few_at_a_time_and_the_rest_at_the_end():
+    work = Work()
+    batches = Batches(work, items=2)
+    for item in range(5):
+        await batches.put(item)
+    await batches.finish()
+    assert work.batches == [[0, 1], [2, 3], [4]]
+
+
+async def test_items_gather_while_a_batch_is_worked_on_and_a_full_one_waits():
+    work = Work(waits=True)
+    batches = Batches(work, items=2)
+    for item in range(3):
+        await batches.put(item)
+    await asyncio.to_thread(work.begun.wait, 30)
+    waiting = asyncio.create_task(batches.put(3))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    work.go.set()
+    await waiting
+    await batches.finish()
+    assert work.batches == [[0, 1], [2, 3]]
+
+
+async def test_what_fails_is_raised_later_and_nothing_after_it_is_worked_on():
+    work = Work(fails_at=1)
+    batches = Batches(work, items=2)
+    await batches.put(0)
+    await batches.put(1)
+    await batches.put(2)
+    with pytest.raises(ValueError, match="item 1 is bad"):
+        await batches.put(3)
+    with pytest.raises(ValueError, match="item 1 is bad"):
+        await batches.finish()
+    await batches.settle()
+    assert work.batches == []
+
+
+async def test_whoever_is_cancelled_settles_and_every_item_was_worked_on():
+    work = Work(waits=True)
+    batches = Batches(work, items=2)
+
+    async def feed():
+        try:
+            for item in range(4):
+                await batches.put(item)
+        finally:
+            await batches.settle()
+
+    task = asyncio.create_task(feed())
+    await asyncio.to_thread(work.begun.wait, 30)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    work.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert work.batches == [[0, 1], [2, 3]]
+
+
+async def test_settling_after_a_failure_raises_nothing():
+    work = Work(fails_at=0)
+    batches = Batches(work, items=1)
+    await batches.put(0)
+    await batches.settle()
+    assert work.batches == []

@@ -115,6 +115,17 @@ def test_a_director_killed_in_a_round_and_started_again(run: Any, trial: Any, un
     assert {one.epoch for one in run.details.rounds} == {1}
 
 
+def test_a_director_killed_in_a_burst_of_short_rounds_has_every_one_of_them(trial: Any, kill: Any) -> None:
+    # Reports in quick succession wait for one another before they are stored: those that did are reported again.
+    run = trial.submit(plan={"rounds": 60, "seed": 7}, holds={"south": [60]})
+    run.until_round(30)
+    kill(trial.daemon("director"))
+    trial.local.start_director()
+    run.gate.open("south")
+    assert [one.round for one in run.complete().rounds] == list(range(1, 61))
+    assert [event.round.round for event in run.events if event.round is not None] == list(range(1, 61))
+
+
 def test_director_and_aggregator_killed_together(run: Any, trial: Any, undisturbed: Any, kill: Any) -> None:
     kill(trial.daemon("director"), *run.processes("aggregator"))
     trial.local.start_director()

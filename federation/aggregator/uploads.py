@@ -286,7 +286,7 @@ class Uploads:
                 elif self._is_small:
                     self._accept_all(reception, [request.chunk])
                 else:
-                    await checks.put(request.chunk)
+                    await checks.put(request.chunk, at_once=not turn.is_held)
             await checks.finish()
         finally:
             await checks.settle()  # it writes into the spool: nobody else may before it is done

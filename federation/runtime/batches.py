@@ -39,10 +39,15 @@ class Batches(Generic[_T]):
         self._gathered: list[_T] = []
         self._job: asyncio.Future[None] | None = None
 
-    async def put(self, item: _T) -> None:
-        """Take an item; waits while a batch is full and the one before it is not done."""
+    async def put(self, item: _T, *, at_once: bool = False) -> None:
+        """Take an item; waits while a batch is full and the one before it is not done.
+
+        Args:
+            item: it.
+            at_once: do not wait for more: items come slowly, and each is memory.
+        """
         self._gathered.append(item)
-        if len(self._gathered) >= self._items:
+        if at_once or len(self._gathered) >= self._items:
             await self._finish_job()
             self._begin()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from federation.aggregator.turns import Turn, Turns
+from federation.aggregator.turns import Turn, Turns, turns_here
 
 
 class Sender:
@@ -57,3 +57,7 @@ async def test_a_cancelled_upload_leaves_no_turn_behind():
     await asyncio.wait({read})
     turn.release()
     await asyncio.wait_for(Turn(turns).take(), 5)
+
+
+def test_there_are_at_least_four_turns():
+    assert turns_here() >= 4

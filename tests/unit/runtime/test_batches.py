@@ -53,6 +53,16 @@ async def test_items_gather_while_a_batch_is_worked_on_and_a_full_one_waits():
     assert work.batches == [[0, 1], [2, 3]]
 
 
+async def test_an_item_that_must_not_wait_goes_with_what_had_gathered():
+    work = Work()
+    batches = Batches(work, items=4)
+    await batches.put(0)
+    await batches.put(1, at_once=True)
+    await batches.put(2)
+    await batches.finish()
+    assert work.batches == [[0, 1], [2]]
+
+
 async def test_what_fails_is_raised_later_and_nothing_after_it_is_worked_on():
     work = Work(fails_at=1)
     batches = Batches(work, items=2)

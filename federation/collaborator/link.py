@@ -63,9 +63,20 @@ class LinkHolder:
         await self._down.wait()
 
     async def say(self, request: aggregator_pb2.ParticipateRequest) -> bool:
-        """Send on the session's stream; False if there is none or it ended: the aggregator will ask again."""
+        """Send on the session's stream; False if there is none or it ended: the aggregator will ask again.
+
+        A caller who is cancelled meanwhile is so once the message is gone: the aggregator may answer it with the task
+        that makes the caller's void, and cancelling a write would end the whole session.
+        """
         link = self._link
         if link is None:
             return False
         async with self._writing:
-            return await link.call.try_write(request)
+            writing = asyncio.ensure_future(link.call.try_write(request))
+            try:
+                return await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait({writing})
+                if not writing.cancelled():
+                    writing.exception()  # marks it as seen: the session's reader learns of it
+                raise

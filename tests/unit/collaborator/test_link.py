@@ -1,0 +1,52 @@
+"""What is said on a session's stream, with a stream that takes a message when the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from federation.collaborator.link import Link, LinkHolder
+from federation.names import Epoch
+from federation.v1 import aggregator_pb2
+
+
+class Stream:
+    """Takes one message at a time, each when `gate` opens."""
+
+    def __init__(self) -> None:
+        self.taken: list[aggregator_pb2.ParticipateRequest] = []
+        self.gate = asyncio.Event()
+        self.begun = asyncio.Event()
+
+    async def try_write(self, request: aggregator_pb2.ParticipateRequest) -> bool:
+        self.begun.set()
+        await self.gate.wait()
+        self.taken.append(request)
+        return True
+
+
+def holder_of(stream: Any) -> LinkHolder:
+    links = LinkHolder()
+    links.set(Link(stub=Any, call=stream, epoch=Epoch(1)))  # type: ignore[arg-type]
+    return links
+
+
+async def test_nothing_is_said_without_a_link() -> None:
+    assert not await LinkHolder().say(aggregator_pb2.ParticipateRequest())
+
+
+async def test_a_message_under_way_is_not_cancelled_with_its_sender() -> None:
+    stream = Stream()
+    links = holder_of(stream)
+    speaker = asyncio.create_task(links.say(aggregator_pb2.ParticipateRequest()))
+    await stream.begun.wait()
+    speaker.cancel()
+    await asyncio.sleep(0)
+    assert not speaker.done()
+    stream.gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await speaker
+    assert len(stream.taken) == 1
+    assert await links.say(aggregator_pb2.ParticipateRequest())

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from federation.names import SiteName
+    from federation.plan import Plan
 
 ENTRY_POINTS = "federation.samplers"
 _EMPTY_DRAWS = 10_000
@@ -36,7 +37,13 @@ _EMPTY_DRAWS = 10_000
 
 
 class SiteSampler(Protocol):
-    """A rule that draws the sites of a round."""
+    """A rule that draws the sites of a round.
+
+    Attributes:
+        takes_count: whether it draws exactly `count` sites (all, if that is None); else it decides itself how many.
+    """
+
+    takes_count: bool
 
     def draw(
         self,
@@ -98,6 +105,32 @@ def draw_sites(
     return tuple(sorted(rule.draw(candidates, sample, weights, rng, least=least)))
 
 
+def takes_count(sampler: str) -> bool:
+    """Tell whether a sampler draws exactly as many sites as it is told.
+
+    Raises:
+        PlanError: no such sampler, or its parameters do not fit.
+    """
+    return load_sampler(sampler).takes_count
+
+
+def check_sampler(plan: Plan) -> None:
+    """Check that the plan's sampler exists and goes with the rest of the plan.
+
+    Raises:
+        PlanError: it does not; the text says what to change.
+    """
+    if takes_count(plan.sampler):
+        return
+    if plan.sample is not None:
+        raise PlanError(f"sampler {plan.sampler!r} decides itself how many sites are asked; leave out sample")
+    if plan.sampler.startswith("poisson") and (plan.quorum or 1) > 1:
+        raise PlanError(
+            f"sampler {plan.sampler!r} leaves to chance how many sites are asked, but quorum is {plan.quorum}; leave "
+            "out quorum: then all that are asked must answer"
+        )
+
+
 @functools.cache
 def load_sampler(spec: str) -> SiteSampler:
     """Return the sampler a plan names, such as ``"poisson:0.1"``.
@@ -120,6 +153,8 @@ def load_sampler(spec: str) -> SiteSampler:
 
 
 class _Uniform:
+    takes_count = True
+
     def draw(
         self,
         candidates: Sequence[SiteName],
@@ -134,6 +169,8 @@ class _Uniform:
 
 
 class _Fraction:
+    takes_count = False
+
     def __init__(self, share: float) -> None:
         self._share = share
 
@@ -153,6 +190,8 @@ class _Fraction:
 
 
 class _Poisson:
+    takes_count = False
+
     def __init__(self, probability: float) -> None:
         self._probability = probability
 
@@ -175,6 +214,8 @@ class _Poisson:
 
 
 class _Weighted:
+    takes_count = True
+
     def draw(
         self,
         candidates: Sequence[SiteName],
@@ -193,6 +234,8 @@ class _Weighted:
 
 
 class _Available:
+    takes_count = False
+
     def draw(
         self,
         candidates: Sequence[SiteName],

@@ -167,7 +167,12 @@ class Checkpoints:
             StorageError: the disk failed; the committed model is as before.
         """
         updates = [
-            combination.SiteUpdate(site=row.site, weight=row.weight, delta=row.delta, buffers=row.buffers)
+            combination.SiteUpdate(
+                site=row.site,
+                weight=row.weight,
+                payloads={combination.DELTA: row.delta}
+                | ({} if row.buffers is None else {combination.BUFFERS: row.buffers}),
+            )
             for row in contributions
         ]
         with contextlib.ExitStack() as stack:

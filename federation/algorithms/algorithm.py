@@ -43,6 +43,7 @@ class Algorithm(BaseModel):
         has_own_feedback: the method absorbs compression error itself; ``plan.error_feedback`` must stay off.
         needs_unbiased: whether a biased codec would break it.
         only_mean: whether a rule other than the mean would break it.
+        sets_server_step: its formula fixes the server's step, so η_g must stay 1.
         personal: whether it evaluates personal models too, as ``personal_*``.
         mode: ``rounds``, or ``buffer`` for asynchronous methods: a step whenever `buffer_size` updates have arrived.
         ends_at_deadline: in mode ``buffer``: a step also at the plan's deadline, with what has arrived.
@@ -64,6 +65,7 @@ class Algorithm(BaseModel):
     has_own_feedback: ClassVar[bool] = False
     needs_unbiased: ClassVar[bool] = False
     only_mean: ClassVar[bool] = False
+    sets_server_step: ClassVar[bool] = False
     personal: ClassVar[bool] = False
     mode: ClassVar[Literal["rounds", "buffer"]] = "rounds"
     ends_at_deadline: ClassVar[bool] = False

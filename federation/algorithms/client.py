@@ -123,9 +123,11 @@ class LocalProblem(Protocol):
     def gradient(self, *, estimator: str | None = None, purpose: str = "gradient") -> tuple[Vector, float]:
         """Return (∇F_i, F_i) at `parameters`, in arrays of their own; buffers and random streams stay as they were.
 
+        May be called inside the `gradient` hook of a run, whose gradients and batches it leaves alone.
+
         Args:
             estimator: ``full``, ``subset:SIZE`` or ``minibatch``; None: the plan's.
-            purpose: name of the random stream the sample is drawn from.
+            purpose: name of the random stream the sample is drawn from; equal names draw equal samples within a round.
         """
         ...
 

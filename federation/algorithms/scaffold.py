@@ -75,9 +75,14 @@ class _Client(ClientHalf):
             step.gradients += correction
 
         run = round.problem.run(gradient=local_gradient)
-        c_new = g_x if g_x is not None else (x - round.problem.parameters) / run.learning_rate_sum - correction
+        if g_x is not None:
+            change = g_x - c_i
+        elif run.learning_rate_sum:
+            change = (x - round.problem.parameters) / run.learning_rate_sum - c
+        else:  # A schedule may end at η_l = 0, where the steps say nothing of the gradient.
+            change = x.zeros_like()
         round.send_change()
-        u = round.send("control", c_new - c_i)
+        u = round.send("control", change)
         round.state["control"] = c_i + round.damping("control") * u
 
 

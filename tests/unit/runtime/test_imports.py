@@ -32,7 +32,12 @@ def test_the_ground_can_be_imported_where_linux_only_things_are_missing() -> Non
     assert "federation.runtime.children" in _run(missing + LOADED.format(modules=GROUND)).split()
 
 
-PORTABLE = ("federation.client.command", "federation.client.federation", "federation.client.report")
+PORTABLE = (
+    "federation.client.command",
+    "federation.client.federation",
+    "federation.client.report",
+    "federation.simulation",
+)
 
 
 @pytest.mark.parametrize("module", PORTABLE)

@@ -1,4 +1,4 @@
-"""One site's part of a round, on arrays: load the model, train, hand over what changed. Trainers and simulations share it.
+"""One site's part of a round, on arrays: load, train, hand over what changed. Trainer and simulation share it.
 
 Rules, in order:
 

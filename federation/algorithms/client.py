@@ -105,7 +105,10 @@ class LocalProblem(Protocol):
         stop: Callable[[Vector], bool] | None = None,
         purpose: str = "shuffle",
     ) -> Run:
-        """Train from `parameters` as they are, in place, with a fresh optimizer.
+        """Train from `parameters` as they are, in place.
+
+        The optimizer is fresh, but for a run with the task's own optimizer and the default purpose where the plan keeps
+        or aggregates its state.
 
         Args:
             gradient: called before each optimizer step; may change ``step.gradients``.

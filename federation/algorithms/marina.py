@@ -61,6 +61,8 @@ class Marina(Algorithm):
         """
         if spec.plan.local_schedule != "constant":
             raise PlanError("algorithm 'marina' adds up changes of equal local steps: set local_schedule = 'constant'")
+        if spec.plan.optimizer_state != "reset":
+            raise PlanError("algorithm 'marina' trains twice a round from one state: set optimizer_state = 'reset'")
         if spec.plan.quorum is not None:
             raise PlanError("algorithm 'marina' needs every site asked to answer: leave quorum out")
 

@@ -119,11 +119,6 @@ class FedBN(Algorithm):
         """Return the client half."""
         return _BatchNorm()
 
-    @property
-    def needs_problem(self) -> bool:
-        """False: a task without one trains as FedAvg, and `check` has looked at the layers."""
-        return False
-
 
 class _Representation(ClientHalf):
     def __init__(self, head_epochs: int) -> None:

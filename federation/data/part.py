@@ -2,7 +2,8 @@
 
 `divide` makes all parts of a shard; a simulation uses it directly. `PartShard` is the factory an envoy names in its
 configuration for one of them. Training data is divided by the scheme, validation data at random into equal parts; if
-there are fewer validation examples than sites, each site validates on all of them.
+there are fewer validation examples than sites, each site validates on all of them. Under ``noise`` both get the site's
+own noise.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from federation.data.loading import load_shard
-from federation.data.partitions import PartitionScheme, Source, iid, parse_partition
+from federation.data.partitions import PartitionScheme, Source, feature_noise, iid, parse_partition
 from federation.data.shard import Dataset, Shard, count_examples, is_pair
 from federation.errors import PlanError
 
@@ -41,10 +42,13 @@ def divide(shard: Shard, scheme: str | PartitionScheme, of: int, seed: int = 0) 
     scheme = parse_partition(scheme) if isinstance(scheme, str) else scheme
     train = training_parts(shard, scheme, of, seed)
     validation = _validation_parts(shard, of, seed)
-    pairs = zip(_take_all(shard.train, train), _take_all(shard.validation, validation), strict=True)
+    datasets = [_take_all(shard.train, train), _take_all(shard.validation, validation)]
+    if scheme.noise:
+        for data, purpose in zip(datasets, ("train", "validation"), strict=True):
+            data[:] = [_noisy(mine, site, of, scheme.noise, seed, purpose) for site, mine in enumerate(data)]
     return [
         _Part(shard, mine, held, f"{shard.description}, part {number} of {of} ({scheme})")
-        for number, (mine, held) in enumerate(pairs)
+        for number, (mine, held) in enumerate(zip(*datasets, strict=True))
     ]
 
 
@@ -133,11 +137,13 @@ def labels_of(data: Dataset) -> Array:
     """Return the class of each example, shape (n,).
 
     Raises:
-        PlanError: targets are not one number each.
+        PlanError: targets are not one whole number each.
     """
     labels = np.asarray(data[1] if is_pair(data) else [data[number][1] for number in range(count_examples(data))])
     if labels.ndim != 1:
         raise PlanError(f"targets of shape {labels.shape[1:]} are not classes; divide by iid or by sizes instead")
+    if np.issubdtype(labels.dtype, np.floating) and not (labels == np.rint(labels)).all():
+        raise PlanError("targets are not whole numbers, so they are not classes; divide by iid or by sizes instead")
     return labels
 
 
@@ -167,6 +173,12 @@ def _take_all(data: Dataset, parts: Sequence[Array]) -> list[Dataset]:
     # Copied once, so that each site's examples lie together: parts are real arrays, and none is a copy of its own.
     samples, targets = (np.split(np.asarray(array)[order], ends) for array in (data[0], data[1]))
     return list(zip(samples, targets, strict=True))
+
+
+def _noisy(data: Dataset, site: int, of: int, sigma: float, seed: int, purpose: str) -> Dataset:
+    samples = feature_noise(_samples_of(data), site, of, sigma=sigma, seed=seed, purpose=purpose)
+    targets = data[1] if is_pair(data) else np.asarray([data[number][1] for number in range(count_examples(data))])
+    return samples, targets
 
 
 def _owned(data: Dataset) -> Dataset:

@@ -94,7 +94,8 @@ class Premises:
         spec: what runs.
         base: flat buffer of the LOCAL tensors as submitted; None if there are none.
         shards: data of each site.
-        state: folder in which sites keep state; None: in memory, for one bench that has all sites to itself.
+        state: folder in which sites keep state; None: in memory.
+        is_shared: any of several benches may serve a site, so what it keeps is read anew each time.
     """
 
     experiment: Experiment
@@ -102,6 +103,7 @@ class Premises:
     base: bytes | None
     shards: Mapping[SiteName, Shard]
     state: Path | None
+    is_shared: bool = False
 
 
 class Bench:
@@ -159,8 +161,7 @@ class Bench:
         folder = self._premises.state
         store = StateStore(None if folder is None else folder / site, durable=False)
         work = SiteWork(self._resident, site=site, data=data, state=store)
-        if folder is None:
-            # Nobody else serves this site. State in files may be another worker's next time, so it is read anew.
+        if not self._premises.is_shared:
             self._works[site] = work
         return work
 

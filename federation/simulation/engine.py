@@ -273,7 +273,7 @@ class Engine:
             oracle_calls=trained.oracle_calls,
         )
         payloads = {name: self._payload(slot, name, size) for name, size in trained.payload_bytes.items()}
-        event: events.Event = events.UpdateAdmitted(site)
+        event: events.Event = events.UpdateAdmitted(site, asked_round=action.round)
         norm = 0.0
         try:
             norm = self._admission.check(payloads, trained.examples)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+from federation.errors import FederationError
 from federation.simulation.bench import Bench
 from federation.simulation.memory import Arena
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
         TrainOrder,
     )
     from federation.simulation.memory import Layout
+
+
+class SimulationError(FederationError):
+    """A worker could not do its work; what was committed before is intact."""
 
 
 class Executor(Protocol):

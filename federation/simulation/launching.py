@@ -38,4 +38,8 @@ def launch(
         if workers != 1:
             raise PlanError(f"the serial executor is one worker, {workers} are asked for; leave --executor out")
         return SerialExecutor(premises, layout)
+    if chosen == "processes":
+        from federation.simulation.processes import ProcessExecutor
+
+        return ProcessExecutor(premises, layout, workers=workers, source=source)
     raise PlanError(f"there is no executor {name!r}, only serial, processes, threads and ray")

@@ -1,7 +1,7 @@
 """Who takes part in a simulation: the sites' names, and what data each has.
 
-Names are ``site-000``, ``site-001``, … as wide as the last, so that name order is that of the parts; or those given. The
-whole dataset is divided by `federation.data.part.divide`, the function an envoy's `PartShard` calls.
+Names are ``site-000``, ``site-001``, … as wide as the last, in the order of the parts; or those given.
+The whole dataset is divided by `federation.data.part.divide`, the function an envoy's `PartShard` calls.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from federation.errors import ConflictError, PlanError
 from federation.names import RoundNumber, SiteName
 from federation.plan import ExperimentSpec, Plan
 from federation.rounds import events
+from federation.rounds.asynchronous import machine_for
 from federation.simulation.bench import Premises
 from federation.simulation.engine import Engine, Machine, NoSpans, Spans
 from federation.simulation.interruption import Interruption
@@ -185,14 +186,15 @@ def _prepare(
         raise PlanError("downlink compression is not simulated in this release; leave downlink out")
     shards = shards_of(loaded, names, data, partition, built.spec.plan.seed)
     check_data(built.spec, shards)
+    algorithm = load_algorithm(built.spec.plan, loaded.algorithm)
     return _Setting(
         experiment=loaded,
         built=built,
-        algorithm=load_algorithm(built.spec.plan, loaded.algorithm),
+        algorithm=algorithm,
         shards=shards,
         script=script or Script(),
         times=times or TimeModel(),
-        enforces_deadlines=times is not None or script is not None,
+        enforces_deadlines=times is not None or script is not None or algorithm.ends_at_deadline,
         workers=workers,
         executor=executor,
         source=source,
@@ -445,7 +447,13 @@ def _finished(folder: RunFolder | None) -> dict[str, Any]:
 
 
 def _machine(setting: _Setting, standpoint: Standpoint) -> Machine:
-    from federation.rounds.machine import RoundMachine
-
-    resume = events.Resume(round=RoundNumber(standpoint.round + 1), score=standpoint.score)
-    return RoundMachine(setting.built.spec.plan, resume)
+    algorithm, spec = setting.algorithm, setting.built.spec
+    return machine_for(
+        spec.plan,
+        algorithm.mode,
+        events.Resume(round=RoundNumber(standpoint.round + 1), score=standpoint.score),
+        asks_all=lambda number: algorithm.asks_all(spec, number),
+        weights={name: count_examples(shard.train) for name, shard in setting.shards.items()},
+        buffer=algorithm.buffer_size(spec.plan),
+        ends_at_deadline=algorithm.ends_at_deadline,
+    )

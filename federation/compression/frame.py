@@ -32,7 +32,7 @@ from federation.compression.registry import load_codec
 from federation.tensors import DType
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from federation.compression.codec import Array, BlockDecoder, Buffer, Codec, Source
     from federation.tensors import Segment, TensorSchema
@@ -170,20 +170,10 @@ class PayloadDecoder:
             raise ValueError(f"frame names codec {spec[:80]!r}; expected {' or '.join(sorted(codecs))}")
         self.codec = codecs[spec]
         self._schema = schema
-        self._readers: list[_SegmentReader] = []
-        position = _read_count(source, 5 + len(spec), len(schema.segments))
-        for segment in schema.segments:
-            if source.nbytes - position < 8:
-                raise ValueError(f"frame ends after {source.nbytes} bytes, before a body")
-            size = int(read_array(source, position, 1, "<u8")[0])
-            position += 8
-            if size > source.nbytes - position:
-                raise ValueError(f"frame claims a body of {size} bytes and has {source.nbytes - position} left")
-            body = PartSource(source, position, size)
-            self._readers.append(_SegmentReader(segment, _open(schema, segment, self.codec, body)))
-            position += size
-        if position != source.nbytes:
-            raise ValueError(f"frame goes on for {source.nbytes - position} bytes after its last body")
+        self._readers = [
+            _SegmentReader(segment, _open(schema, segment, self.codec, body), dtype)
+            for segment, body, dtype in bodies_of(source, schema, self.codec)
+        ]
 
     def read(self, offset: int, out: Array) -> None:
         """Decode `out.size` elements from byte `offset` of the *flat* payload on, in `out.dtype`.
@@ -207,26 +197,26 @@ class PayloadDecoder:
 
 
 class _SegmentReader:
-    def __init__(self, segment: Segment, opened: tuple[BlockDecoder, np.dtype[Any]]) -> None:
-        self.segment = segment
-        self._decoder, self._dtype = opened
+    def __init__(self, segment: Segment, decoder: BlockDecoder, dtype: np.dtype[Any]) -> None:
+        self.segment, self._decoder, self._dtype = segment, decoder, dtype
         self._cached = -1
         self._cache: Array | None = None
 
     def read(self, first: int, out: Array) -> None:
         """Decode elements from `first` on into `out`."""
         done = 0
-        while done < out.size:
-            block, skip = divmod(first + done, BLOCK_ELEMENTS)
-            size = block_size(self.segment.elements, block)
-            take = min(size - skip, out.size - done)
-            part = out[done : done + take]
-            if take == size and out.dtype == self._dtype and block != self._cached:
-                self._decoder.read(block, part)
-            else:
-                with np.errstate(over="ignore"):  # beyond a half's range becomes inf: the caller checks for finite
+        # A scale that a hostile frame chose, or a half's range, may give infinity: the caller checks for finite.
+        with np.errstate(over="ignore", invalid="ignore"):
+            while done < out.size:
+                block, skip = divmod(first + done, BLOCK_ELEMENTS)
+                size = block_size(self.segment.elements, block)
+                take = min(size - skip, out.size - done)
+                part = out[done : done + take]
+                if take == size and out.dtype == self._dtype and block != self._cached:
+                    self._decoder.read(block, part)
+                else:
                     part[:] = self._block(block, size)[skip : skip + take]
-            done += take
+                done += take
 
     def _block(self, block: int, size: int) -> Array:
         if self._cache is None:
@@ -244,14 +234,36 @@ def segment_shapes(schema: TensorSchema, segment: Segment) -> tuple[tuple[int, .
     return tuple(spec.shape for spec in schema if spec.dtype is segment.dtype and spec.elements)
 
 
-def _open(schema: TensorSchema, segment: Segment, codec: Codec, body: Source) -> tuple[BlockDecoder, np.dtype[Any]]:
+def bodies_of(
+    source: Source, schema: TensorSchema, codec: Codec
+) -> Iterator[tuple[Segment, PartSource, np.dtype[Any]]]:
+    """Yield each segment of a frame with its body and the dtype its codec works in; `codec` is the one it names.
+
+    Raises:
+        ValueError: the bodies do not fill the frame exactly, or are not one for each segment.
+    """
+    position = _read_count(source, 5 + len(codec.spec), len(schema.segments))
+    for segment in schema.segments:
+        if source.nbytes - position < 8:
+            raise ValueError(f"frame ends after {source.nbytes} bytes, before a body")
+        size = int(read_array(source, position, 1, "<u8")[0])
+        position += 8
+        if size > source.nbytes - position:
+            raise ValueError(f"frame claims a body of {size} bytes and has {source.nbytes - position} left")
+        yield segment, PartSource(source, position, size), _working_dtype(segment, _codec_of(segment, codec))
+        position += size
+    if position != source.nbytes:
+        raise ValueError(f"frame goes on for {source.nbytes - position} bytes after its last body")
+
+
+def _open(schema: TensorSchema, segment: Segment, codec: Codec, body: Source) -> BlockDecoder:
     chosen = _codec_of(segment, codec)
     dtype = _working_dtype(segment, chosen)
     shapes = segment_shapes(schema, segment)
     largest = chosen.max_bytes(segment.elements, dtype.itemsize, shapes)
     if body.nbytes > largest:
         raise ValueError(f"{chosen.name} body has {body.nbytes} bytes; {largest} are the most")
-    return chosen.decoder(body, segment.elements, dtype, shapes), dtype
+    return chosen.decoder(body, segment.elements, dtype, shapes)
 
 
 def _read_count(source: Source, position: int, expected: int) -> int:

@@ -10,8 +10,19 @@ import difflib
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from federation.compression.bernoulli import Bernoulli
+from federation.compression.casts import Brain, Half
+from federation.compression.dgc import Dgc
+from federation.compression.dithering import Dithering, Qsgd, TernGrad
+from federation.compression.eden import Eden
 from federation.compression.identity import Identity
+from federation.compression.int8 import Int8
+from federation.compression.natural import Natural
+from federation.compression.natural_dithering import NaturalDithering
+from federation.compression.powersgd import PowerSgd
 from federation.compression.rand_k import RandK
+from federation.compression.stc import Stc
+from federation.compression.top_k import TopK
 from federation.errors import ConfigurationError, PlanError
 
 if TYPE_CHECKING:
@@ -23,7 +34,22 @@ ENTRY_POINT_GROUP = "federation.codecs"
 
 BUILT_IN: dict[str, Callable[[Sequence[str]], Codec]] = {
     "identity": Identity.of,
+    "bernoulli": Bernoulli.of,
     "rand_k": RandK.of,
+    "top_k": TopK.of,
+    "natural": Natural.of,
+    "dithering": Dithering.of,
+    "qsgd": Qsgd.of,
+    "terngrad": TernGrad.of,
+    "natural_dithering": NaturalDithering.of,
+    "dgc": Dgc.of,
+    "stc": Stc.of,
+    "eden": Eden.of,
+    "drive": Eden.drive,
+    "float16": Half.of,
+    "bfloat16": Brain.of,
+    "int8": Int8.of,
+    "powersgd": PowerSgd.of,
 }
 
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from federation.algorithms.algorithm import Algorithm
     from federation.algorithms.server import ServerRound, SiteFacts
     from federation.names import Digest, SiteName
-    from federation.plan import ExperimentSpec
+    from federation.plan import ExperimentSpec, PayloadPlan
     from federation.storage.disk import Readable
     from federation.storage.memory import ModelSink, ModelSource
     from federation.tensors import TensorSchema
@@ -95,7 +95,8 @@ def combine_round(
     ordered = sorted(updates, key=lambda update: update.site)
     if [update.site for update in ordered] != [facts.site for facts in round.sites]:
         raise ValueError("the updates are not those of the round's sites, in name order")
-    opened = [_opened(update, spec) for update in ordered]
+    planned = spec.uploads()
+    opened = [_opened(update, planned) for update in ordered]
     if algorithm.needs_base:
         opened = [_rebased(update, model, (base or {})[update.site]) for update in opened]
     server = algorithm.server()
@@ -156,10 +157,10 @@ def _damping(spec: ExperimentSpec) -> float:
     return payload_damping(spec.schema_.parameters, load_codec(spec.plan.compression))
 
 
-def _opened(update: SiteUpdate, spec: ExperimentSpec) -> SiteUpdate:
+def _opened(update: SiteUpdate, payload_plans: Sequence[PayloadPlan]) -> SiteUpdate:
     """Return the update with every payload readable as its flat buffer."""
     payloads = {}
-    for planned in spec.uploads():
+    for planned in payload_plans:
         if planned.name not in update.payloads:
             raise ValueError(f"the update of {update.site} lacks payload {planned.name!r}")
         payloads[planned.name] = decoded(update.payloads[planned.name], planned)

@@ -37,6 +37,8 @@ from federation.algorithms.scaffold import Scaffold
 from federation.algorithms.stale import StaleCompensation
 from federation.compression import load_codec
 from federation.errors import ConfigurationError, PlanError
+from federation.rounds.sampling import check_sampler
+from federation.rounds.schedules import check_schedules
 from federation.tensors import DType
 
 if TYPE_CHECKING:
@@ -142,6 +144,8 @@ def check(spec: ExperimentSpec, own: Algorithm | None = None) -> None:
             f"the experiment was packed for another version of algorithm {name!r}: its payload rows differ; "
             "pack it again with this release"
         )
+    check_sampler(plan)
+    check_schedules(plan)
     _check_dtypes(spec, algorithm)
     _check_compression(plan, algorithm)
     if algorithm.only_mean and plan.rule != "mean":

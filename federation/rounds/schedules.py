@@ -66,13 +66,14 @@ def server_rate(plan: Plan, round_number: int) -> float:
     return plan.server_learning_rate * factor(plan.server_schedule, round_number, plan.rounds)
 
 
-def check_schedule(spec: str) -> None:
-    """Check that a schedule is written as one.
+def check_schedules(plan: Plan) -> None:
+    """Check that both schedules of a plan are schedules.
 
     Raises:
-        PlanError: no such schedule, or its parameters do not fit.
+        PlanError: one is not, or its parameters do not fit.
     """
-    factor(spec, 1, 1)
+    local_rate(plan, 1)
+    server_rate(plan, 1)
 
 
 def _constant(spec: str, parameters: Sequence[float], round_number: int, rounds: int) -> float:

@@ -35,7 +35,7 @@ class FedCurv(Algorithm):
         ``Plan(algorithm="fedcurv", options={"strength": 1.0}, local_epochs=5)``
 
     Attributes:
-        strength: λ ≥ 0.
+        strength: λ ≥ 0. Local steps diverge where 2λη_l·U exceeds 2: lower λ or η_l for models with large gradients.
     """
 
     name: ClassVar[str] = "fedcurv"

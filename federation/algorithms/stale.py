@@ -25,7 +25,7 @@ class StaleCompensation(Algorithm):
     nothing.
 
     Example:
-        ``Plan(algorithm="stale", options={"penalty": 0.5}, quorum=8, deadline_s=60)``
+        ``Plan(algorithm="stale", options={"penalty": 0.5}, minimum_sites=10, quorum=8, deadline_s=60)``
 
     Attributes:
         penalty: λ in (0, 1]: 1 makes age no difference.

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from federation.collaborator.ordering import UnsignedPlanError
-from federation.collaborator.tasks import read_base, read_task, upload_schemas
+from federation.collaborator.tasks import read_base, read_task
 from federation.errors import MalformedMessageError
 from federation.names import Digest
 from federation.plan import ExperimentSpec, Plan, tensor_rows
@@ -88,5 +88,5 @@ def test_the_tensors_that_stay_are_the_signed_ones() -> None:
 
 
 def test_local_tensors_are_never_sent() -> None:
-    names = [spec.name for schema in upload_schemas(SPEC).values() for spec in schema]
+    names = [spec.name for plan in SPEC.uploads() for spec in plan.schema]
     assert names == ["w", "mean"]

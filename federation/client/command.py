@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from federation import __version__
-from federation.client import pki_commands, research
+from federation.client import pki_commands, research, simulating
 from federation.client.exits import Exit, exit_for
 from federation.errors import FederationError
 
@@ -34,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(pki_commands.app, name="pki")
+app.command()(simulating.simulate)
 app.command()(research.compare)
 app.command()(research.sweep)
 
@@ -321,8 +322,9 @@ def main() -> None:
     except FederationError as error:
         print(f"federation: {error}", file=sys.stderr)
         raise SystemExit(int(exit_for(error))) from error
-    except KeyboardInterrupt:
-        print("federation: interrupted; what runs elsewhere goes on", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        said = str(interrupt) or "interrupted; what runs elsewhere goes on"
+        print(f"federation: {said}", file=sys.stderr)
         raise SystemExit(int(Exit.INTERRUPTED)) from None
 
 

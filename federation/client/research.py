@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from federation.client.exits import Exit
 
@@ -50,7 +50,7 @@ def compare(
             print(json.dumps(dataclasses.asdict(row)), flush=True)
         return
     head, rows = comparing.table_of(comparison)
-    table = Table(*head)
+    table = Table(Column(head[0], no_wrap=True), *head[1:])
     for cells in rows:
         table.add_row(*map(escape, cells))
     Console().print(table)

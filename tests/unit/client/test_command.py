@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     "quickstart", "pki", "submit", "list", "show", "watch", "cancel", "logs", "download", "report", "envoys", "doctor",
-    "compare", "sweep",
+    "simulate", "compare", "sweep",
 )  # fmt: skip
 
 

@@ -155,7 +155,8 @@ class Engine:
         for site in sorted(self._sites):
             if self._script.joining(site) > self._machine.round:
                 self.absent.setdefault(site, self._script.joining(site))
-            if site not in self.absent:
+            if self.absent.get(site, 0) <= self._machine.round:
+                self.absent.pop(site, None)
                 self._push(self.clock, site, events.SiteReady(site))
         try:
             while self._finish is None:
@@ -185,7 +186,8 @@ class Engine:
             return events.SiteReady(site)
         if self._timer is None:
             raise RuntimeError(f"nothing is left to happen in phase {self._machine.phase.value}")
-        if self._enforces_deadlines:
+        if self._enforces_deadlines and self._machine.phase is not Phase.JOINING:
+            # Sites that are still to come at the start, by the script, are not waited for: no time passes.
             self.clock = max(self.clock, self._timer)
         self._timer = None
         return events.DeadlinePassed()

@@ -51,6 +51,7 @@ class MeanTask:
         model["seen"] += 1
         if kind == "nan":
             model["w"][0] = np.nan
+            return {"loss": 0.0}
         return {"loss": float(np.square(data.train[0].mean(axis=0) - model["w"]).mean())}
 
     def evaluate(self, model: dict[str, Any], data: LocalData) -> dict[str, float]:

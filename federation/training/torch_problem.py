@@ -28,6 +28,7 @@ from federation.training.objective import Objective
 from federation.training.optimizers import make_optimizer, restore_state, state_of
 from federation.training.passes import Amount, Group, Means, Sizes, groups_of, sample_of, walk
 from federation.training.placement import Placement
+from federation.training.seeding import seed_torch
 from federation.training.torch_steps import GradientWatch, Stepper
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class TorchProblem:
     """
 
     def __init__(self, recipe: Recipe, model: torch.nn.Module, data: LocalData, round: RoundContext) -> None:
-        torch.manual_seed(round.derive_seed("torch"))
+        seed_torch(round.derive_seed("torch"))
         self._recipe = recipe
         self._model = model
         self._data = data

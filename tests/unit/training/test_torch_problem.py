@@ -5,7 +5,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from federation import SupervisedTask
 from federation.algorithms.client import OptimizerChoice, Step
@@ -14,6 +13,8 @@ from federation.errors import PlanError
 from federation.names import SiteName
 from federation.training.context import RoundContext
 from federation.training.optimizers import OPTIMIZERS
+
+torch = pytest.importorskip("torch")
 
 EXAMPLES = 10
 
@@ -161,7 +162,11 @@ def test_asking_for_gradients_does_not_change_what_is_trained() -> None:
     _task().train(plain, _data(), _round())
     problem = _task().problem(watched, _data(), _round())
     problem.gradient(estimator="full")
-    problem.run(gradient=lambda step: None if problem.next_gradient()[1] else None)
+
+    def look(step: Step) -> None:
+        problem.next_gradient()
+
+    problem.run(gradient=look)
     assert _bits(watched) == _bits(plain)
 
 
@@ -291,3 +296,21 @@ def test_parameters_are_the_federated_ones_in_the_order_given() -> None:
     problem.parameters["0.bias"][...] = 7
     assert model[0].bias.tolist() == [7.0] * 4
     assert list(problem.trained) == ["0.bias", "0.weight", "3.bias", "3.weight"]
+
+
+def test_a_visit_to_a_device_gives_the_same_bits_with_and_without_corrections() -> None:
+    # "cpu:0" is not spelt "cpu", so the model is moved there and back, as it is for an accelerator.
+    plain, visited, corrected = (_model(batch_norm=True) for _ in range(3))
+    _task().train(plain, _data(), _round())
+    _task(device="cpu:0").train(visited, _data(), _round())
+    problem = _task(device="cpu:0").problem(corrected, _data(), _round())
+    seen = []
+
+    def look(step: Step) -> None:
+        seen.append(problem.next_gradient()[0])
+        step.gradients *= 1.0
+
+    problem.run(gradient=look)
+    assert _bits(visited)["0.weight"] == _bits(plain)["0.weight"] == _bits(corrected)["0.weight"]
+    assert len(seen) == 6
+    assert problem.evaluate() == _task().evaluate(plain, _data())

@@ -81,6 +81,7 @@ class Site:
     """An experiment at one site; `start` is a restart of its trainer."""
 
     def __init__(self, folder: Path, *, task: Any = None, method: Algorithm | None = None, **plan: Any) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.experiment = Experiment(
             name="trial",

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     from federation.tensors.buffers import Array
 
-_COLOURS = (
-    *("#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f"),
-    *("#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac"),
-)
-_BAR, _GAP, _WIDTH, _LEFT, _RIGHT, _TOP = 14, 4, 480, 110, 70, 40
+_COLOUR = "#1f5fa8"
+_ROW, _WIDTH, _LEFT, _RIGHT, _TOP = 20, 480, 110, 70, 32
+_WIDEST, _READABLE = 48.0, 26.0
+"""Widest cell, and narrowest one that a number fits into, pixels."""
+_DARK = 0.5
+"""Shade from which on a number is written in white."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,29 +100,43 @@ class PartitionReport:
         return text.getvalue()
 
     def svg(self) -> str:
-        """Return the picture: a bar for each site, as long as its examples, coloured by class."""
-        height = _TOP + len(self.sites) * (_BAR + _GAP) + 10
-        scale = _WIDTH / max(int(self.totals.max()), 1)
+        """Return the picture, sites × classes: the more examples, the darker the cell; sites' totals at the right."""
+        cell = min(max(_WIDTH / len(self.classes), 3.0), _WIDEST)
+        right = _LEFT + cell * len(self.classes)
         lines = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _WIDTH + _RIGHT}" height="{height}" '
-            'font-family="sans-serif" font-size="11">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + _RIGHT:.0f}" '
+            f'height="{_TOP + len(self.sites) * _ROW + 10}" font-family="sans-serif" font-size="11">',
             "<title>Examples of each class at each site</title>",
         ]
-        lines += self._key()
+        if cell >= _READABLE:
+            for index, name in enumerate(self.classes):
+                x = _LEFT + (index + 0.5) * cell
+                lines.append(f'<text x="{x:.1f}" y="{_TOP - 8}" text-anchor="middle">{escape(name[:6])}</text>')
+        most = max(int(self.counts.max()), 1)
         for number, (site, counts) in enumerate(zip(self.sites, self.counts.tolist(), strict=True)):
-            y = _TOP + number * (_BAR + _GAP)
-            lines.append(f'<text x="{_LEFT - 6}" y="{y + 11}" text-anchor="end">{escape(site)}</text>')
-            x = float(_LEFT)
-            for index, count in enumerate(counts):
-                if count:
-                    lines.append(
-                        f'<rect x="{x:.2f}" y="{y}" width="{count * scale:.2f}" height="{_BAR}" '
-                        f'fill="{_colour(index)}"><title>{escape(f"{site}, class {self.classes[index]}: {count}")}'
-                        "</title></rect>"
-                    )
-                    x += count * scale
-            lines.append(f'<text x="{x + 5:.2f}" y="{y + 11}">{sum(counts)}</text>')
+            y = _TOP + number * _ROW
+            lines.append(f'<text x="{_LEFT - 6}" y="{y + 13}" text-anchor="end">{escape(site)}</text>')
+            lines += self._row(site, counts, y, cell, most)
+            lines.append(f'<text x="{right + 6:.1f}" y="{y + 13}">{sum(counts)}</text>')
         return "\n".join([*lines, "</svg>"]) + "\n"
+
+    def _row(self, site: str, counts: list[int], y: int, cell: float, most: int) -> list[str]:
+        lines = []
+        for index, count in enumerate(counts):
+            if not count:
+                continue
+            x, shade = _LEFT + index * cell, count / most
+            hint = escape(f"{site}, class {self.classes[index]}: {count}")
+            lines.append(
+                f'<rect x="{x:.2f}" y="{y}" width="{cell - 1:.2f}" height="{_ROW - 2}" fill="{_COLOUR}" '
+                f'fill-opacity="{0.08 + 0.92 * shade:.3f}"><title>{hint}</title></rect>'
+            )
+            if cell >= _READABLE:
+                ink = "white" if shade > _DARK else "black"
+                lines.append(
+                    f'<text x="{x + cell / 2:.1f}" y="{y + 13}" text-anchor="middle" fill="{ink}">{count}</text>'
+                )
+        return lines
 
     def save_png(self, path: Path) -> None:
         """Write the picture as PNG.
@@ -137,29 +152,12 @@ class PartitionReport:
             raise ConfigurationError(
                 "PNG pictures need matplotlib: install federation[plots], or use .svg()"
             ) from error
-        figure = Figure(figsize=(7, 1 + 0.22 * len(self.sites)), layout="constrained")
+        figure = Figure(figsize=(7, 1.2 + 0.22 * len(self.sites)), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        left = np.zeros(len(self.sites))
-        for index, name in enumerate(self.classes):
-            axes.barh(self.sites, self.counts[:, index], left=left, color=_colour(index), label=name)
-            left += self.counts[:, index]
-        axes.invert_yaxis()
-        axes.set_xlabel("examples")
-        if len(self.classes) <= len(_COLOURS):
-            axes.legend(title="class", ncols=len(self.classes), fontsize="x-small", loc="lower center")
+        image = axes.imshow(self.counts, cmap="Blues", vmin=0, aspect="auto")
+        axes.set_xticks(range(len(self.classes)), self.classes)
+        axes.set_yticks(range(len(self.sites)), self.sites)
+        axes.set_xlabel("class")
+        figure.colorbar(image, label="examples")
         figure.savefig(path, format="png", dpi=120)
-
-    def _key(self) -> list[str]:
-        shown = self.classes[: len(_COLOURS)]
-        step = (_WIDTH + _RIGHT) / max(len(shown), 1)
-        lines = []
-        for index, name in enumerate(shown):
-            x = _LEFT + index * step
-            lines.append(f'<rect x="{x:.1f}" y="12" width="10" height="10" fill="{_colour(index)}"/>')
-            lines.append(f'<text x="{x + 14:.1f}" y="21">{escape(name[:8])}</text>')
-        return lines
-
-
-def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]

@@ -45,13 +45,23 @@ def test_the_csv_reads_back():
     assert rows[5] == {"site": "south", "class": "2", "examples": "2", "fraction": "0.666667"}
 
 
-def test_the_picture_is_well_formed_and_as_wide_as_the_counts():
+def test_the_picture_has_a_cell_for_each_class_a_site_has_the_darker_the_more():
     report = PartitionReport.of_sites({"<a> & b": np.array([1.0, 1.0, 2.0]), "c": np.array([2.0])})
     assert report.classes == ("1", "2")
     root = ET.fromstring(report.svg())  # noqa: S314 - made just above
-    bars = [box for box in root.iter() if box.tag.endswith("rect") and list(box)]
-    assert [float(box.get("width")) for box in bars] == [320, 160, 160]
-    assert bars[0][0].text == "<a> & b, class 1: 2"
+    cells = [box for box in root.iter() if box.tag.endswith("rect")]
+    assert [cell[0].text for cell in cells] == ["<a> & b, class 1: 2", "<a> & b, class 2: 1", "c, class 2: 1"]
+    assert [float(cell.get("fill-opacity")) for cell in cells] == [1.0, 0.54, 0.54]
+    texts = [text.text for text in root.iter() if text.tag.endswith("text")]
+    assert texts == ["1", "2", "<a> & b", "2", "1", "3", "c", "1", "1"]
+
+
+def test_a_picture_of_many_classes_stays_narrow_and_leaves_out_the_numbers():
+    labels = np.arange(1000) % 100
+    report = PartitionReport.of(labels, np.array_split(np.arange(1000), 4))
+    root = ET.fromstring(report.svg())  # noqa: S314 - made just above
+    assert float(root.get("width")) < 700
+    assert sum(1 for text in root.iter() if text.tag.endswith("text")) == 8, "names and totals only"
 
 
 def test_a_png_is_written_with_matplotlib_and_advised_without(tmp_path, monkeypatch):

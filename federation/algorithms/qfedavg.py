@@ -71,14 +71,16 @@ class _Server(ServerHalf):
         self._q = q
 
     def weights(self, round: ServerRound) -> dict[str, list[float]]:
-        return {"delta": [_loss(site.scalars) ** self._q for site in round.sites]}
+        # (F_k / max F)^q: the rule divides by the sum, and no loss a site may claim overflows.
+        losses = [_loss(site.scalars) for site in round.sites]
+        return {"delta": [(loss / max(losses)) ** self._q for loss in losses]}
 
     def begin(self, round: ServerRound) -> Mapping[str, float]:
         eta_l = local_rate(round.plan, round.number)
         powers = self.weights(round)["delta"]
         # h_k / L = q F^{q−1} L‖x − w̄_k‖² + F^q; with 1/L, since a schedule may end at η_l = 0, where nobody moves.
         h = math.fsum(
-            (self._q * _loss(site.scalars) ** (self._q - 1) * site.norm**2 / eta_l if site.norm else 0.0) + power
+            (self._q * power / _loss(site.scalars) * site.norm**2 / eta_l if site.norm else 0.0) + power
             for site, power in zip(round.sites, powers, strict=True)
         )
         # −ΣΔ_k = L Σ F_k^q (w̄_k − x), and the rule's mean is that sum over ΣF_k^q.

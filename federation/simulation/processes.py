@@ -5,8 +5,9 @@ Rules:
 1. Where the system can fork, workers are copies of this process, made before torch computes in it, so that nothing is
    pickled and nothing loaded twice. Elsewhere they are spawned, and load the experiment from its folder.
 2. Orders and answers are small; models and updates lie in shared memory and are read and written in place.
-3. A worker has two orders at hand and gets the next when it answers: it never waits for the parent, and all finish
-   together. Any worker may serve any site, so what sites keep is in files.
+3. A worker has two parcels of orders at hand and gets the next when it answers: it does not wait for the parent, and
+   all finish together. A parcel is one order, or as many as take `PARCEL_S`, so that telling costs less than doing. Any
+   worker may serve any site, so what sites keep is in files.
 4. A worker that dies is started again once, and its orders are given again: they give the same answers. The second time
    the run ends, with the site named.
 5. Workers do not see Ctrl-C, and end when the parent does, however it ends: their pipe closes.
@@ -19,6 +20,7 @@ import multiprocessing
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections import deque
 from dataclasses import replace
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
 
 _Order = TypeVar("_Order", TrainOrder, EvaluateOrder)
 _AT_HAND = 2
-"""Orders a worker holds: the one it works on, and the next."""
+"""Parcels a worker holds: the one it works on, and the next."""
+PARCEL_S = 0.002
+"""Seconds of work worth a message: telling a worker and hearing from it takes a twentieth of it."""
 
 
 class ProcessExecutor:
@@ -69,6 +73,7 @@ class ProcessExecutor:
         self._memory = shared_memory.SharedMemory(create=True, size=layout.nbytes)
         self.arena = Arena(layout, self._memory.buf)
         self._workers: list[_Worker] = []
+        self._seconds = 0.0
         try:
             for number in range(workers):
                 self._workers.append(self._start(number))
@@ -108,31 +113,39 @@ class ProcessExecutor:
         return _Worker.start(number, self._premises, self.arena, self._memory.name, self._source, pipes)
 
     def _serve(self, orders: Sequence[_Order]) -> Iterator[Any]:
-        waiting = deque(orders)
-        idle = deque(self._workers)
+        waiting = self._parcels(orders)
+        began, left = time.perf_counter(), len(orders)
         for _ in range(_AT_HAND):
-            for worker in idle:
+            for worker in self._workers:
                 if waiting:
                     worker.give(waiting.popleft())
-        left = len(orders)
         while left:
             busy = {worker.pipe: worker for worker in self._workers if worker.orders}
             for pipe in connection.wait(list(busy)):
                 worker = busy[pipe]  # type: ignore[index]  # only pipes are waited for
                 try:
-                    answer = worker.take()
+                    answers = worker.take()
                 except (EOFError, ConnectionError):
                     self._replace(worker)
                     continue
                 if waiting:
                     worker.give(waiting.popleft())
-                left -= 1
-                yield answer
+                left -= len(answers)
+                if not left:
+                    self._seconds = (time.perf_counter() - began) * len(self._workers) / len(orders)
+                yield from answers
+
+    def _parcels(self, orders: Sequence[_Order]) -> deque[Sequence[_Order]]:
+        """Rule 3: dealt like cards where each worker gets one parcel, as orders come longest first."""
+        most = -(-len(orders) // len(self._workers))
+        size = max(1, min(most, int(PARCEL_S / self._seconds))) if self._seconds else 1
+        count = -(-len(orders) // size)
+        return deque(orders[place::count] for place in range(count))
 
     def _replace(self, worker: _Worker) -> None:
         """Rule 4."""
         place = self._workers.index(worker)
-        lost, site = list(worker.orders), worker.orders[0].site
+        lost, site = list(worker.orders), worker.orders[0][0].site
         worker.end()
         if worker.is_second:
             raise SimulationError(
@@ -142,8 +155,9 @@ class ProcessExecutor:
         fresh = self._start(worker.number)
         fresh.is_second = True
         self._workers[place] = fresh
-        for order in lost:
-            fresh.give(order)
+        for parcel in lost:
+            for order in parcel:  # one by one: should it die again, it is known where
+                fresh.give([order])
 
 
 class _Worker:
@@ -234,5 +248,7 @@ def _work(
     pipe.send(None)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
-            order = pipe.recv()
-            pipe.send(bench.train(order) if isinstance(order, TrainOrder) else bench.evaluate(order))
+            orders = pipe.recv()
+            pipe.send(
+                [bench.train(order) if isinstance(order, TrainOrder) else bench.evaluate(order) for order in orders]
+            )

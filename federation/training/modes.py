@@ -28,6 +28,8 @@ def batch_norm_of(model: torch.nn.Module) -> frozenset[str]:
 def train_mode(model: torch.nn.Module) -> None:
     """Put a model into training mode, but for the parts in which every parameter is frozen."""
     model.train()
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return
     for module in model.modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):

@@ -68,6 +68,8 @@ def state_of(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[s
     import torch
 
     state: dict[str, Array] = {}
+    if not optimizer.state:
+        return state
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
@@ -82,6 +84,8 @@ def state_of(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[s
 
 def restore_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module, state: Mapping[str, Array]) -> None:
     """Give an optimizer state back; entries of parameters that are not trained are left out."""
+    if not state:
+        return
     import torch
 
     names = dict(model.named_parameters())

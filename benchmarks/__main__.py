@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks import memory, round_latency, startup, throughput
+from benchmarks import codec_round, memory, round_latency, startup, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +45,19 @@ def run_throughput(
 ) -> None:
     """Seconds a round of a large model takes, beside bare mutual-TLS sockets."""
     _show(throughput.measure(sites=sites, parameters=parameters, rounds=rounds), as_json=as_json)
+
+
+@app.command("codec-round")
+def run_codec_round(
+    sites: SitesOption = 2,
+    parameters: ParametersOption = 5_000_000,
+    rounds: RoundsOption = 4,
+    codec: Annotated[list[str] | None, typer.Option(help="Compressors to measure; most of ours by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Seconds a round of a large model takes with each compressor, beside the same round sent whole."""
+    results = codec_round.measure(sites=sites, parameters=parameters, rounds=rounds, codecs=codec or codec_round.CODECS)
+    _show(results, as_json=as_json)
 
 
 @app.command("memory")

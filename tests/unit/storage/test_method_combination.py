@@ -243,7 +243,7 @@ def test_a_state_that_overflows_is_refused_by_name() -> None:
     spec = spec_of(algorithm, schema)
     huge = Bytes(np.full(3, 3e38, dtype=np.float32).tobytes())
     updates = [SiteUpdate(site=SiteName(f"site-{index}"), payloads={DELTA: huge}) for index in range(3)]
-    with pytest.raises(PlanError, match="state .(momentum|variance). of the method does not fit float32"):
+    with pytest.raises(PlanError, match=r"state .(momentum|variance). of the method does not fit float32"):
         combine(algorithm, spec, updates)
 
 

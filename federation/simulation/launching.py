@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from federation.errors import PlanError
+from federation.errors import ConfigurationError, PlanError
 from federation.simulation.executors import SerialExecutor
 
 if TYPE_CHECKING:
@@ -42,4 +42,9 @@ def launch(
         from federation.simulation.processes import ProcessExecutor
 
         return ProcessExecutor(premises, layout, workers=workers, source=source)
-    raise PlanError(f"there is no executor {name!r}, only serial, processes, threads and ray")
+    if chosen in ("threads", "ray"):
+        raise ConfigurationError(
+            f"executor {chosen!r} is not in this release: threads need a CUDA device, for a stream of its own each, "
+            "and ray a cluster; use processes"
+        )
+    raise PlanError(f"there is no executor {name!r}, only serial and processes")

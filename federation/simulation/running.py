@@ -125,8 +125,8 @@ def simulate(
         partition: how the whole is divided, such as ``"dirichlet:0.3"``.
         sample: sites asked each round, instead of the plan's.
         workers: how many sites train at once.
-        executor: ``serial``, ``processes``, ``threads`` (CUDA only) or ``ray``. None: serial for one worker, else
-            processes.
+        executor: ``serial`` or ``processes`` (``threads`` and ``ray`` are not in this release). None: serial for one
+            worker, else processes.
         folder: run folder, made if missing; None: nothing is written, and the run cannot be resumed.
         seed: root seed instead of the plan's; also decides the division of the data.
         on_round: told of each round after its commit.

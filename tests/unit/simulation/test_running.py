@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from federation.errors import ConflictError, PlanError
+from federation.errors import ConfigurationError, ConflictError, PlanError
 from federation.rounds.history import RoundRecord, SiteOutcome
 from federation.simulation import Rule, Script, TimeModel, simulate
 from federation.simulation.executors import SimulationError
@@ -216,3 +216,40 @@ def test_trackers_are_told_of_start_rounds_and_end(make: Make) -> None:
     told = Told()
     simulate(make(rounds=2), sites=2, trackers=[told])
     assert told.heard == ["start mean", "round 1", "round 2", "end completed"]
+
+
+@pytest.mark.parametrize("executor", ["threads", "ray"])
+def test_an_executor_that_is_not_here_is_refused_with_advice(make: Make, executor: Any) -> None:
+    with pytest.raises(ConfigurationError, match="use processes"):
+        simulate(make(), sites=2, workers=2, executor=executor)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_asynchronous_method_is_the_same_with_any_number_of_workers(make: Make, workers: int) -> None:
+    times = TimeModel(speed="lognormal:1.0")
+    changes = {"algorithm": "fedbuff", "options": {"k": 2}, "rounds": 8}
+    result = simulate(make(), sites=5, workers=workers, times=times, changes=changes)
+    again = simulate(make(), sites=5, times=times, changes=changes)
+    assert result.outcome == "completed", result.reason
+    assert digests(result) == digests(again)
+    assert any(row.staleness for record in result.records for row in record.sites)
+    assert [len(record.sites) for record in result.records] == [2] * 8
+
+
+def test_a_late_update_does_not_overtake_an_asynchronous_step(make: Make) -> None:
+    changes = {"algorithm": "fedasync", "rounds": 6}
+    result = simulate(make(), sites=3, times=TimeModel(speed="lognormal:1.0"), changes=changes)
+    assert result.outcome == "completed", result.reason
+    assert [len(record.sites) for record in result.records] == [1] * 6
+
+
+def test_an_asynchronous_run_is_not_resumed(make: Make, tmp_path: Path) -> None:
+    changes = {"algorithm": "fedbuff", "options": {"k": 2}}
+
+    def press(record: RoundRecord) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(make(), sites=3, changes=changes, folder=tmp_path, on_round=press)
+    with pytest.raises(ConflictError, match="cannot be resumed"):
+        simulate(make(), sites=3, changes=changes, folder=tmp_path)

@@ -30,6 +30,7 @@ from federation.compression import load_codec
 from federation.compression.registry import BUILT_IN as CODECS
 from federation.names import ExperimentState
 from federation.plan import Plan
+from federation.rounds.asynchronous import describe_async_states
 from federation.rounds.machine import describe_states
 from federation.telemetry.metrics import Metrics
 
@@ -64,8 +65,9 @@ def experiment_states() -> str:
 
 
 def round_phases() -> str:
-    """Return the phases of a round as a Mermaid diagram."""
-    return f"```mermaid\n{describe_states()}```\n"
+    """Return the phases of a round, and those of an asynchronous one, as Mermaid diagrams."""
+    asynchronous = f"Of asynchronous methods:\n\n```mermaid\n{describe_async_states()}```\n"
+    return f"```mermaid\n{describe_states()}```\n\n{asynchronous}"
 
 
 def settings(model: type[BaseModel], prefix: str) -> str:

@@ -101,7 +101,7 @@ class Eden(Codec):
         codes: list[bytes] = []
         for block, (start, end) in enumerate(blocks_of(vector.size)):
             scale, packed = self._encode_block(single(self.name, vector[start:end]), seed, block)
-            if scale > float(np.finfo(np.float32).max):
+            if scale * _padded_size(end - start) * CENTROIDS[self.bits][-1] > float(np.finfo(np.float32).max):
                 raise ValueError("a block of the vector is too large for float32; use rand_k or top_k")
             scales[block] = scale
             codes.append(packed)
@@ -116,7 +116,7 @@ class Eden(Codec):
         z = np.zeros(size, np.float32)
         np.divide(x, np.float32(largest), out=z[: x.size])  # squares of the rest neither overflow nor vanish
         z.view(np.uint32)[:] ^= _signs(seed, block, size)
-        squared = float(np.dot(z.astype(np.float64), z.astype(np.float64)))
+        squared = float(np.square(z, dtype=np.float64).sum())  # not BLAS, whose sums depend on its threads
         z = _rotate(z, _rows(size))  # √n · Rx
         table = np.array(CENTROIDS[self.bits], np.float32)
         magnitudes = np.abs(z) * np.float32(1 / math.sqrt(squared))
@@ -124,7 +124,7 @@ class Eden(Codec):
         for bound in (table[1:] + table[:-1]) / 2:
             levels += magnitudes > bound
         # With unit centroids c and z = √n·Rx: S·R⁻¹Q(z) = ‖x‖²/⟨z, c⟩ · (signs · Hc).
-        inner = float(np.dot(np.abs(z).astype(np.float64), table[levels].astype(np.float64)))
+        inner = float(np.multiply(np.abs(z), table[levels], dtype=np.float64).sum())
         codes = levels | ((z < 0).view(np.uint8) << np.uint8(self.bits - 1))
         return largest * squared / inner, pack(codes, self.bits)
 

@@ -84,17 +84,18 @@ class NaturalDithering(Codec):
             block = vector[start:end]
             u = (block / block.dtype.type(norm or 1.0)).astype(np.float32, copy=False)
             level = self._levels(np.abs(u), words(stream, u.size))
-            signed = np.where(u < 0, np.int16(self.s) - level, np.int16(self.s) + level)
-            parts.append(pack(signed.astype(np.uint8), self.width))
+            signed = np.where(u < 0, np.uint8(self.s) - level, np.uint8(self.s) + level)
+            parts.append(pack(signed, self.width))
         return b"".join(parts)
 
     def _levels(self, u: Array, drawn: Array) -> Array:
-        """Return the level, 0 to s, of each u in [0, 1], i16."""
+        """Return the level, 0 to s, of each u in [0, 1], u8."""
         carried = u.view(np.uint32) + (drawn >> np.uint32(9))
-        upper = (carried >> np.uint32(23)).astype(np.int16) - np.int16(127 - self.s)
+        # Modulo 256; where that matters, u lies below the levels and `lower` is taken.
+        upper = (carried >> np.uint32(23)).astype(np.uint8) - np.uint8(127 - self.s)
         coin = (drawn >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
         lower = coin < u * np.float32(2.0 ** (self.s - 1))
-        return np.where(u >= np.float32(2.0 ** (1 - self.s)), upper, lower.astype(np.int16))
+        return np.where(u >= np.float32(2.0 ** (1 - self.s)), upper, lower.view(np.uint8))
 
     def decoder(self, body: Source, elements: int, dtype: np.dtype[Any], shapes: Shapes) -> NaturalDitheringDecoder:
         """Return the decoder after checking the norm."""

@@ -76,13 +76,18 @@ def simulate(
                 measured.round_done(record.round)
             show(record)
 
-        result = run(
-            folder, sites=sites, sample=sample, workers=workers, partition=partition, data=data, seed=seed, folder=out,
-            executor=executor,  # type: ignore[arg-type]  # checked above
-            resume=not fresh, on_round=on_round, script=_script(script, drop), times=_times(speed, bandwidth),
-            trackers=[load_tracker(text) for text in tracker or ()], profile=measured, changes=changes, label=label,
-            command=shlex.join(["federation", *sys.argv[1:]]),
-        )  # fmt: skip
+        try:
+            result = run(
+                folder, sites=sites, sample=sample, workers=workers, partition=partition, data=data, seed=seed, folder=out,
+                executor=executor,  # type: ignore[arg-type]  # checked above
+                resume=not fresh, on_round=on_round, script=_script(script, drop), times=_times(speed, bandwidth),
+                trackers=[load_tracker(text) for text in tracker or ()], profile=measured, changes=changes, label=label,
+                command=shlex.join(["federation", *sys.argv[1:]]),
+            )  # fmt: skip
+        except KeyboardInterrupt as interrupt:
+            # Said here: the command line's own handling of Ctrl-C knows no text.
+            print(f"federation: {interrupt or 'interrupted'}", file=sys.stderr)
+            raise typer.Exit(Exit.INTERRUPTED) from None
     if measured is not None:
         measured.finish()
         _print_table(*measured.table(), console=Console(stderr=as_json))

@@ -78,8 +78,8 @@ def simulate(
 
         try:
             result = run(
-                folder, sites=sites, sample=sample, workers=workers, partition=partition, data=data, seed=seed, folder=out,
-                executor=executor,  # type: ignore[arg-type]  # checked above
+                folder, sites=sites, sample=sample, workers=workers, partition=partition, data=data, seed=seed,
+                folder=out, executor=executor,  # type: ignore[arg-type]  # checked above
                 resume=not fresh, on_round=on_round, script=_script(script, drop), times=_times(speed, bandwidth),
                 trackers=[load_tracker(text) for text in tracker or ()], profile=measured, changes=changes, label=label,
                 command=shlex.join(["federation", *sys.argv[1:]]),

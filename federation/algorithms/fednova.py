@@ -43,6 +43,7 @@ class FedNova(Algorithm):
     name: ClassVar[str] = "fednova"
     title: ClassVar[str] = "FedNova"
     source: ClassVar[str] = "arXiv:2007.07481, equations 6 to 9"
+    only_mean: ClassVar[bool] = True
 
     momentum: float = Field(default=0.0, ge=0, lt=1)
     mu: float = Field(default=0.0, ge=0)

@@ -91,7 +91,8 @@ class SiteWork:
             resident.touched()
             reported = resident.task.train(resident.model, data, context)
             metrics = checked_metrics(reported, "train", resident.spec.metrics)
-            steps, oracle_calls = data.batches_drawn, data.examples_drawn
+            # A task that draws no batches looks at everything, once at least.
+            steps, oracle_calls = data.batches_drawn, data.examples_drawn or data.examples_used
         else:
             round = SiteRound(resident, context, data, arrays, self._state.kept, inputs, outputs)
             resident.client.work(round)

@@ -216,8 +216,9 @@ def norm_of(vector: Array, p: float) -> float:
     if largest and not math.isinf(p):
         sums = []
         for start, end in blocks_of(vector.size):
-            ratio = np.abs(vector[start:end].astype(np.float64)) / largest
-            sums.append(float(np.sum(ratio if p == 1 else ratio * ratio if p == 2 else ratio**p)))
+            ratio = vector[start:end].astype(np.float64)
+            ratio /= largest  # so that no power overflows or vanishes
+            sums.append(float(np.einsum("i,i->", ratio, ratio) if p == 2 else (np.abs(ratio) ** p).sum()))
         total = largest * math.fsum(sums) ** (1 / p)
     if total > _LARGEST_NORM:
         raise ValueError(f"the norm {total:g} of the vector is beyond float32; use rand_k or top_k")

@@ -84,7 +84,10 @@ class NaturalDithering(Codec):
             block = vector[start:end]
             u = (block / block.dtype.type(norm or 1.0)).astype(np.float32, copy=False)
             level = self._levels(np.abs(u), words(stream, u.size))
-            signed = np.where(u < 0, np.uint8(self.s) - level, np.uint8(self.s) + level)
+            minus = _mask(u < 0)
+            signed: Array = np.uint8(self.s) + (
+                (level ^ minus) - minus
+            )  # two's complement; np.where is ten times slower
             parts.append(pack(signed, self.width))
         return b"".join(parts)
 
@@ -95,12 +98,20 @@ class NaturalDithering(Codec):
         upper = (carried >> np.uint32(23)).astype(np.uint8) - np.uint8(127 - self.s)
         coin = (drawn >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
         lower = coin < u * np.float32(2.0 ** (self.s - 1))
-        return np.where(u >= np.float32(2.0 ** (1 - self.s)), upper, lower.view(np.uint8))
+        below = _mask(u < np.float32(2.0 ** (1 - self.s)))
+        level: Array = (upper & ~below) | (lower.view(np.uint8) & below)
+        return level
 
     def decoder(self, body: Source, elements: int, dtype: np.dtype[Any], shapes: Shapes) -> NaturalDitheringDecoder:
         """Return the decoder after checking the norm."""
         expect_bytes(self.name, body, self.max_bytes(elements, dtype.itemsize, shapes))
         return NaturalDitheringDecoder(body, elements, self.width, self.s)
+
+
+def _mask(chosen: Array) -> Array:
+    """Return 255 where `chosen`, else 0, u8."""
+    mask: Array = -chosen.view(np.uint8)
+    return mask
 
 
 class NaturalDitheringDecoder:

@@ -123,7 +123,7 @@ def _bare(parts: list[Shard], rounds: int) -> float:
                 batch = order[start : start + BATCH]
                 optimizer.zero_grad()
                 loss = functional.cross_entropy(model(samples[batch]), targets[batch])
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
                 optimizer.step()
                 losses += loss.item()
             for name, value in model.state_dict().items():

@@ -86,7 +86,7 @@ def simulate(
             )  # fmt: skip
         except KeyboardInterrupt as interrupt:
             # Said here: the command line's own handling of Ctrl-C knows no text.
-            print(f"federation: {interrupt or 'interrupted'}", file=sys.stderr)
+            print(f"federation: {str(interrupt) or 'interrupted'}", file=sys.stderr)
             raise typer.Exit(Exit.INTERRUPTED) from None
     if measured is not None:
         measured.finish()

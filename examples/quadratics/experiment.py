@@ -1,7 +1,7 @@
 """Least squares with a chosen spectrum: d = 20, ten sites of 100 rows, x⁰ = all ones, in float64.
 
-Every site trains on its own rows and evaluates on those of all, so that the federated ``gradient_square`` is ‖∇f(x)‖² of
-the whole objective f, and ``loss`` is f(x). `problem_shards` gives the sites' data; `simulate` it with `run`.
+Every site trains on its own rows and evaluates on those of all, so that the federated ``gradient_square`` is ‖∇f(x)‖²
+of the whole objective f, and ``loss`` is f(x). `problem_shards` gives the sites' data; `simulate` it with `run`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from federation.data import ArrayShard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from federation.simulation import RunResult
 
@@ -29,6 +30,7 @@ class LeastSquares(GradientTask):
         super().__init__(batch_size=batch_size, evaluation_batch_size=SITES * SAMPLES, metrics=("gradient_square",))
 
     def gradient(self, model: Mapping[str, np.ndarray], samples: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
+        """See `GradientTask.gradient`."""
         error = samples @ model["x"] - targets
         slope = 2 / len(targets) * (samples.T @ error)
         return {"loss": float(np.mean(error**2)), "gradient_square": float(slope @ slope)}, {"x": slope}
@@ -66,13 +68,20 @@ def make_experiment(*, batch_size: int = SAMPLES, **fields: Any) -> Experiment:
 
 
 def run(
-    *, seed: int, smoothness: float, iid: bool = True, mu: float = 1.0, batch_size: int = SAMPLES, **fields: Any
+    *,
+    seed: int,
+    smoothness: float,
+    iid: bool = True,
+    mu: float = 1.0,
+    batch_size: int = SAMPLES,
+    folder: Path | None = None,
+    label: str = "",
+    **fields: Any,
 ) -> RunResult:
     """Draw the problem of a seed and simulate it with a plan of the same seed; `fields` are the plan's."""
     problem = make_quadratic(d=D, mu=mu, smoothness=smoothness, samples=SAMPLES, sites=SITES, iid=iid, seed=seed)
-    return simulate(
-        make_experiment(batch_size=batch_size, seed=seed, **fields), sites=site_names(), data=problem_shards(problem)
-    )
+    experiment = make_experiment(batch_size=batch_size, seed=seed, **fields)
+    return simulate(experiment, sites=site_names(), data=problem_shards(problem), folder=folder, label=label)
 
 
 experiment = make_experiment(learning_rate=0.3)

@@ -203,12 +203,13 @@ def write_picture(comparison: Comparison, path: Path) -> None:
     axes = figure.add_subplot()
     for index, (group, points) in enumerate(zip(comparison.groups, comparison.curves, strict=True)):
         xs, colour = [point.x for point in points], PALETTE[index % len(PALETTE)]
-        axes.plot(xs, [point.y for point in points], label=group.label, color=colour)
+        style = "-" if index < len(PALETTE) else "--"
+        axes.plot(xs, [point.y for point in points], style, label=group.label, color=colour)
         if len(group.runs) > 1:
             low, high = [p.y - p.spread for p in points], [p.y + p.spread for p in points]
             axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
     if is_logarithmic(comparison):
-        axes.set_yscale("log", nonpositive="mask")
+        axes.set_yscale("log", nonpositive="clip")
     axes.set(xlabel=comparison.x.replace("_", " "), ylabel=comparison.y)
     axes.grid(visible=True, color="#e4e4e4")
     axes.legend(fontsize="small")

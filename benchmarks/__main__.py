@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks import codec_round, memory, round_latency, startup, throughput
+from benchmarks import codec_round, memory, round_latency, simulation, startup, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +80,15 @@ def run_startup(
 ) -> None:
     """Seconds from submitting to the first round."""
     _show(startup.measure(sites=sites, parameters=parameters, submissions=submissions), as_json=as_json)
+
+
+@app.command("simulation")
+def run_simulation(
+    rounds: Annotated[int, typer.Option(min=10, help="Rounds of each run.")] = 200,
+    as_json: JsonOption = False,
+) -> None:
+    """Rounds a second of a simulation with one and two workers, beside a bare PyTorch loop."""
+    _show(simulation.measure(rounds=rounds), as_json=as_json)
 
 
 @app.command("all")

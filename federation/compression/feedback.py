@@ -63,7 +63,7 @@ class ErrorFeedback:
     def before(self, v: Mapping[str, Array], state: Mapping[str, Array]) -> dict[str, Array]:
         """Return v + e."""
         return {
-            name: array + state[f"error/{name}"] if f"error/{name}" in state else array.copy()
+            name: np.asarray(array + state[f"error/{name}"]) if f"error/{name}" in state else array.copy()
             for name, array in v.items()
         }
 
@@ -71,7 +71,7 @@ class ErrorFeedback:
         self, target: Mapping[str, Array], sent: Mapping[str, Array], body: Buffer, state: Mapping[str, Array]
     ) -> dict[str, Array]:
         """Return e⁺ = target − m."""
-        return {f"error/{name}": array - sent[name] for name, array in target.items()}
+        return {f"error/{name}": np.asarray(array - sent[name]) for name, array in target.items()}
 
 
 class MomentumCorrection:
@@ -92,7 +92,10 @@ class MomentumCorrection:
     def before(self, v: Mapping[str, Array], state: Mapping[str, Array]) -> dict[str, Array]:
         """Return the accumulated v."""
         u = self._momenta(v, state)
-        return {name: state[f"velocity/{name}"] + u[name] if f"velocity/{name}" in state else u[name] for name in u}
+        return {
+            name: np.asarray(state[f"velocity/{name}"] + u[name]) if f"velocity/{name}" in state else u[name]
+            for name in u
+        }
 
     def after(
         self, target: Mapping[str, Array], sent: Mapping[str, Array], body: Buffer, state: Mapping[str, Array]
@@ -102,8 +105,8 @@ class MomentumCorrection:
         for name, array in target.items():
             old = state.get(f"velocity/{name}")
             waiting = sent[name] == 0
-            kept[f"momentum/{name}"] = (array if old is None else array - old) * waiting
-            kept[f"velocity/{name}"] = array * waiting
+            kept[f"momentum/{name}"] = np.asarray((array if old is None else array - old) * waiting)
+            kept[f"velocity/{name}"] = np.asarray(array * waiting)
         return {**kept, "round": state.get("round", np.zeros(1)) + 1}
 
     def _momenta(self, g: Mapping[str, Array], state: Mapping[str, Array]) -> dict[str, Array]:
@@ -116,7 +119,7 @@ class MomentumCorrection:
         for name, array in g.items():
             clipped = array * factor
             old = state.get(f"momentum/{name}")
-            u[name] = clipped if old is None else clipped + old * self._momentum
+            u[name] = np.asarray(clipped if old is None else clipped + old * self._momentum)
         return u
 
 

@@ -85,9 +85,8 @@ class NaturalDithering(Codec):
             u = (block / block.dtype.type(norm or 1.0)).astype(np.float32, copy=False)
             level = self._levels(np.abs(u), words(stream, u.size))
             minus = _mask(u < 0)
-            signed: Array = np.uint8(self.s) + (
-                (level ^ minus) - minus
-            )  # two's complement; np.where is ten times slower
+            signed = np.subtract(level ^ minus, minus)  # two's complement; np.where is ten times slower
+            np.add(signed, np.uint8(self.s), out=signed)
             parts.append(pack(signed, self.width))
         return b"".join(parts)
 

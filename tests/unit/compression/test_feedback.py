@@ -185,3 +185,18 @@ def test_feedback_is_for_biased_codecs_that_nothing_else_corrects() -> None:
 def test_an_algorithm_is_what_feedback_asks_for() -> None:
     method: HasOwnFeedback = Algorithm()
     assert feedback_for(load_codec("top_k:0.1"), Plan(), method) is not None
+
+
+@pytest.mark.parametrize("spec", ["top_k:1", "dgc:1", "powersgd:1"])
+def test_state_of_a_parameter_without_dimensions_is_an_array(spec: str) -> None:
+    # NumPy makes scalars of what is computed from such arrays, and a scalar cannot be stored as a tensor.
+    schema = TensorSchema.of([TensorSpec(name="x", dtype=DType.FLOAT32, shape=())])
+    codec = load_codec(spec)
+    feedback = feedback_for(codec, Plan(), Method())
+    assert feedback is not None
+    state: dict[str, Array] = {}
+    for _ in range(2):
+        target = feedback.before({"x": np.array(2.0, np.float32)}, state)
+        data = encode_payload(schema, target, codec, seed=0, state=state)
+        state = feedback.after(target, decode_payload(data, schema), data, state)
+        assert all(isinstance(array, np.ndarray) for array in [*target.values(), *state.values()])

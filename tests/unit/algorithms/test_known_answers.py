@@ -1,8 +1,8 @@
 """Published answers on least squares with a chosen spectrum, each asserted for every seed, through `simulate`.
 
 The problem, its start (all ones) and the order of its singular values are those of ``examples/quadratics``; ‖∇f‖² is of
-the whole objective. d = 20, ten sites of 100 rows, full gradients, all sites in every round. Bounds are ten to a
-hundred times what 50 seeds gave, so each can fail.
+the whole objective. d = 20, ten sites of 100 rows, full gradients, all sites in every round. Bounds are
+those published with the answers, or one to two orders above or below them, so each can fail.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from federation.data.loading import check_shapes, load_shard
 from federation.data.part import divide, labels_of
+from federation.data.partitions.report import PartitionReport
 from federation.errors import PlanError
 from federation.names import SiteName, check_name
 
@@ -113,9 +114,12 @@ def check_data(spec: ExperimentSpec, shards: Mapping[SiteName, Shard]) -> None:
         check_shapes(name, shard, spec.sample_shape, spec.target_shape)
 
 
-def labels_by_site(shards: Mapping[SiteName, Shard]) -> dict[SiteName, object] | None:
-    """Return the class of each training example of each site; None where targets are not classes."""
+def report_of(shards: Mapping[SiteName, Shard]) -> PartitionReport | None:
+    """Return which site has how many examples of each class; None where targets are not classes."""
     try:
-        return {name: labels_of(shard.train) for name, shard in shards.items()}
+        labels = {str(name): labels_of(shard.train) for name, shard in shards.items()}
     except PlanError:
         return None
+    if any(mine.dtype.kind not in "iub" for mine in labels.values()):
+        return None
+    return PartitionReport.of_sites(labels)

@@ -32,7 +32,7 @@ from federation.simulation.interruption import Interruption
 from federation.simulation.launching import ExecutorName, launch
 from federation.simulation.memory import Layout
 from federation.simulation.models import Models
-from federation.simulation.population import check_data, shards_of, site_names
+from federation.simulation.population import check_data, report_of, shards_of, site_names
 from federation.simulation.run_folder import FORMAT, RunFolder, Standpoint
 from federation.simulation.script import Script
 from federation.simulation.times import TimeModel
@@ -42,6 +42,7 @@ from federation.training.importing import load_experiment
 from federation.training.seeding import seeded
 
 if TYPE_CHECKING:
+    from federation.data.partitions.report import PartitionReport
     from federation.data.shard import Shard
     from federation.rounds.history import RoundRecord
     from federation.tensors.buffers import Array
@@ -64,7 +65,7 @@ class RunResult:
         outcome: ``completed`` or ``failed``.
         reason: why it ended.
         folder: its run folder; None without one.
-        report: how the data was divided; None if sites brought their own or targets are no classes.
+        report: how the data was divided; None if targets are no classes.
     """
 
     spec: ExperimentSpec
@@ -75,7 +76,7 @@ class RunResult:
     outcome: str
     reason: str
     folder: Path | None = None
-    report: Any = None
+    report: PartitionReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,6 +437,7 @@ class _Run:
             outcome=outcome,
             reason=reason,
             folder=None if folder is None else folder.path,
+            report=report_of(self._setting.shards),
         )
 
 

@@ -253,3 +253,10 @@ def test_an_asynchronous_run_is_not_resumed(make: Make, tmp_path: Path) -> None:
         simulate(make(), sites=3, changes=changes, folder=tmp_path, on_round=press)
     with pytest.raises(ConflictError, match="cannot be resumed"):
         simulate(make(), sites=3, changes=changes, folder=tmp_path)
+
+
+def test_the_result_reports_what_each_site_has(make: Make) -> None:
+    report = simulate(make(rounds=1), sites=3, partition="shards:1").report
+    assert report is not None
+    assert (report.sites, report.classes) == (("site-000", "site-001", "site-002"), ("0", "1", "2"))
+    assert sorted(map(tuple, report.counts.tolist())) == [(0, 0, 20), (0, 20, 0), (20, 0, 0)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks import memory, round_latency, startup, throughput
+from benchmarks import codec_round, memory, round_latency, simulation, startup, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +47,19 @@ def run_throughput(
     _show(throughput.measure(sites=sites, parameters=parameters, rounds=rounds), as_json=as_json)
 
 
+@app.command("codec-round")
+def run_codec_round(
+    sites: SitesOption = 2,
+    parameters: ParametersOption = 5_000_000,
+    rounds: RoundsOption = 4,
+    codec: Annotated[list[str] | None, typer.Option(help="Compressors to measure; most of ours by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Seconds a round of a large model takes with each compressor, beside the same round sent whole."""
+    results = codec_round.measure(sites=sites, parameters=parameters, rounds=rounds, codecs=codec or codec_round.CODECS)
+    _show(results, as_json=as_json)
+
+
 @app.command("memory")
 def run_memory(
     sites: Annotated[list[int] | None, typer.Option(help="Numbers of sites to compare; 4 and 16 by default.")] = None,
@@ -67,6 +80,15 @@ def run_startup(
 ) -> None:
     """Seconds from submitting to the first round."""
     _show(startup.measure(sites=sites, parameters=parameters, submissions=submissions), as_json=as_json)
+
+
+@app.command("simulation")
+def run_simulation(
+    rounds: Annotated[int, typer.Option(min=10, help="Rounds of each run.")] = 200,
+    as_json: JsonOption = False,
+) -> None:
+    """Rounds a second of a simulation with one and two workers, beside a bare PyTorch loop."""
+    _show(simulation.measure(rounds=rounds), as_json=as_json)
 
 
 @app.command("all")

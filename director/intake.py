@@ -5,7 +5,8 @@ Rules, in order:
 1. Header first: the manifest's signature is checked with the key that came along (whom a silo believes is the silo's
    business), its federation, expiry and limits, and its submitter must be the user of the certificate.
 2. Bundle and model follow, in order, chunk by chunk into temporary files; each must have the size and SHA-256 the
-   manifest signs. The model's tensors must be those of the signed spec, and its plan's rule must be installed here.
+   manifest signs. The model's tensors must be those of the signed spec, its plan's rule must be installed here, and its
+   method must be one that an aggregator can run.
 3. The experiment is stored as SUBMITTED with its nonce, its files are put into the artifact store, and only then is it
    QUEUED. What fails on the way is taken back; what a crash left SUBMITTED is taken back at the next start.
 4. The bundle is stored and never opened. Every submission, admitted or refused, is in the audit trail.
@@ -27,6 +28,7 @@ from director.sessions import first
 from director.store import artifacts, events, experiments
 from director.store.records import ArtifactRecord, Submission
 from federation.aggregation.rule import rule_names
+from federation.aggregator.support import check_supported
 from federation.bundle.signing import SignedManifest, VerifiedManifest, open_manifest
 from federation.errors import (
     BundleError,
@@ -182,6 +184,7 @@ class Intake:
             raise PlanError(
                 f"aggregation rule {manifest.spec.plan.rule!r} is not installed here; there are: {', '.join(rules)}"
             )
+        check_supported(manifest.spec)
 
     async def _store_all(
         self, signed: SignedManifest, verified: VerifiedManifest, folder: Path, call: Call

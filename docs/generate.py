@@ -1,13 +1,15 @@
 """Writes the parts of these documents that the code already knows: ``python docs/generate.py``.
 
 A page holds a pair of markers, ``<!-- generated NAME -->`` and ``<!-- end generated -->``; what stands between them is
-replaced by what `PARTS` makes from transition tables, settings, exit codes and metrics. With ``--check`` nothing is
+replaced by what `PARTS` makes from transition tables, settings, exit codes, metrics, and the docstrings of methods and
+codecs; each method has a page of its own in ``methods/``, made here when it is new. With ``--check`` nothing is
 written and a page that differs is an error; a test does the same, so that code and documents change in one commit.
 """
 
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 import re
 import sys
@@ -21,10 +23,14 @@ from pydantic import BaseModel
 from director.config import DirectorSettings
 from director.lifecycle import TRANSITIONS
 from envoy.config import EnvoySettings
+from federation.algorithms.registry import BUILT_IN as METHODS
 from federation.client.exits import Exit
 from federation.client.profile import Profile
+from federation.compression import load_codec
+from federation.compression.registry import BUILT_IN as CODECS
 from federation.names import ExperimentState
 from federation.plan import Plan
+from federation.rounds.asynchronous import describe_async_states
 from federation.rounds.machine import describe_states
 from federation.telemetry.metrics import Metrics
 
@@ -33,8 +39,10 @@ if typing.TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
+    from federation.algorithms.algorithm import Algorithm
+
 FOLDER = Path(__file__).parent
-_BLOCK = re.compile(r"(<!-- generated (?P<name>[a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- generated (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 _DEFAULT = re.compile(r"^(?P<meaning>.*?)\s*Default: (?P<default>.*?)\.?$", re.DOTALL)
 
 
@@ -57,8 +65,9 @@ def experiment_states() -> str:
 
 
 def round_phases() -> str:
-    """Return the phases of a round as a Mermaid diagram."""
-    return f"```mermaid\n{describe_states()}```\n"
+    """Return the phases of a round, and those of an asynchronous one, as Mermaid diagrams."""
+    asynchronous = f"Of asynchronous methods:\n\n```mermaid\n{describe_async_states()}```\n"
+    return f"```mermaid\n{describe_states()}```\n\n{asynchronous}"
 
 
 def settings(model: type[BaseModel], prefix: str) -> str:
@@ -172,6 +181,67 @@ def _metric_rows(source: Metrics) -> Iterator[tuple[str, str, str, str]]:
         yield f"`{name}`", family.type, ", ".join(labels.get(family.name, ())), family.documentation
 
 
+def methods() -> str:
+    """Return the built-in methods: what each is for, where it comes from, what it keeps and sends."""
+    rows = []
+    for name, method in METHODS.items():
+        claim = _plain(inspect.getdoc(method) or "").split("\n\n")[0]
+        sent = [*(f"up: {each}" for each in method.vectors), *(f"down: {each}" for each in method.broadcast)]
+        runs = "asynchronous" if method.mode == "buffer" else "in rounds"
+        kept = ", ".join(method.slots) or "nothing"
+        rows.append(
+            (f"[{method.title}]({_slug(name)}.md)", f"`{name}`", claim, kept, ", ".join(sent) or "nothing", runs)
+        )
+    return table(
+        ("method", "`algorithm`", "what it is for", "the server keeps", "vectors beside the model", "runs"), rows
+    )
+
+
+def method_page(method: type[Algorithm]) -> str:
+    """Return the page of one method, from its docstring and fields."""
+    text = inspect.getdoc(method) or ""
+    body, _, _ = text.partition("\nAttributes:\n")
+    body, _, example = body.partition("\nExample:\n")
+    meanings = _attributes(text)
+    parts = [f"# {method.title}\n", _plain(body).strip() + "\n", f"Source: {method.source}.\n"]
+    if example:
+        parts.append("## Example\n\n" + _plain(inspect.cleandoc(example)) + "\n")
+    rows = [
+        (f"`{name}`", _shown(field.get_default(call_default_factory=True)), meanings.get(name, ""))
+        for name, field in method.model_fields.items()
+    ]
+    options = table(("option", "default", "meaning"), rows) if rows else "It has none.\n"
+    parts += ["## Options\n\nSet with `Plan(options={...})`.\n\n" + options, "[All methods](README.md)\n"]
+    return "\n".join(parts)
+
+
+def codecs() -> str:
+    """Return the codecs: how each is written, what it does, and its figures for a matrix of 1000 × 1000 float32."""
+    rows, texts = [], []
+    elements = 1_000_000
+    for name, factory in CODECS.items():
+        made = inspect.getdoc(factory) or ""
+        found = re.search(r"``([a-z0-9_]+(?::[^`]*)?)``", made)
+        spec = found[1] if found and found[1].partition(":")[0] == name else name
+        codec = load_codec(spec)
+        bits = 8 * codec.max_bytes(elements, 4, [(1000, 1000)]) / elements
+        kind = f"unbiased, ω = {codec.omega(elements):.4g}" if codec.is_unbiased else "biased"
+        claim = _plain(inspect.getdoc(type(codec)) or "").partition("\nAttributes:\n")[0].strip()
+        rows.append((f"`{spec}`", claim.split("\n\n")[0], kind, f"{bits:.3g}"))
+        rest = "\n\n".join(claim.split("\n\n")[1:])
+        if rest:
+            texts.append(f"**`{name}`** {rest}\n")
+    return table(("written", "what it does", "kind", "bits a value, at most"), rows) + "\n" + "\n".join(texts)
+
+
+def _plain(text: str) -> str:
+    return text.replace("``", "`")
+
+
+def _slug(name: str) -> str:
+    return name.replace("_", "-")
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "experiment-states": experiment_states,
     "round-phases": round_phases,
@@ -181,6 +251,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "plan-fields": plan_fields,
     "exit-codes": exit_codes,
     "metrics": metrics,
+    "methods": methods,
+    "codecs": codecs,
+    **{f"method-{_slug(name)}": functools.partial(method_page, method) for name, method in METHODS.items()},
 }
 
 
@@ -195,11 +268,22 @@ def renew(text: str) -> str:
 
 def pages() -> list[Path]:
     """Return the pages that may hold generated parts."""
-    return [FOLDER.parent / "README.md", *sorted(FOLDER.glob("*.md"))]
+    return [FOLDER.parent / "README.md", *sorted(FOLDER.glob("*.md")), *sorted((FOLDER / "methods").glob("*.md"))]
+
+
+def new_pages() -> dict[Path, str]:
+    """Return the pages of methods that have none yet, and the markers to begin them with."""
+    made = {FOLDER / "methods" / f"{_slug(name)}.md": f"method-{_slug(name)}" for name in METHODS}
+    return {
+        page: f"<!-- generated {part} -->\n<!-- end generated -->\n" for page, part in made.items() if not page.exists()
+    }
 
 
 def main(arguments: list[str]) -> int:
     """Renew all pages, or with ``--check`` say which are not up to date."""
+    if "--check" not in arguments:
+        for page, text in new_pages().items():
+            page.write_text(text, encoding="utf-8")
     stale = [page for page in pages() if renew(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
     for page in stale:
         if "--check" in arguments:

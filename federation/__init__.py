@@ -11,23 +11,39 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from federation.algorithms.algorithm import Algorithm
     from federation.client.federation import Federation
     from federation.plan import BestModel, EarlyStopping, Plan
+    from federation.simulation import simulate
     from federation.training.experiment import Experiment
+    from federation.training.gradient_task import GradientTask
     from federation.training.supervised import SupervisedTask
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Algorithm": "federation.algorithms.algorithm",
     "BestModel": "federation.plan",
     "EarlyStopping": "federation.plan",
     "Experiment": "federation.training.experiment",
     "Federation": "federation.client.federation",
+    "GradientTask": "federation.training.gradient_task",
     "Plan": "federation.plan",
     "SupervisedTask": "federation.training.supervised",
+    "simulate": "federation.simulation",
 }
 
-__all__ = ["BestModel", "EarlyStopping", "Experiment", "Federation", "Plan", "SupervisedTask"]
+__all__ = [
+    "Algorithm",
+    "BestModel",
+    "EarlyStopping",
+    "Experiment",
+    "Federation",
+    "GradientTask",
+    "Plan",
+    "SupervisedTask",
+    "simulate",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -14,17 +14,25 @@ import fnmatch
 import hashlib
 import json
 import math
+import re
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from federation.errors import InvalidNameError, PlanError
-from federation.names import Digest, check_name
+from federation.names import Digest, PayloadName, check_name
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec
 
 MAX_METRICS = 64
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z][a-zA-Z0-9_]{0,63}$")]
+OptionValue = bool | int | float | str
+"""One option of an algorithm, as JSON has it; which there are and what they mean, the algorithm says."""
+_CHOICE = re.compile(r"[a-z0-9_]+(:[-+0-9.e,a-z]+)*")
+_ESTIMATOR = re.compile(r"minibatch|full|subset:[1-9][0-9]{0,9}")
+_RESERVED_PAYLOADS = frozenset({"model", "base", "delta", "buffers", "optimizer", "step"})
+"""Payload names that the protocol itself uses."""
 
 
 class _Frozen(BaseModel):
@@ -80,6 +88,19 @@ class Plan(_Frozen):
         max_norm: largest L2 norm of a site's parameter change; a larger one is refused. None: unbounded.
         max_failures: rounds in a row that may miss their quorum before the experiment fails.
         join_timeout_s: seconds the experiment waits for `sites` to join, and, once paused, for sites to come back.
+        algorithm: method, by its registered name.
+        options: options of the algorithm; it says which there are.
+        server_learning_rate: η_g, step size of the server along what the sites' changes amount to.
+        server_schedule: how η_g goes over the rounds, such as ``cosine``; see `federation.rounds.schedules`.
+        local_schedule: how `learning_rate` goes over the rounds.
+        compression: codec of what sites send, their change and the method's vectors, such as ``top_k:0.01``.
+        downlink: codec of what the server sends.
+        error_feedback: sites keep what compression lost and add it to their next update. None: on for biased codecs,
+            unless the algorithm has its own.
+        sampler: how the sites of a round are drawn, such as ``poisson:0.1``; see `federation.rounds.sampling`.
+        estimator: what a local gradient is taken over where a method asks for one: ``minibatch``, ``full`` or
+            ``subset:SIZE``.
+        local_seconds: seconds a site trains each round; `local_steps`, if given, is then the most steps it takes.
     """
 
     rounds: int = Field(default=10, ge=1, le=1_000_000)
@@ -105,6 +126,17 @@ class Plan(_Frozen):
     max_norm: float | None = Field(default=None, gt=0)
     max_failures: int = Field(default=3, ge=1)
     join_timeout_s: float = Field(default=3600.0, gt=0, le=365 * 86400)
+    algorithm: str = "fedavg"
+    options: dict[str, OptionValue] = {}
+    server_learning_rate: float = Field(default=1.0, gt=0)
+    server_schedule: str = "constant"
+    local_schedule: str = "constant"
+    compression: str = "identity"
+    downlink: str = "identity"
+    error_feedback: bool | None = None
+    sampler: str = "uniform"
+    estimator: str = "minibatch"
+    local_seconds: float | None = Field(default=None, gt=0)
 
     def __init__(self, **values: Any) -> None:
         """Validate the plan.
@@ -121,6 +153,8 @@ class Plan(_Frozen):
     def _is_consistent(self) -> Self:
         if self.local_epochs is not None and self.local_steps is not None:
             raise ValueError("give local_epochs or local_steps, not both")
+        if self.local_seconds is not None and self.local_epochs is not None:
+            raise ValueError("local_seconds: give local_epochs or local_seconds, not both")
         if self.sites is not None and self.sites < self.minimum_sites:
             raise ValueError(f"sites is {self.sites}, fewer than minimum_sites, {self.minimum_sites}")
         if self.sample is not None and self.sample > self.sites_wanted:
@@ -128,6 +162,11 @@ class Plan(_Frozen):
         if self.quorum is not None and self.sample is not None and self.quorum > self.sample:
             raise ValueError(f"quorum is {self.quorum}, more than the {self.sample} sites asked")
         _check_name(self.rule.replace("_", "-"), "aggregation rule")
+        _check_name(self.algorithm.replace("_", "-"), "algorithm")
+        for field in ("server_schedule", "local_schedule", "compression", "downlink", "sampler"):
+            _check_choice(getattr(self, field), field)
+        if not _ESTIMATOR.fullmatch(self.estimator):
+            raise ValueError(f"estimator is {self.estimator[:80]!r}, expected minibatch, full or subset:SIZE")
         if self.quorum is not None and self.quorum > self.sites_wanted:
             raise ValueError(f"quorum is {self.quorum}, more than the {self.sites_wanted} sites wanted")
         if self.early_stopping is not None and self.evaluate_every == 0:
@@ -146,8 +185,8 @@ class Plan(_Frozen):
 
     @property
     def epochs(self) -> int | None:
-        """Local passes a round: `local_epochs`, or 1 if neither is given; None under `local_steps`."""
-        if self.local_steps is not None:
+        """Local passes a round: `local_epochs`, or 1; None where `local_steps` or `local_seconds` say when to stop."""
+        if self.local_steps is not None or self.local_seconds is not None:
             return None
         return self.local_epochs or 1
 
@@ -180,6 +219,41 @@ class TensorRow(_Frozen):
     role: TensorRole
 
 
+class PayloadRow(_Frozen):
+    """One payload a method adds to what travels: as large as the parameters, or with tensors of its own.
+
+    Attributes:
+        name: its name; not one that the protocol uses itself.
+        like: ``parameters``: it has exactly the trained, federated tensors of the model. Empty: it has `tensors`.
+        tensors: its tensors, if it is not like the parameters.
+        codec: how it is compressed.
+    """
+
+    name: str
+    like: Literal["", "parameters"] = ""
+    tensors: tuple[TensorRow, ...] = ()
+    codec: str = "identity"
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        _check_name(self.name, "payload name")
+        if self.name in _RESERVED_PAYLOADS:
+            raise ValueError(f"payload name {self.name!r} is taken; choose another")
+        if bool(self.like) is bool(self.tensors):
+            raise ValueError(f"payload {self.name!r} must be like the parameters or have tensors, one of both")
+        _check_choice(self.codec, f"codec of payload {self.name!r}")
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayloadPlan:
+    """One payload of every update, or of every broadcast: what it is called, holds, and how it is compressed."""
+
+    name: PayloadName
+    schema: TensorSchema
+    codec: str
+
+
 class ExperimentSpec(_Frozen):
     """An experiment as data: the plan and what packing adds. Made at home, signed, never changed after.
 
@@ -194,6 +268,8 @@ class ExperimentSpec(_Frozen):
         metrics: names a site may report, training and evaluation together.
         sample_shape: shape of one sample the model takes; None: not checked.
         target_shape: shape of one target; None: not checked.
+        uplink: the method's payloads of an update beyond delta, buffers and optimizer, in order.
+        downlink: the method's vectors that the server sends beside the model, in order.
     """
 
     format: Literal[1] = 1
@@ -206,6 +282,8 @@ class ExperimentSpec(_Frozen):
     metrics: tuple[MetricName, ...] = Field(default=("loss",), max_length=MAX_METRICS)
     sample_shape: tuple[int, ...] | None = None
     target_shape: tuple[int, ...] | None = None
+    uplink: tuple[PayloadRow, ...] = ()
+    downlink: tuple[PayloadRow, ...] = ()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -230,6 +308,10 @@ class ExperimentSpec(_Frozen):
             raise ValueError(f"best metric {plan.best.metric!r} is not among the metrics {list(self.metrics)}")
         if any(not spec.dtype.is_float for spec in schema.parameters):
             raise ValueError("a trained, federated tensor must have a float dtype")
+        for way, rows in (("uplink", self.uplink), ("downlink", self.downlink)):
+            names = [payload.name for payload in rows]
+            if len(set(names)) != len(names):
+                raise ValueError(f"payload names of the {way} must be unique, got {names}")
         return self
 
     @cached_property
@@ -241,6 +323,23 @@ class ExperimentSpec(_Frozen):
     def optimizer_schema(self) -> TensorSchema:
         """Schema of aggregated optimizer state; empty unless the plan aggregates it."""
         return _schema(self.optimizer_tensors)
+
+    def uploads(self) -> tuple[PayloadPlan, ...]:
+        """Return the payloads of every update, in the order they are sent: the model's own, then the method's."""
+        schema = self.schema_
+        own = [PayloadPlan(name=PayloadName("delta"), schema=schema.parameters, codec=self.plan.compression)]
+        for name, tensors in (("buffers", schema.buffers), ("optimizer", self.optimizer_schema)):
+            if tensors.nbytes:
+                own.append(PayloadPlan(name=PayloadName(name), schema=tensors, codec="identity"))
+        return (*own, *map(self._planned, self.uplink))
+
+    def downloads(self) -> tuple[PayloadPlan, ...]:
+        """Return the method's payloads that every training task brings beside the model, in order."""
+        return tuple(map(self._planned, self.downlink))
+
+    def _planned(self, row: PayloadRow) -> PayloadPlan:
+        schema = self.schema_.parameters if row.like else _schema(row.tensors)
+        return PayloadPlan(name=PayloadName(row.name), schema=schema, codec=row.codec)
 
     def canonical_json(self) -> bytes:
         """The bytes that are signed and digested: sorted keys, no spaces, ASCII."""
@@ -298,6 +397,12 @@ def _check_name(text: str, what: str) -> None:
         check_name(text, what)
     except InvalidNameError as error:
         raise ValueError(str(error)) from error
+
+
+def _check_choice(text: str, what: str) -> None:
+    """Check that a codec, schedule or sampler is written as one; whether it exists, those who know them say."""
+    if not _CHOICE.fullmatch(text):
+        raise ValueError(f"{what} is {text[:80]!r}, expected a name and its parameters such as 'name:0.1'")
 
 
 def _explain(error: ValidationError, what: str) -> str:

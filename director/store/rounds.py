@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from sqlalchemy.orm import Session
 
-_ROUND_MAPS = ("phase_seconds", "train_metrics", "metrics")
+_ROUND_MAPS = ("phase_seconds", "train_metrics", "metrics", "algorithm_scalars")
 _CONTRIBUTION_MAPS = ("train_metrics", "metrics")
 
 

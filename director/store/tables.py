@@ -148,6 +148,9 @@ class Round(Table):
     bytes_down: Mapped[int]
     bytes_up: Mapped[int]
     update_norm: Mapped[float]
+    simulated_seconds: Mapped[float]
+    algorithm_scalars: Mapped[dict[str, Any]]
+    total_sites: Mapped[int]
 
 
 class Contribution(Table):
@@ -174,6 +177,9 @@ class Contribution(Table):
     metrics: Mapped[dict[str, Any]]
     update_digest: Mapped[str]
     validation_examples: Mapped[int]
+    oracle_calls: Mapped[int]
+    peak_memory: Mapped[int]
+    staleness: Mapped[int]
 
 
 class Artifact(Table):

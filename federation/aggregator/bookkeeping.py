@@ -12,7 +12,7 @@ from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord, weig
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from federation.aggregator.checkpoints import Candidate
+    from federation.aggregator.candidates import Candidate
     from federation.aggregator.uploads import AdmittedUpdate
     from federation.names import Epoch, SiteName
     from federation.rounds.events import Commit, Standing
@@ -72,7 +72,6 @@ class RoundBook:
         commit: Commit,
         candidate: Candidate,
         updates: Sequence[AdmittedUpdate],
-        weights: Sequence[float],
         epoch: Epoch,
     ) -> RoundRecord:
         """Return the record of the round that is about to be committed.
@@ -81,15 +80,14 @@ class RoundBook:
             commit: what the round machine decided.
             candidate: the model.
             updates: what it is made of, in name order.
-            weights: p_i of each, in the same order.
             epoch: of this process.
         """
         now = self._clock.monotonic()
         seconds = dict(self._seconds)
         if self._phase in _TIMED:
             seconds[self._phase.value] = seconds.get(self._phase.value, 0.0) + now - self._entered
-        whole = sum(weights)
-        shares = {update.site: weight / whole for update, weight in zip(updates, weights, strict=True)}
+        whole = sum(candidate.weights)
+        shares = {update.site: weight / whole for update, weight in zip(updates, candidate.weights, strict=True)}
         admitted = {update.site: update for update in updates}
         sites = [
             self._site(site, standing, admitted.get(site), shares.get(site, 0.0), commit)
@@ -110,6 +108,8 @@ class RoundBook:
             bytes_down=sum(self._down.values()),
             bytes_up=sum(row.bytes_up for row in sites),
             update_norm=candidate.update_norm,
+            total_sites=candidate.total_sites,
+            algorithm_scalars=dict(candidate.scalars),
         )
 
     def _site(
@@ -137,4 +137,6 @@ class RoundBook:
             bytes_up=sum(payload.nbytes for payload in update.payloads.values()),
             train_metrics=dict(said.metrics),
             update_digest=update.digest,
+            oracle_calls=said.oracle_calls,
+            peak_memory=said.peak_memory,
         )

@@ -2,7 +2,8 @@
 
 Files, in ``checkpoints/``: ``base`` (tensors with role LOCAL, never changed), ``model`` (what is federated), ``best``
 (a hard link to the model it was), and, where they apply, ``master`` (float32 of half-precision parameters) and
-``optimizer`` (aggregated optimizer state). Each says in its metadata which round it is of. Rules:
+``optimizer`` (aggregated optimizer state), and ``method-…`` for each vector of the method's state. Each says in its
+metadata which round it is of, and with how many sites N the method then counted. Rules:
 
 1. A candidate is committed file by file, then the journal line is written. A process killed in between leaves files of
    a round that no line names; the superseded ones are still there as spares, and are put back at the next start.
@@ -16,86 +17,34 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.aggregation.rule import load_rule
+from federation.aggregator.candidates import MODEL, OPTIMIZER, Candidate, Contribution, slot_file
+from federation.aggregator.support import check_supported
+from federation.algorithms import registry
+from federation.algorithms.algorithm import SCALARS
+from federation.algorithms.server import ServerRound, SiteFacts, count_sites
 from federation.errors import StorageError
+from federation.names import PayloadName
+from federation.rounds import schedules
 from federation.storage import combination
 from federation.storage.assembly import assemble_model
 from federation.storage.checkpoints import ModelFile, ModelWriter, read_header
+from federation.storage.combination import SiteUpdate
 from federation.storage.disk import sync_folder, translated
+from federation.storage.method_combination import combine_round, read_scalars, write_slot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from federation.names import Digest, ExperimentId, RoundNumber, SiteName
+    from federation.names import Digest, ExperimentId, RoundNumber
     from federation.plan import ExperimentSpec
-    from federation.storage.disk import Readable
     from federation.tensors import TensorSchema
 
-_ROUND = "round"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contribution:
-    """One admitted update: `weight` p_i, and its payloads in the spool; None where the experiment has none."""
-
-    site: SiteName
-    weight: float
-    delta: Readable
-    buffers: Readable | None = None
-    optimizer: Readable | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class Candidate:
-    """A finished model that is not committed.
-
-    Attributes:
-        round: round it would commit.
-        digest: BLAKE3 of its ``model`` payload.
-        optimizer_digest: BLAKE3 of the aggregated optimizer state; None without one.
-        update_norm: L2 norm of the aggregated change of the parameters.
-    """
-
-    round: RoundNumber
-    digest: Digest
-    optimizer_digest: Digest | None = None
-    update_norm: float
-    _writers: list[ModelWriter] = field(default_factory=list)
-
-    def open(self) -> ModelFile:
-        """Open its model for reading, to be evaluated."""
-        return self._writers[0].reader()
-
-    def open_optimizer(self) -> ModelFile:
-        """Open its optimizer state for reading."""
-        return self._writers[-1].reader()
-
-    def sync(self) -> None:
-        """Begin to make it durable, so that `commit` is quick; while it is being evaluated.
-
-        Raises:
-            StorageError: the disk failed.
-        """
-        for writer in self._writers:
-            writer.sync()
-
-    def commit(self) -> None:
-        """Make it durable under its names.
-
-        Raises:
-            StorageError: the disk failed; a restart finds the earlier model.
-        """
-        for writer in self._writers:
-            writer.commit()
-
-    def abort(self) -> None:
-        """Forget it; nothing happens after `commit`."""
-        for writer in self._writers:
-            writer.abort()
+_ROUND, _SITES = "round", "sites"
+_MASTER = "master"
 
 
 class Checkpoints:
@@ -105,9 +54,18 @@ class Checkpoints:
         folder: of the experiment; it has ``initial.safetensors``, the whole initial model.
         experiment: its id, for the metadata.
         spec: schema and plan.
+
+    Attributes:
+        algorithm: the plan's method.
+
+    Raises:
+        PlanError: method, options and plan do not fit together, or not with an aggregator of this release.
     """
 
     def __init__(self, folder: Path, experiment: ExperimentId, spec: ExperimentSpec) -> None:
+        check_supported(spec)
+        self.algorithm = registry.load_algorithm(spec.plan)
+        self._spec = spec
         self.schema = spec.schema_
         self.optimizer_schema = spec.optimizer_schema
         self._initial = folder / "initial.safetensors"
@@ -134,7 +92,7 @@ class Checkpoints:
         if committed == 0:
             self._begin()
         for name in self._names():
-            if name != "optimizer" or committed > 0:
+            if name != OPTIMIZER or committed > 0:
                 self._restore(name, committed)
         if best and self._round_of(self._path("best")) != best:
             if best != committed:
@@ -151,59 +109,106 @@ class Checkpoints:
 
     def open_optimizer(self) -> ModelFile | None:
         """Open the aggregated optimizer state; None before the first round, or without one."""
-        if not self.optimizer_schema.nbytes or not self._path("optimizer").exists():
+        if not self.optimizer_schema.nbytes or not self._path(OPTIMIZER).exists():
             return None
-        return ModelFile.open(self._path("optimizer"))
+        return ModelFile.open(self._path(OPTIMIZER))
 
-    def combine(self, round_number: RoundNumber, contributions: Sequence[Contribution]) -> Candidate:
+    def open_slots(self) -> dict[str, ModelFile]:
+        """Open the method's state, by the name of each vector."""
+        return {name: ModelFile.open(self._path(slot_file(name))) for name in self.algorithm.slots}
+
+    def combine(
+        self, round_number: RoundNumber, contributions: Sequence[Contribution], *, connected: int = 0
+    ) -> Candidate:
         """Make the candidate of a round.
 
         Args:
             round_number: the round.
             contributions: every admitted update.
+            connected: sites here now.
 
         Raises:
             PlanError: the result is not finite.
             StorageError: the disk failed; the committed model is as before.
         """
-        updates = [
-            combination.SiteUpdate(site=row.site, weight=row.weight, delta=row.delta, buffers=row.buffers)
-            for row in contributions
-        ]
+        ordered = sorted(contributions, key=lambda row: row.site)
         with contextlib.ExitStack() as stack:
-            writer = self._writer(stack, "model", self.schema.federated, round_number)
-            writers, master, master_writer = [writer], None, None
-            if self._needs_master:
-                master = stack.enter_context(ModelFile.open(self._path("master")))
-                schema = combination.master_schema(self.schema.federated)
-                master_writer = self._writer(stack, "master", schema, round_number)
-                writers.append(master_writer)
-            with self.open_model() as model:
-                combined = combination.combine_model(
+            model = stack.enter_context(self.open_model())
+            previous = int(model.metadata.get(_SITES, "0"))
+            round_ = self._server_round(round_number, ordered, previous, connected)
+            slots = {name: stack.enter_context(slot) for name, slot in self.open_slots().items()}
+            master = stack.enter_context(ModelFile.open(self._path(_MASTER))) if self._needs_master else None
+            with contextlib.ExitStack() as candidate:
+                writers = self._writers(candidate, round_)
+                combined = combine_round(
+                    algorithm=self.algorithm,
+                    round=round_,
+                    spec=self._spec,
                     model=model,
-                    writer=writer,
+                    slots=slots,
+                    writer=writers[MODEL],
+                    slot_writers={name: writers[slot_file(name)] for name in slots},
                     rule=self._rule,
-                    updates=updates,
+                    updates=[SiteUpdate(site=row.site, payloads=row.payloads) for row in ordered],
+                    previous_total=previous,
                     master=master,
-                    master_writer=master_writer,
+                    master_writer=writers.get(_MASTER),
                 )
-            optimizer_digest = None
-            if self.optimizer_schema.nbytes:
-                state_writer = self._writer(stack, "optimizer", self.optimizer_schema, round_number)
-                states = [(row.site, row.weight, row.optimizer) for row in contributions if row.optimizer is not None]
-                optimizer_digest = combination.combine_values(writer=state_writer, rule=self._rule, updates=states)
-                writers.append(state_writer)
-            # From here on the candidate owns its writers: leaving the stack must not abort them.
-            stack.pop_all()
-            if master is not None:
-                master.close()
+                optimizer_digest = self._combine_optimizer(writers.get(OPTIMIZER), ordered, combined.weights)
+                candidate.pop_all()  # from here on the candidate owns its writers: nothing else may abort them
         return Candidate(
             round=round_number,
             digest=combined.digest,
             optimizer_digest=optimizer_digest,
+            slot_digests=combined.slot_digests,
             update_norm=combined.update_norm,
+            weights=combined.weights,
+            scalars=combined.scalars,
+            total_sites=round_.total,
             _writers=writers,
         )
+
+    def _server_round(
+        self, number: RoundNumber, contributions: Sequence[Contribution], previous: int, connected: int
+    ) -> ServerRound:
+        scalars = next((row.schema for row in self._spec.uploads() if row.name == SCALARS), None)
+        facts = tuple(
+            SiteFacts(
+                site=row.site,
+                examples=row.examples,
+                steps=row.steps,
+                scalars=read_scalars(scalars, row.payloads[PayloadName(SCALARS)]) if scalars else {},
+            )
+            for row in contributions
+        )
+        plan = self._spec.plan
+        return ServerRound(
+            number=number,
+            plan=plan,
+            sites=facts,
+            total=count_sites(previous, max(connected, len(facts)), plan),
+            learning_rate=schedules.server_rate(plan, number),
+        )
+
+    def _writers(self, stack: contextlib.ExitStack, round_: ServerRound) -> dict[str, ModelWriter]:
+        """Begin the files of a candidate, in the order of their commits."""
+        metadata = {**self._metadata, _ROUND: str(round_.number), _SITES: str(round_.total)}
+        writers = {}
+        for name in self._names():
+            writer = ModelWriter(self._path(name), self._schema_of(name), metadata=metadata, spare=self._spare(name))
+            writers[name] = stack.enter_context(writer)
+        return writers
+
+    def _combine_optimizer(
+        self, writer: ModelWriter | None, contributions: Sequence[Contribution], weights: Sequence[float]
+    ) -> Digest | None:
+        if writer is None:
+            return None
+        states = [
+            (row.site, weight, row.payloads[PayloadName(OPTIMIZER)])
+            for row, weight in zip(contributions, weights, strict=True)
+        ]
+        return combination.combine_values(writer=writer, rule=self._rule, updates=states)
 
     def keep_best(self) -> None:
         """Let the committed model be the best one.
@@ -233,21 +238,29 @@ class Checkpoints:
         assemble_model(path, self.schema, [self._path(name), self._path("base")], metadata=metadata)
 
     def _begin(self) -> None:
-        """Make the model of round 0 unless it is there."""
-        metadata = {**self._metadata, _ROUND: "0"}
-        if self._round_of(self._path("model")) != 0 and self._round_of(self._spare("model")) != 0:
-            assemble_model(self._path("model"), self.schema.federated, [self._initial], metadata=metadata)
-        if not self._needs_master:
-            return
-        if self._round_of(self._path("master")) != 0 and self._round_of(self._spare("master")) != 0:
-            schema = combination.master_schema(self.schema.federated)
-            source = self._path("model") if self._round_of(self._path("model")) == 0 else self._spare("model")
+        """Make the files of round 0 unless they are there."""
+        metadata = {**self._metadata, _ROUND: "0", _SITES: "0"}
+        if self._is_missing(MODEL):
+            assemble_model(self._path(MODEL), self.schema.federated, [self._initial], metadata=metadata)
+        if self._needs_master and self._is_missing(_MASTER):
+            source = self._path(MODEL) if self._round_of(self._path(MODEL)) == 0 else self._spare(MODEL)
             with (
                 ModelFile.open(source) as model,
-                ModelWriter(self._path("master"), schema, metadata=metadata) as writer,
+                ModelWriter(self._path(_MASTER), self._schema_of(_MASTER), metadata=metadata) as writer,
             ):
                 combination.write_master(writer, model)
                 writer.commit()
+        server = self.algorithm.server()
+        for slot in self.algorithm.slots:
+            if self._is_missing(slot_file(slot)):
+                path = self._path(slot_file(slot))
+                with ModelWriter(path, self.schema.parameters, metadata=metadata) as writer:
+                    write_slot(writer, server.initial(slot))
+                    writer.commit()
+
+    def _is_missing(self, name: str) -> bool:
+        """Tell whether neither a file nor its spare is of round 0."""
+        return self._round_of(self._path(name)) != 0 and self._round_of(self._spare(name)) != 0
 
     def _restore(self, name: str, committed: RoundNumber) -> None:
         """Rule 1: see that the file is of the committed round."""
@@ -263,21 +276,20 @@ class Checkpoints:
         sync_folder(self._folder)
 
     def _names(self) -> list[str]:
-        master = ["master"] if self._needs_master else []
-        return ["model", *master, *(["optimizer"] if self.optimizer_schema.nbytes else [])]
+        master = [_MASTER] if self._needs_master else []
+        optimizer = [OPTIMIZER] if self.optimizer_schema.nbytes else []
+        return [MODEL, *master, *optimizer, *map(slot_file, self.algorithm.slots)]
+
+    def _schema_of(self, name: str) -> TensorSchema:
+        if name == _MASTER:
+            return combination.master_schema(self.schema.federated)
+        return {MODEL: self.schema.federated, OPTIMIZER: self.optimizer_schema}.get(name, self.schema.parameters)
 
     def _round_of(self, path: Path) -> int:
         """Round a file says it is of; -1 if it is not there or does not say."""
         if not path.exists():
             return -1
         return int(read_header(path).metadata.get(_ROUND, "-1"))
-
-    def _writer(
-        self, stack: contextlib.ExitStack, name: str, schema: TensorSchema, round_number: RoundNumber
-    ) -> ModelWriter:
-        metadata = {**self._metadata, _ROUND: str(round_number)}
-        writer = ModelWriter(self._path(name), schema, metadata=metadata, spare=self._spare(name))
-        return stack.enter_context(writer)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from federation.aggregator.bookkeeping import RoundBook
 from federation.aggregator.broadcast import Offer, Offers, fill_task
-from federation.aggregator.checkpoints import Contribution
+from federation.aggregator.candidates import Contribution
 from federation.aggregator.models import Models
 from federation.aggregator.reporting import Reporter
 from federation.aggregator.sessions import Sessions
@@ -29,13 +29,13 @@ from federation.rounds.events import Phase
 from federation.rounds.machine import RoundMachine
 from federation.telemetry.logs import get_logger
 from federation.v1 import aggregator_pb2
-from federation.wire.payloads import BUFFERS, DELTA, OPTIMIZER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
 
-    from federation.aggregator.checkpoints import Candidate, Checkpoints
+    from federation.aggregator.candidates import Candidate
+    from federation.aggregator.checkpoints import Checkpoints
     from federation.aggregator.ledger import Ledger
     from federation.aggregator.supervision import Supervision
     from federation.aggregator.uploads import AdmittedUpdate
@@ -115,9 +115,8 @@ class Driver:
         self._timer: Cancellable | None = None
         self._deadline = 0.0
         self._combined: dict[SiteName, AdmittedUpdate] = {}
-        self._weights: dict[SiteName, float] = {}
+        self._examples: dict[SiteName, int] = {}
         self._settled_ids: dict[SiteName, bytes] = {}
-        self._expected_payloads = tuple((name, schema.digest, schema.nbytes) for name, schema in self.uploads.schemas)
 
     # --- what uploads and service ask
 
@@ -130,7 +129,7 @@ class Driver:
             attempt=self.machine.attempt,
             is_open=not self.machine.has_closed,
             model_digest=self.models.digest,
-            payloads=self._expected_payloads,
+            payloads=self.uploads.expected,
             metrics=self.spec.metrics,
         )
 
@@ -163,6 +162,8 @@ class Driver:
                 expected=standpoint.expected,
                 score=standpoint.score,
             ),
+            asks_all=lambda number: self._checkpoints.algorithm.asks_all(self.spec, number),
+            weights=self._examples,
         )
         self._log.info("rounds begin", round=standpoint.round, attempt=standpoint.attempt, admitted=len(recovered))
 
@@ -216,6 +217,8 @@ class Driver:
         try:
             while self._events:
                 event = self._events.popleft()
+                if isinstance(event, events.SiteReady):
+                    self._examples[event.site] = self.examples_cap(event.site)
                 self._perform_all(self.machine.step(event))
                 self._reporter.happened(event, self.machine)
         except Exception as error:
@@ -320,23 +323,23 @@ class Driver:
 
     async def _combine(self, action: events.Combine) -> None:
         updates = {update.site: update for update in self.uploads.admitted(action.round)}
-        uniform = self.spec.plan.weighting == "uniform"
-        contributions = []
-        for site in action.sites:
-            update = updates[site]
-            contributions.append(
-                Contribution(
-                    site=site,
-                    weight=1.0 if uniform else float(update.announcement.examples),
-                    delta=update.payloads[DELTA],
-                    buffers=update.payloads.get(BUFFERS),
-                    optimizer=update.payloads.get(OPTIMIZER),
-                )
-            )
         self._combined = {site: updates[site] for site in action.sites}
-        self._weights = {row.site: row.weight for row in contributions}
+        contributions = [
+            Contribution(
+                site=site,
+                payloads=update.payloads,
+                examples=update.announcement.examples,
+                steps=update.announcement.steps,
+            )
+            for site, update in self._combined.items()
+        ]
         began = self._clock.monotonic()
-        await self.models.combine(action.round, contributions, sync=self.spec.plan.is_evaluated(action.round))
+        await self.models.combine(
+            action.round,
+            contributions,
+            connected=len(self.machine.connected),
+            sync=self.spec.plan.is_evaluated(action.round),
+        )
         self._metrics.aggregation_seconds.observe(self._clock.monotonic() - began)
         self.handle(events.Combined())
 
@@ -344,9 +347,8 @@ class Driver:
         candidate = await self.models.synced()
         await self.uploads.settle()
         updates = [self._combined[site] for site in sorted(self._combined)]
-        weights = [self._weights[row.site] for row in updates]
         self._settled_ids = self.uploads.update_ids(action.round)
-        record = self.book.record(action, candidate, updates, weights=weights, epoch=self.epoch)
+        record = self.book.record(action, candidate, updates, epoch=self.epoch)
         record = await self._on_disk(self._write_commit, action, candidate, record)
         self.models.take_over()
         self.uploads.forget_ids()

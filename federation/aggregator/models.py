@@ -10,13 +10,15 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from federation.aggregator.broadcast import Offer, Offers, make_offer
+from federation.names import PayloadName
 from federation.wire.payloads import BASE, MODEL, OPTIMIZER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
 
-    from federation.aggregator.checkpoints import Candidate, Checkpoints, Contribution
+    from federation.aggregator.candidates import Candidate, Contribution
+    from federation.aggregator.checkpoints import Checkpoints
     from federation.names import Digest, RoundNumber
 
 
@@ -46,7 +48,7 @@ class Models:
 
     @property
     def for_training(self) -> list[Offer]:
-        """Payloads of a train task: the model first, then aggregated optimizer state if there is any."""
+        """Payloads of a train task: the model, then aggregated optimizer state if any, then what the method sends."""
         return self._model
 
     @property
@@ -74,19 +76,24 @@ class Models:
         for offer in (self.base, *self._model):
             self._offers.add(offer)
 
-    async def combine(self, round_number: RoundNumber, contributions: list[Contribution], *, sync: bool) -> None:
+    async def combine(
+        self, round_number: RoundNumber, contributions: list[Contribution], *, connected: int, sync: bool
+    ) -> None:
         """Make and offer the candidate of a round.
 
         Args:
             round_number: the round.
             contributions: what it is made of.
+            connected: sites here now.
             sync: it will be a while before it is committed: begin to make it durable.
 
         Raises:
             PlanError: the result is not finite.
             StorageError: the disk failed.
         """
-        self.candidate, self._candidate_offers = await self._on_disk(self._combine, round_number, contributions)
+        self.candidate, self._candidate_offers = await self._on_disk(
+            self._combine, round_number, contributions, connected
+        )
         for offer in self._candidate_offers:
             self._offers.add(offer)
         if sync:
@@ -126,13 +133,23 @@ class Models:
         offers = [make_offer(MODEL, model, model.digest())]
         if optimizer is not None:
             offers.append(make_offer(OPTIMIZER, optimizer, optimizer.digest()))
+        broadcast = self._checkpoints.algorithm.broadcast
+        for name, slot in self._checkpoints.open_slots().items():
+            if name in broadcast:
+                offers.append(make_offer(PayloadName(name), slot, slot.digest()))
+            else:
+                slot.close()
         return make_offer(BASE, base, base.digest()), offers
 
-    def _combine(self, round_number: RoundNumber, contributions: list[Contribution]) -> tuple[Candidate, list[Offer]]:
-        candidate = self._checkpoints.combine(round_number, contributions)
+    def _combine(
+        self, round_number: RoundNumber, contributions: list[Contribution], connected: int
+    ) -> tuple[Candidate, list[Offer]]:
+        candidate = self._checkpoints.combine(round_number, contributions, connected=connected)
         offers = [make_offer(MODEL, candidate.open(), candidate.digest)]
         if candidate.optimizer_digest is not None:
             offers.append(make_offer(OPTIMIZER, candidate.open_optimizer(), candidate.optimizer_digest))
+        for name in self._checkpoints.algorithm.broadcast:
+            offers.append(make_offer(PayloadName(name), candidate.open_slot(name), candidate.slot_digests[name]))
         return candidate, offers
 
     async def _on_disk(self, work: Callable[..., Any], *args: Any) -> Any:

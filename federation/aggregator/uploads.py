@@ -24,14 +24,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from federation.aggregator.turns import Turn, Turns
+from federation.compression import load_codec, max_payload_bytes
 from federation.errors import MalformedMessageError, Refusal, StorageError, TransportError, UpdateRejectedError
 from federation.rounds import admission
 from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, UpdateRefused
 from federation.runtime.batches import Batches
 from federation.storage.spool import UpdateKey
 from federation.v1 import aggregator_pb2 as pb
-from federation.wire.payloads import BUFFERS, DELTA, INLINE_BYTES, OPTIMIZER
-from federation.wire.reception import PayloadReception
+from federation.wire.payloads import DELTA, IDENTITY_CODEC, INLINE_BYTES
+from federation.wire.reception import PayloadReception, check_decoded
 from federation.wire.updates import UpdateAnnouncement, announcement_from_proto, commit_from_proto
 
 if TYPE_CHECKING:
@@ -39,12 +40,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from federation.names import PayloadName, RoundNumber, SiteName
-    from federation.plan import ExperimentSpec
+    from federation.plan import ExperimentSpec, PayloadPlan
     from federation.rounds.events import Event
     from federation.runtime.clock import Clock
     from federation.storage.spool import Spool, SpooledUpdate, SpoolPayload
     from federation.telemetry.metrics import Metrics
-    from federation.tensors import TensorSchema
     from federation.transport.calls import Call
 
 _ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, Refusal.CLOSED_ROUND, Refusal.NOT_ASKED})
@@ -87,10 +87,19 @@ class AdmittedUpdate:
     payloads: dict[PayloadName, SpoolPayload]
 
 
-def upload_schemas(spec: ExperimentSpec) -> tuple[tuple[PayloadName, TensorSchema], ...]:
-    """Return the payloads of every update of an experiment, in order."""
-    rows = ((DELTA, spec.schema_.parameters), (BUFFERS, spec.schema_.buffers), (OPTIMIZER, spec.optimizer_schema))
-    return tuple((name, schema) for name, schema in rows if schema.nbytes or name == DELTA)
+def expected_payloads(plans: Sequence[PayloadPlan]) -> tuple[admission.ExpectedPayload, ...]:
+    """Return the payloads of every update of an experiment as admission looks at them."""
+    return tuple(
+        admission.ExpectedPayload(
+            plan.name,
+            plan.schema.digest,
+            plan.schema.nbytes
+            if plan.codec == IDENTITY_CODEC
+            else max_payload_bytes(plan.schema, load_codec(plan.codec)),
+            plan.codec,
+        )
+        for plan in plans
+    )
 
 
 @dataclass(eq=False, slots=True)
@@ -101,6 +110,7 @@ class _Reception:
     update: SpooledUpdate
     payloads: list[PayloadReception]
     began: float
+    is_small: bool
 
 
 class Uploads:
@@ -114,6 +124,9 @@ class Uploads:
         pool: threads that check pieces.
         clock: measures transfers.
         metrics: counts admissions, refusals and bytes.
+
+    Attributes:
+        expected: payloads of every update, in order.
     """
 
     def __init__(
@@ -127,7 +140,8 @@ class Uploads:
         clock: Clock,
         metrics: Metrics,
     ) -> None:
-        self.schemas = upload_schemas(spec)
+        self._plans = spec.uploads()
+        self.expected = expected_payloads(self._plans)
         self._max_norm = spec.plan.max_norm
         self._spool = spool
         self._round = round_
@@ -135,7 +149,6 @@ class Uploads:
         self._pool = pool
         self._clock = clock
         self._metrics = metrics
-        self._is_small = sum(schema.nbytes for _, schema in self.schemas) <= INLINE_BYTES
         self._locks: defaultdict[SiteName, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._calls: dict[SiteName, Call] = {}
         self._receptions: dict[SiteName, _Reception] = {}
@@ -149,7 +162,7 @@ class Uploads:
 
     def admitted(self, round_number: RoundNumber) -> list[AdmittedUpdate]:
         """Return the admitted updates of a round, in name order."""
-        return [_read_admitted(update, self.schemas) for update in self._spool.admitted(round_number)]
+        return [_read_admitted(update, self._plans) for update in self._spool.admitted(round_number)]
 
     def close_attempt(self) -> None:
         """End every upload in progress: the attempt takes no more."""
@@ -226,7 +239,7 @@ class Uploads:
         held = [payload.held for payload in reception.payloads]
         turn = Turn(self._turns)
         try:
-            if not self._is_small:
+            if not reception.is_small:
                 await turn.take()  # a sender that does not know what is held sends nothing yet
             yield pb.PushUpdateReply(holding=pb.UpdateHolding(bytes=held, admitted=False))
             commit = await self._read_chunks(reception, turn, requests)
@@ -258,15 +271,16 @@ class Uploads:
         key = UpdateKey(
             site=site, round=announcement.round, attempt=announcement.attempt, update_id=announcement.update_id
         )
-        sizes = [schema.nbytes for _, schema in self.schemas]
+        sizes = [payload.encoded_bytes for payload in announcement.payloads]
         update = await self._on_disk(self._spool.begin, key, sizes, announcement.to_bytes())
         reception = self._receptions.get(site)
         if reception is None or reception.update is not update:
             receptions = [
-                PayloadReception(payload, schema, sink)
-                for payload, (_, schema), sink in zip(announcement.payloads, self.schemas, update.payloads, strict=True)
+                PayloadReception(payload, plan.schema, sink)
+                for payload, plan, sink in zip(announcement.payloads, self._plans, update.payloads, strict=True)
             ]
-            reception = _Reception(announcement, update, receptions, self._clock.monotonic())
+            is_small = sum(sizes) <= INLINE_BYTES
+            reception = _Reception(announcement, update, receptions, self._clock.monotonic(), is_small)
             self._receptions[site] = reception
         return reception
 
@@ -277,13 +291,13 @@ class Uploads:
         checks: Batches[pb.UpdateChunk] = Batches(functools.partial(self._accept_all, reception), self._pool)
         commit: pb.UpdateCommit | None = None
         try:
-            while commit is None and (request := await self._read(turn, requests)) is not None:
+            while commit is None and (request := await self._read(reception, turn, requests)) is not None:
                 kind = request.WhichOneof("message")
                 if kind == "commit":
                     commit = request.commit
                 elif kind != "chunk" or request.chunk.payload >= len(reception.payloads):
                     raise MalformedMessageError("expected a chunk of an announced payload, or the commit")
-                elif self._is_small:
+                elif reception.is_small:
                     self._accept_all(reception, [request.chunk])
                 else:
                     await checks.put(request.chunk, at_once=not turn.is_held)
@@ -294,15 +308,17 @@ class Uploads:
             raise TransportError("the upload ended before its commit: resume it")
         return commit
 
-    async def _read(self, turn: Turn, requests: AsyncIterator[pb.PushUpdateRequest]) -> pb.PushUpdateRequest | None:
-        if self._is_small:
+    async def _read(
+        self, reception: _Reception, turn: Turn, requests: AsyncIterator[pb.PushUpdateRequest]
+    ) -> pb.PushUpdateRequest | None:
+        if reception.is_small:
             return await anext(requests, None)
         return await turn.read(requests)
 
     def _accept_all(self, reception: _Reception, pieces: Sequence[pb.UpdateChunk]) -> None:
         for piece in pieces:
             payload = reception.payloads[piece.payload]
-            if self._is_small and piece.chunk.offset < payload.held:
+            if reception.is_small and piece.chunk.offset < payload.held:
                 continue  # a small upload is sent whole at once, before its sender learns what is held
             before = payload.held
             payload.accept(piece.chunk)
@@ -313,7 +329,7 @@ class Uploads:
         digests = commit_from_proto(commit, len(reception.payloads))
         for payload, digest in zip(reception.payloads, digests, strict=True):
             payload.finish(digest)
-        norm = reception.payloads[0].norm
+        norm = await self._norm(reception)
         admission.check_norm(norm, self._max_norm)
         self._require_open(site)
         facts = {
@@ -332,6 +348,15 @@ class Uploads:
         self._receptions.pop(site, None)
         self._metrics.updates_admitted_total.inc()
         self._round.handle(UpdateAdmitted(site))
+
+    async def _norm(self, reception: _Reception) -> float:
+        """Return the norm of the parameter change; what is compressed is decoded once and checked for it."""
+        norm = reception.payloads[0].norm
+        for plan, payload in zip(self._plans, reception.update.payloads, strict=True):
+            if plan.codec != IDENTITY_CODEC:
+                found = await asyncio.get_running_loop().run_in_executor(self._pool, check_decoded, plan, payload)
+                norm = found if plan.name == DELTA else norm
+        return norm
 
     def _require_open(self, site: SiteName) -> None:
         if not self._round.is_asked(site):
@@ -364,12 +389,12 @@ async def _read_header(requests: AsyncIterator[pb.PushUpdateRequest]) -> UpdateA
     raise MalformedMessageError("an upload begins with its header")
 
 
-def _read_admitted(update: SpooledUpdate, schemas: tuple[tuple[PayloadName, TensorSchema], ...]) -> AdmittedUpdate:
+def _read_admitted(update: SpooledUpdate, plans: Sequence[PayloadPlan]) -> AdmittedUpdate:
     return AdmittedUpdate(
         site=update.key.site,
         announcement=UpdateAnnouncement.from_bytes(update.header),
         norm=float(update.facts["norm"]),
         transfer_seconds=float(update.facts["transfer_seconds"]),
         digest=str(update.facts["digest"]),
-        payloads={name: payload for (name, _), payload in zip(schemas, update.payloads, strict=True)},
+        payloads={plan.name: payload for plan, payload in zip(plans, update.payloads, strict=True)},
     )

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from federation import __version__
-from federation.client import pki_commands
+from federation.client import pki_commands, research, simulating
 from federation.client.exits import Exit, exit_for
 from federation.errors import FederationError
 
@@ -34,6 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(pki_commands.app, name="pki")
+app.command()(simulating.simulate)
+app.command()(research.compare)
+app.command()(research.sweep)
 
 ProfileOption = Annotated[
     Path | None,
@@ -193,6 +196,7 @@ def download(
     experiment: ExperimentArgument,
     artifact: Annotated[str, typer.Argument(help="Artifact name; `show` lists them.")] = "best.safetensors",
     output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")] = Path(),
+    run: Annotated[bool, typer.Option("--run", help="Write a run folder instead, for `compare`.")] = False,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -201,6 +205,10 @@ def download(
     from federation.client.progress import TransferBar
 
     with _connect(profile) as federation, TransferBar(Console(stderr=True)) as bar:
+        if run:
+            folder = federation.download_run(experiment, output / experiment if output == Path() else output)
+            print(json.dumps({"run": str(folder)}) if as_json else str(folder))
+            return
         fetched = federation.download(experiment, artifact, output, progress=bar)
     path = output / artifact if output.is_dir() else output
     print(views.to_json(fetched) if as_json else str(path))
@@ -314,8 +322,9 @@ def main() -> None:
     except FederationError as error:
         print(f"federation: {error}", file=sys.stderr)
         raise SystemExit(int(exit_for(error))) from error
-    except KeyboardInterrupt:
-        print("federation: interrupted; what runs elsewhere goes on", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        said = str(interrupt) or "interrupted; what runs elsewhere goes on"
+        print(f"federation: {said}", file=sys.stderr)
         raise SystemExit(int(Exit.INTERRUPTED)) from None
 
 

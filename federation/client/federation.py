@@ -25,6 +25,7 @@ from typing import Any, Self, TypeVar
 
 from federation.client import views
 from federation.client.profile import Profile, load_profile
+from federation.client.runs import write_federated_run
 from federation.client.submission import Package, packaged
 from federation.errors import IdentityError, MalformedMessageError, NotFoundError, TransportError
 from federation.names import Identity, Role, UserName
@@ -41,6 +42,8 @@ ProgressCallback = Callable[[str, int, int], None]
 
 _Result = TypeVar("_Result")
 _MAX_RECONNECTS = 8
+_RUN_MODELS = {"last.safetensors": "model.safetensors", "best.safetensors": "best.safetensors"}
+"""Artifacts that are models, and what a run folder calls them."""
 
 
 def _ignore(what: str, done: int, total: int) -> None:
@@ -192,6 +195,22 @@ class Federation:
             there = ", ".join(sorted(known)) or "none yet"
             raise NotFoundError(f"experiment {experiment} has no artifact {artifact!r}; there are: {there}")
         return self._run(self._download(experiment, known[artifact], path, progress))
+
+    def download_run(self, experiment: str, folder: Path | str) -> Path:
+        """Write what is known of an experiment as a run folder, to be compared with simulated runs; returns the folder.
+
+        Its models are fetched too, as far as there are any yet.
+
+        Raises:
+            NotFoundError: there is none of this id, or it is not ours.
+        """
+        target = Path(folder)
+        details = self.show(experiment)
+        write_federated_run(details, target)
+        for artifact in details.artifacts:
+            if artifact.name in _RUN_MODELS:
+                self._run(self._download(experiment, artifact, target / _RUN_MODELS[artifact.name], _ignore))
+        return target
 
     # Underneath
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from federation.client.views import Contribution, ExperimentDetails, Round
 
-_STYLE = """
+PAGE_STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:2em auto;padding:0 1em;color:#1a1a1a}
 h1{margin-bottom:0}h2{margin-top:2em;border-bottom:1px solid #ddd}.lead{color:#555;margin-top:.2em}
 .state{padding:.1em .6em;border-radius:1em;color:#fff;background:#009E73}.failed,.cancelled{background:#D55E00}
@@ -66,7 +66,7 @@ def render_report(details: ExperimentDetails) -> str:
     body = "".join(f"<h2>{title}</h2>{content}" for title, content in sections)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(summary.experiment)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(summary.name)}</h1>"
+        f"<style>{PAGE_STYLE}</style></head><body><h1>{html.escape(summary.name)}</h1>"
         f'<p class="lead"><code>{html.escape(summary.experiment)}</code> {lead}</p>{body}</body></html>\n'
     )
 

@@ -86,6 +86,9 @@ class Contribution:
     train_metrics: dict[str, float]
     metrics: dict[str, float]
     update_digest: str
+    oracle_calls: int
+    peak_memory: int
+    staleness: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +107,9 @@ class Round:
     bytes_down: int
     bytes_up: int
     update_norm: float
+    simulated_seconds: float
+    algorithm_scalars: dict[str, float]
+    total_sites: int
     contributions: tuple[Contribution, ...]
 
 
@@ -226,6 +232,9 @@ def _contribution_of(message: pb.Contribution) -> Contribution:
         train_metrics=dict(message.train_metrics),
         metrics=dict(message.metrics),
         update_digest=message.update_digest,
+        oracle_calls=message.oracle_calls,
+        peak_memory=message.peak_memory,
+        staleness=message.staleness,
     )
 
 
@@ -244,6 +253,9 @@ def round_of(message: pb.RoundReport) -> Round:
         bytes_down=message.bytes_down,
         bytes_up=message.bytes_up,
         update_norm=message.update_norm,
+        simulated_seconds=message.simulated_seconds,
+        algorithm_scalars=dict(message.algorithm_scalars),
+        total_sites=message.total_sites,
         contributions=tuple(_contribution_of(contribution) for contribution in message.contributions),
     )
 

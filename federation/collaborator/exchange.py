@@ -25,14 +25,17 @@ from federation.tensors.digest import PayloadHash
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from federation.names import Digest
+    from federation.names import Digest, PayloadName
 
 DELTA = "delta.bin"
 BUFFERS = "buffers.bin"
 OPTIMIZER_IN = "optimizer-in.bin"
 OPTIMIZER_OUT = "optimizer-out.bin"
 BASE = "base.bin"
+_RECEIVED = "slot-{}.bin"
+_SENT = "up-{}.bin"
 _SLOTS = ("model-0.bin", "model-1.bin")
+_UPLOADS = {"delta": DELTA, "buffers": BUFFERS, "optimizer": OPTIMIZER_OUT}
 _HASH_BYTES = 1 << 20
 
 
@@ -60,6 +63,14 @@ class Exchange:
     def path(self, name: str) -> Path:
         """Path of one of the fixed files."""
         return self.folder / name
+
+    def received(self, name: PayloadName) -> str:
+        """Name of the file for what an algorithm broadcasts."""
+        return _RECEIVED.format(name)
+
+    def sent(self, name: PayloadName) -> str:
+        """Name of the file a payload of an update is written to."""
+        return _UPLOADS.get(name) or _SENT.format(name)
 
     def held_model(self, digest: Digest) -> Path | None:
         """Return the file that holds this model, or None; it counts as used now."""
@@ -163,6 +174,26 @@ def open_result(path: Path, nbytes: int) -> int:
         os.close(descriptor)
         raise TaskError("WrongResult", traceback=f"{path.name} has {got} bytes, the plan's schema needs {nbytes}")
     return descriptor
+
+
+def open_encoded(path: Path, most_bytes: int) -> tuple[int, int]:
+    """Open an encoded payload the trainer wrote; returns the descriptor, which the caller closes, and its size, bytes.
+
+    Raises:
+        TaskError: it is missing, no regular file, empty, or larger than any the plan's codec makes (error class
+            ``WrongResult``).
+    """
+    try:
+        descriptor = _open(path, os.O_RDONLY)
+    except OSError as error:
+        raise TaskError("WrongResult", traceback=f"{path.name}: {error.strerror}") from error
+    got = os.fstat(descriptor).st_size
+    if not 1 <= got <= most_bytes:
+        os.close(descriptor)
+        raise TaskError(
+            "WrongResult", traceback=f"{path.name} has {got} bytes, the plan's codec makes 1 to {most_bytes}"
+        )
+    return descriptor, got
 
 
 def _open(path: Path, flags: int) -> int:

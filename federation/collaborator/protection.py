@@ -2,8 +2,9 @@
 
 One pass over each payload in reused megabytes, never the whole in memory; the digest is taken on the way:
 
-1. The file is a regular one and has exactly the size of its schema.
-2. Every float is finite: a NaN would poison the model of everyone.
+1. The file is a regular one and has exactly the size of its schema; an encoded payload has at most the size its codec
+   can make, and decodes.
+2. Every float is finite, after decoding where it is encoded: a NaN would poison the model of everyone.
 3. Metrics are among those the plan fixes, and finite.
 4. Examples are at least 1 and at most what the shard has; steps and seconds are not negative.
 
@@ -18,15 +19,22 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from federation.compression import BLOCK_ELEMENTS, PayloadDecoder
 from federation.errors import TaskError
 from federation.plan import check_metrics
 from federation.tensors import NotFiniteError, TensorScan, TensorSchema
 from federation.tensors.digest import PayloadHash
+from federation.wire.payloads import IDENTITY_CODEC
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from federation.compression.codec import Buffer
     from federation.names import Digest
+    from federation.plan import PayloadPlan
+    from federation.tensors import Segment
 
 PIECE_BYTES = 1 << 20
 
@@ -40,12 +48,16 @@ class TrainingClaim:
         steps: optimizer steps taken.
         metrics: finite, names of the plan.
         seconds: time of the task itself, seconds.
+        oracle_calls: gradients of single examples computed.
+        peak_memory: most memory the trainer had resident at once, bytes; 0 if not known.
     """
 
     examples: int
     steps: int
     metrics: Mapping[str, float]
     seconds: float
+    oracle_calls: int = 0
+    peak_memory: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +81,9 @@ def check_training(claim: TrainingClaim, *, shard_examples: int, metrics: tuple[
         TaskError: class ``WrongResult``.
     """
     _check_examples(claim.examples, at_least=1, at_most=shard_examples)
-    if claim.steps < 0:
-        raise TaskError("WrongResult", traceback=f"{claim.steps} optimizer steps")
+    for number, what in ((claim.steps, "optimizer steps"), (claim.oracle_calls, "oracle calls")):
+        if number < 0:
+            raise TaskError("WrongResult", traceback=f"{number} {what}")
     _check_seconds(claim.seconds)
     _check_metrics(claim.metrics, metrics)
     return claim
@@ -110,6 +123,62 @@ def check_payload(descriptor: int, schema: TensorSchema, name: str) -> Digest:
             raise TaskError("NotFinite", traceback=f"payload {name!r}: {error}") from error
         offset += count
     return running.digest()
+
+
+def check_encoded(descriptor: int, nbytes: int, plan: PayloadPlan) -> Digest:
+    """Read one encoded payload through, decode it block by block, and return the digest of its bytes; blocks.
+
+    A frame may name the plan's codec, or the identity: an algorithm may send a round whole.
+
+    Args:
+        descriptor: open file.
+        nbytes: its size, bytes.
+        plan: name, schema and codec of the payload.
+
+    Raises:
+        TaskError: class ``WrongResult`` if it is no frame of this codec or became shorter, ``NotFinite`` if a decoded
+            float is not finite.
+    """
+    source = _File(descriptor, nbytes, plan.name)
+    running = PayloadHash()
+    view = memoryview(bytearray(min(PIECE_BYTES, nbytes)))
+    for offset in range(0, nbytes, PIECE_BYTES):
+        piece = view[: nbytes - offset]
+        source.pread_into(offset, piece)
+        running.update(piece)
+    try:
+        decoder = PayloadDecoder(source, plan.schema, (plan.codec, IDENTITY_CODEC))
+        for segment in plan.schema.segments:
+            _scan(decoder, segment, plan.name)
+    except ValueError as error:
+        raise TaskError("WrongResult", traceback=f"payload {plan.name!r}: {error}") from error
+    return running.digest()
+
+
+def _scan(decoder: PayloadDecoder, segment: Segment, name: str) -> None:
+    block = np.empty(min(BLOCK_ELEMENTS, segment.elements), segment.dtype.numpy)
+    for first in range(0, segment.elements, BLOCK_ELEMENTS):
+        part = block[: segment.elements - first]
+        decoder.read(segment.offset + first * segment.dtype.itemsize, part)
+        if segment.dtype.is_float and not np.isfinite(part).all():
+            raise TaskError("NotFinite", traceback=f"payload {name!r}: a {segment.dtype.value} is not finite")
+
+
+class _File:
+    """An open file as `federation.compression.Source`."""
+
+    def __init__(self, descriptor: int, nbytes: int, name: str) -> None:
+        self._descriptor = descriptor
+        self._name = name
+        self.nbytes = nbytes
+
+    def pread_into(self, offset: int, view: Buffer) -> None:
+        left = memoryview(view).cast("B")
+        while left:
+            count = os.preadv(self._descriptor, [left], offset)
+            if count == 0:
+                raise TaskError("WrongResult", traceback=f"payload {self._name!r} became shorter while it was read")
+            left, offset = left[count:], offset + count
 
 
 def _check_examples(examples: int, *, at_least: int, at_most: int) -> None:

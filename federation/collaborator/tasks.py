@@ -28,6 +28,7 @@ class TaskOrder:
         asking: round and attempt it belongs to.
         model: the model to start from or to evaluate.
         optimizer: aggregated optimizer state to start from; None if there is none.
+        extras: what the algorithm broadcasts, by name, in the order of the signed spec; none with an evaluation.
         inline: payloads that came with the task, by digest.
         deadline_s: time left to answer when it was sent, seconds.
     """
@@ -36,6 +37,7 @@ class TaskOrder:
     asking: Asking
     model: Payload
     optimizer: Payload | None
+    extras: Mapping[PayloadName, Payload]
     inline: Mapping[bytes, bytes]
     deadline_s: float
 
@@ -78,6 +80,8 @@ def read_task(message: aggregator_pb2.Task, spec: ExperimentSpec, initial_model:
     asking = Asking(round=RoundNumber(message.round), attempt=Attempt(message.attempt))
     found = {each.name: each for each in payloads.payloads_from_proto(message.payloads, with_digest=True)}
     expected = {payloads.MODEL: spec.schema_.federated}
+    extras = [plan.name for plan in spec.downloads()] if is_training else []
+    expected.update((plan.name, plan.schema) for plan in spec.downloads() if is_training)
     if payloads.OPTIMIZER in found and spec.optimizer_tensors:
         expected[payloads.OPTIMIZER] = spec.optimizer_schema
     _check(tuple(found.values()), expected)
@@ -89,6 +93,7 @@ def read_task(message: aggregator_pb2.Task, spec: ExperimentSpec, initial_model:
         asking=asking,
         model=model,
         optimizer=found.get(payloads.OPTIMIZER),
+        extras={name: found[name] for name in extras},
         inline={bytes(each.digest): each.data for each in message.inline},
         deadline_s=message.deadline_s,
     )
@@ -108,16 +113,6 @@ def read_base(message: aggregator_pb2.SessionWelcome, spec: ExperimentSpec, init
     if base.digest != initial_base:
         raise UnsignedPlanError("the tensors that stay at the sites are not the ones that the submitter signed")
     return base
-
-
-def upload_schemas(spec: ExperimentSpec) -> dict[PayloadName, TensorSchema]:
-    """Return the payloads of an update and their schemas, in the order they are sent."""
-    schemas = {payloads.DELTA: spec.schema_.parameters}
-    if spec.schema_.buffers:
-        schemas[payloads.BUFFERS] = spec.schema_.buffers
-    if spec.optimizer_tensors:
-        schemas[payloads.OPTIMIZER] = spec.optimizer_schema
-    return schemas
 
 
 def _check(found: tuple[Payload, ...], expected: Mapping[PayloadName, TensorSchema]) -> None:

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.collaborator import exchange as files
-from federation.collaborator import protection, tasks
+from federation.collaborator import protection
 from federation.collaborator.ordering import Asking
 from federation.collaborator.threads import in_thread
+from federation.compression import load_codec, max_payload_bytes
 from federation.errors import FederationError, TaskError, UpdateRejectedError
-from federation.names import Digest, Epoch
+from federation.names import Digest, Epoch, PayloadName
 from federation.storage.retained import RetainedFile, RetainedUpdate
 from federation.v1 import aggregator_pb2, trainer_pb2
 from federation.wire import payloads
@@ -37,18 +38,12 @@ if TYPE_CHECKING:
     from federation.collaborator.tasks import TaskOrder
     from federation.collaborator.uploads import Uploads
     from federation.collaborator.warm_trainer import WarmTrainer
-    from federation.plan import ExperimentSpec
+    from federation.plan import ExperimentSpec, PayloadPlan
     from federation.storage.retained import Retention
     from federation.telemetry.metrics import Metrics
-    from federation.tensors import TensorSchema
 
 _log = logging.getLogger(__name__)
 _SMALL_BYTES = 256 << 10
-_PAYLOAD_FILES = {
-    payloads.DELTA: files.DELTA,
-    payloads.BUFFERS: files.BUFFERS,
-    payloads.OPTIMIZER: files.OPTIMIZER_OUT,
-}
 
 
 def _set_event() -> asyncio.Event:
@@ -115,8 +110,10 @@ class Work:
         if base is not None:
             path = await self.downloads.single(files.BASE, base, {})
             self.trainer.order.base_file = str(path)
-        for name, schema in tasks.upload_schemas(self.spec).items():
-            await in_thread(_make_room, self.exchange.path(_PAYLOAD_FILES[name]), schema.nbytes)
+        for plan in self.spec.uploads():
+            # An encoded payload is cut to its size each round: room for it would be given back at once.
+            room = plan.schema.nbytes if plan.codec == payloads.IDENTITY_CODEC else 0
+            await in_thread(_make_room, self.exchange.path(self.exchange.sent(plan.name)), room)
         with self._in_trainer():
             self.shard = await self.trainer.prepare()
         return self.shard
@@ -215,7 +212,12 @@ class Work:
             done = await self.trainer.do(lambda handle: handle.train(message, timeout_s=_patience_s(order)))
             claim = protection.check_training(
                 protection.TrainingClaim(
-                    examples=done.examples, steps=done.steps, metrics=dict(done.metrics), seconds=done.seconds
+                    examples=done.examples,
+                    steps=done.steps,
+                    metrics=dict(done.metrics),
+                    seconds=done.seconds,
+                    oracle_calls=done.oracle_calls,
+                    peak_memory=done.peak_memory,
                 ),
                 shard_examples=shard.train_examples,
                 metrics=self.spec.metrics,
@@ -242,32 +244,38 @@ class Work:
         if order.optimizer is not None:
             path = await self.downloads.single(files.OPTIMIZER_IN, order.optimizer, order.inline)
             message.optimizer_in = str(path)
+        for name, payload in order.extras.items():
+            path = await self.downloads.single(self.exchange.received(name), payload, order.inline)
+            message.inputs[name] = str(path)
+        for row in self.spec.uplink:
+            message.outputs[row.name] = str(self.exchange.path(self.exchange.sent(PayloadName(row.name))))
         return message
 
     async def _keep(self, order: TaskOrder, claim: protection.TrainingClaim) -> RetainedUpdate:
         """Check what the trainer wrote, and keep it from now on until its verdict."""
-        schemas = tasks.upload_schemas(self.spec)
-        kept = []
-        for name, schema in schemas.items():
-            path = self.exchange.path(_PAYLOAD_FILES[name])
-            small = schema.nbytes <= _SMALL_BYTES
-            digest = _check(path, schema, name) if small else await in_thread(_check, path, schema, name)
-            kept.append(RetainedFile(payload=name, path=path, nbytes=schema.nbytes, digest=digest))
+        kept, announced = [], []
+        for plan in self.spec.uploads():
+            path = self.exchange.path(self.exchange.sent(plan.name))
+            small = plan.schema.nbytes <= _SMALL_BYTES
+            nbytes, digest = _check(path, plan) if small else await in_thread(_check, path, plan)
+            kept.append(RetainedFile(payload=plan.name, path=path, nbytes=nbytes, digest=digest))
+            announced.append(
+                Payload(name=plan.name, schema_digest=plan.schema.digest, codec=plan.codec, encoded_bytes=nbytes)
+            )
         announcement = UpdateAnnouncement(
             experiment=self.config.experiment,
             update_id=secrets.token_bytes(UPDATE_ID_BYTES),
             attempt=order.asking.attempt,
             epoch=Epoch(1),  # each sending puts its session's in
             round=order.asking.round,
-            payloads=tuple(
-                Payload(name=name, schema_digest=schema.digest, encoded_bytes=schema.nbytes)
-                for name, schema in schemas.items()
-            ),
+            payloads=tuple(announced),
             examples=claim.examples,
             metrics=claim.metrics,
             train_seconds=claim.seconds,
             model_digest=order.model_digest,
             steps=claim.steps,
+            oracle_calls=claim.oracle_calls,
+            peak_memory=claim.peak_memory,
         )
         update = RetainedUpdate(
             round=order.asking.round,
@@ -308,10 +316,17 @@ def _answers(update: RetainedUpdate, order: TaskOrder) -> bool:
     return asking_of(update) == order.asking and header.model_digest == order.model_digest
 
 
-def _check(path: Path, schema: TensorSchema, name: str) -> Digest:
-    descriptor = files.open_result(path, schema.nbytes)
+def _check(path: Path, plan: PayloadPlan) -> tuple[int, Digest]:
+    """Check a payload the trainer wrote; returns the bytes that travel and their digest."""
+    if plan.codec == payloads.IDENTITY_CODEC:
+        nbytes = plan.schema.nbytes
+        descriptor = files.open_result(path, nbytes)
+    else:
+        descriptor, nbytes = files.open_encoded(path, max_payload_bytes(plan.schema, load_codec(plan.codec)))
     try:
-        return protection.check_payload(descriptor, schema, name)
+        if plan.codec == payloads.IDENTITY_CODEC:
+            return nbytes, protection.check_payload(descriptor, plan.schema, plan.name)
+        return nbytes, protection.check_encoded(descriptor, nbytes, plan)
     finally:
         os.close(descriptor)
 

@@ -11,6 +11,8 @@ from federation.data.shard import Dataset, Shard, count_examples, is_pair
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from federation.tensors.buffers import Array
+
 
 class LocalData:
     """A site's data for one experiment.
@@ -32,6 +34,7 @@ class LocalData:
         self.target_shape = tuple(shard.target_shape)
         self._seen: Any = None
         self._steps = 0
+        self._drawn = 0
 
     @property
     def train_examples(self) -> int:
@@ -49,6 +52,8 @@ class LocalData:
         rng: np.random.Generator | None = None,
         *,
         part: Literal["train", "validation"] = "train",
+        chosen: Array | None = None,
+        is_counted: bool = True,
     ) -> Iterator[tuple[Any, Any]]:
         """Draw one pass over the data, batch by batch.
 
@@ -58,6 +63,8 @@ class LocalData:
             batch_size: examples in a batch, at least 1.
             rng: shuffles; None keeps the order.
             part: what to draw from.
+            chosen: indices to draw from in place of all.
+            is_counted: training examples drawn count as used; a look at the gradient does not train on them.
 
         Yields:
             Samples and targets of one batch: arrays for data that is arrays, stacked tensors for torch datasets. The
@@ -69,23 +76,31 @@ class LocalData:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         data = self.train if part == "train" else self.validation
-        count = count_examples(data)
-        order = np.arange(count) if rng is None else rng.permutation(count)
+        order = np.arange(count_examples(data)) if chosen is None else np.asarray(chosen)
+        count = len(order)
+        if rng is not None:
+            order = rng.permutation(order)
         start = 0
         while start < count:
             end = min(start + batch_size, count)
             if count - end == 1 and batch_size > 1:
                 end = count
-            chosen = order[start:end]
-            if part == "train":
-                self._note(chosen)
-            yield _gather(data, chosen)
+            rows = order[start:end]
+            if part == "train" and is_counted:
+                self._note(rows)
+            yield _gather(data, rows)
             start = end
 
     def start_count(self) -> None:
         """Forget which training examples were drawn; the trainer calls this before each round."""
         self._seen = None
         self._steps = 0
+        self._drawn = 0
+
+    @property
+    def examples_drawn(self) -> int:
+        """Training examples drawn since `start_count`, each as often as it was drawn."""
+        return self._drawn
 
     @property
     def examples_used(self) -> int:
@@ -102,6 +117,7 @@ class LocalData:
             self._seen = np.zeros(self.train_examples, dtype=bool)
         self._seen[chosen] = True
         self._steps += 1
+        self._drawn += len(chosen)
 
 
 def _gather(data: Dataset, chosen: Any) -> tuple[Any, Any]:

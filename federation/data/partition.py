@@ -1,7 +1,6 @@
-"""Dividing a public dataset among pretended sites, unevenly and not at random, as real silos differ.
+"""The first two divisions, as the ready-made samples use them; all others are in `federation.data.partitions`.
 
-Only examples, tests and benchmarks need this: real sites bring their own data. Every division is deterministic in its
-seed, disjoint, and whole: each example goes to exactly one site.
+Both are deterministic in their seed, disjoint, and whole: each example goes to exactly one site.
 """
 
 from __future__ import annotations

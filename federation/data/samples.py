@@ -31,6 +31,7 @@ ISLAND_SHARES = (0.08, 0.02)
 NORTH_SHARES = (0.96, 0.05)
 """Share of the remaining benign and malignant patients who go to the north, those with the smallest tumours."""
 TEST_SHARE = 0.25
+_HELD_DIGITS = 360
 _NOISE = 0.3
 """Spread of the noise on the order by tumour size, in standard deviations of size: hospitals overlap."""
 # fmt: off
@@ -93,16 +94,32 @@ class DigitsShard(ArrayShard):
     def __init__(self, part: int, *, parts: int = 5, concentration: float = 0.5, seed: int = 0) -> None:
         if not 0 <= part < parts:
             raise ValueError(f"part is {part}; it goes from 0 to parts - 1, {parts - 1}")
-        from sklearn.datasets import load_digits
-
-        raw = load_digits()
-        samples = (raw.data.reshape(-1, 1, 8, 8) / 16.0).astype(np.float32)
-        targets = raw.target.astype(np.int64)
+        samples, targets = _digits()
         mine = dirichlet(targets, parts, concentration=concentration, seed=seed)[part]
         train, validation = split((samples[mine], targets[mine]), 0.2, seed)
         super().__init__(
             train=train, validation=validation, description=f"digits, {len(mine)} images, part {part} of {parts}"
         )
+
+
+class WholeDigits(ArrayShard):
+    """All 1797 handwritten digits, 1437 to train and 360 to validate: to be divided by `federation.data.part`.
+
+    Args:
+        seed: decides which digits validate.
+    """
+
+    def __init__(self, *, seed: int = 0) -> None:
+        samples, targets = _digits()
+        train, validation = split((samples, targets), _HELD_DIGITS / len(targets), seed)
+        super().__init__(train=train, validation=validation, description=f"digits, {len(targets)} images")
+
+
+def _digits() -> tuple[Array, Array]:
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    return (raw.data.reshape(-1, 1, 8, 8) / 16.0).astype(np.float32), raw.target.astype(np.int64)
 
 
 def _breast_cancer() -> tuple[Array, Array]:

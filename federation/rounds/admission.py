@@ -4,31 +4,50 @@ Checks, in order, each with the `Refusal` it raises:
 
 1. The experiment is this one (UNKNOWN_EXPERIMENT), the epoch the present one (STALE_EPOCH), round and attempt the open
    ones (CLOSED_ROUND), and the site was asked (NOT_ASKED).
-2. The payloads are exactly those expected, each of its schema (WRONG_SCHEMA), codec (WRONG_CODEC) and size (TRUNCATED).
+2. The payloads are exactly those expected, each of its schema (WRONG_SCHEMA), codec (WRONG_CODEC) and size (TRUNCATED):
+   exactly that of the schema if it is not compressed, else at least a byte and at most what its codec can make.
 3. It starts from the model that was sent (WRONG_MODEL).
 4. The examples are at least 1 and at most what envoy, collaborator and plan allow (EXAMPLES): a site cannot buy weight.
 5. Training metrics have names the plan fixes and finite values (METRICS).
 
 Once all is in, the L2 norm of the parameter change is at most what the plan allows (NORM). What concerns the bytes is
-checked as they arrive, by `federation.wire.reception`: every float is finite (NOT_FINITE), nothing is missing
-(TRUNCATED), the digests are as committed (CORRUPT).
+checked by `federation.wire.reception`, as they arrive or, where they are compressed, once they are there: every float
+is finite (NOT_FINITE), nothing is missing (TRUNCATED), the digests are as committed (CORRUPT), and a compressed payload
+can be decoded (WRONG_CODEC).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from federation.errors import Refusal, UpdateRejectedError
+from federation.names import Digest, PayloadName  # noqa: TC001 - a NamedTuple's fields
 from federation.plan import check_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from federation.names import Attempt, Digest, Epoch, ExperimentId, PayloadName, RoundNumber
+    from federation.names import Attempt, Epoch, ExperimentId, RoundNumber
 
-CODEC = "identity"
-"""The only codec there is so far: raw bytes."""
+IDENTITY = "identity"
+"""The codec of payloads that are not compressed."""
+
+
+class ExpectedPayload(NamedTuple):
+    """A payload as every update must have it.
+
+    Attributes:
+        name: what it is called.
+        schema: digest of the schema of its flat buffer.
+        nbytes: its size; the largest it can have, if it is compressed.
+        codec: how it is compressed.
+    """
+
+    name: PayloadName
+    schema: Digest
+    nbytes: int
+    codec: str = IDENTITY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +61,7 @@ class Expectation:
         attempt: attempt in progress.
         is_open: it still takes updates, or will: a site that is not asked yet is NOT_ASKED and may send again.
         model_digest: BLAKE3 of the model that was sent out.
-        payloads: name, schema digest and size [bytes] of each payload, in order.
+        payloads: each payload, in order.
         metrics: names the plan fixes.
     """
 
@@ -52,7 +71,7 @@ class Expectation:
     attempt: Attempt
     is_open: bool
     model_digest: Digest
-    payloads: tuple[tuple[PayloadName, Digest, int], ...]
+    payloads: tuple[ExpectedPayload, ...]
     metrics: tuple[str, ...]
 
 
@@ -162,19 +181,30 @@ def check_norm(norm: float, max_norm: float | None) -> None:
 
 def _check_payloads(claim: Claim, expected: Expectation) -> None:
     names = [name for name, _, _, _ in claim.payloads]
-    wanted = [name for name, _, _ in expected.payloads]
+    wanted = [row.name for row in expected.payloads]
     if names != wanted:
         shown = ", ".join(repr(name[:63]) for name in names[:8])
         raise UpdateRejectedError(Refusal.WRONG_SCHEMA, f"the update has payloads {shown}; expected {wanted}, in order")
-    for (name, digest, codec, size), (_, schema_digest, nbytes) in zip(claim.payloads, expected.payloads, strict=True):
-        if digest != schema_digest:
+    for (name, digest, codec, size), row in zip(claim.payloads, expected.payloads, strict=True):
+        if digest != row.schema:
             raise UpdateRejectedError(
                 Refusal.WRONG_SCHEMA,
-                f"payload {name!r} has schema {digest.hex()[:16]!r}; the experiment has {schema_digest.hex()[:16]!r}",
+                f"payload {name!r} has schema {digest.hex()[:16]!r}; the experiment has {row.schema.hex()[:16]!r}",
             )
-        if codec != CODEC:
-            raise UpdateRejectedError(Refusal.WRONG_CODEC, f"payload {name!r} has codec {codec[:63]!r}, not {CODEC!r}")
-        if size != nbytes:
+        if codec != row.codec:
             raise UpdateRejectedError(
-                Refusal.TRUNCATED, f"payload {name!r} announces {size} bytes; its schema has {nbytes}"
+                Refusal.WRONG_CODEC, f"payload {name!r} has codec {codec[:63]!r}, not {row.codec!r}"
             )
+        _check_size(size, row)
+
+
+def _check_size(size: int, row: ExpectedPayload) -> None:
+    if row.codec == IDENTITY and size != row.nbytes:
+        raise UpdateRejectedError(
+            Refusal.TRUNCATED, f"payload {row.name!r} announces {size} bytes; its schema has {row.nbytes}"
+        )
+    if row.codec != IDENTITY and not 1 <= size <= row.nbytes:
+        raise UpdateRejectedError(
+            Refusal.TRUNCATED,
+            f"payload {row.name!r} announces {size} bytes; {row.codec} of this model makes 1 to {row.nbytes}",
+        )

@@ -57,9 +57,10 @@ class ModelHeld:
 
 @dataclass(frozen=True, slots=True)
 class UpdateAdmitted:
-    """A site's update is whole, admitted and in the spool."""
+    """A site's update is whole, admitted and in the spool; `asked_round`: of the task it answers, if rounds overlap."""
 
     site: SiteName
+    asked_round: RoundNumber | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +159,14 @@ class AskTrain:
 
 @dataclass(frozen=True, slots=True)
 class Combine:
-    """Aggregate these sites' updates (in name order) into a candidate model, then report `Combined`."""
+    """Aggregate these sites' updates (in name order) into a candidate model, then report `Combined`.
+
+    Where rounds overlap, `asked` says in which round each site was asked: its update is `round` − that many steps old.
+    """
 
     round: RoundNumber
     sites: tuple[SiteName, ...]
+    asked: dict[SiteName, RoundNumber] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,11 +240,15 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class SendVerdicts:
-    """Tell each site that sent an update in this attempt whether it counted: the reason why not, empty if it did."""
+    """Tell each site that sent an update in this attempt whether it counted: the reason why not, empty if it did.
+
+    Where rounds overlap, `asked` says for each site which task it answered.
+    """
 
     round: RoundNumber
     attempt: Attempt
     reasons: dict[SiteName, str]
+    asked: dict[SiteName, tuple[RoundNumber, Attempt]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +284,8 @@ class Resume:
         admitted: sites whose updates for this attempt are in the spool; they are not asked again.
         expected: sites of the last committed round, waited for a little while; empty at a first start.
         score: as the last commit wrote it.
+        asked: where rounds overlap: the task that each admitted update answers, and those of the sites in `training`.
+        training: where rounds overlap: sites whose answers to older tasks still come; they are not asked again.
     """
 
     round: RoundNumber = _FIRST_ROUND
@@ -282,3 +293,5 @@ class Resume:
     admitted: tuple[SiteName, ...] = ()
     expected: tuple[SiteName, ...] = ()
     score: Score = field(default_factory=Score)
+    asked: dict[SiteName, tuple[RoundNumber, Attempt]] = field(default_factory=dict)
+    training: tuple[SiteName, ...] = ()

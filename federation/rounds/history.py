@@ -43,6 +43,9 @@ class SiteRecord:
         metrics: its metrics of the new model; empty if it did not evaluate.
         update_digest: SHA-256 over its payload digests, hex; empty without an update.
         validation_examples: validation examples behind `metrics`.
+        oracle_calls: gradients of single examples it computed.
+        peak_memory: most memory its trainer had resident at once, bytes; 0 if not known.
+        staleness: rounds between the model its update starts from and the one it went into.
     """
 
     site: SiteName
@@ -59,6 +62,9 @@ class SiteRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     update_digest: str = ""
     validation_examples: int = 0
+    oracle_calls: int = 0
+    peak_memory: int = 0
+    staleness: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +86,9 @@ class RoundRecord:
         bytes_down: payload bytes sent to sites.
         bytes_up: payload bytes received from sites.
         update_norm: L2 norm of the aggregated change of the parameters.
+        simulated_seconds: machine time of a simulated round, seconds; 0 for a real one.
+        total_sites: N of the method: sites it counts with, asked or not; 0 if not recorded.
+        algorithm_scalars: numbers the server half of the method computed for this round.
     """
 
     round: RoundNumber
@@ -96,6 +105,9 @@ class RoundRecord:
     bytes_down: int = 0
     bytes_up: int = 0
     update_norm: float = 0.0
+    simulated_seconds: float = 0.0
+    total_sites: int = 0
+    algorithm_scalars: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object."""

@@ -3,8 +3,7 @@
 Rules, in order:
 
 1. Parameters: x⁺ = x + rule(Δ), in float64, rounded once to the tensor's dtype; rule(Δ) is Σp_iΔ_i/Σp_i or its like.
-2. float16 and bfloat16 parameters keep a float32 *master*, which is what the change is added to; the model is the
-   master, rounded. Without it, changes smaller than half a unit in the last place would be lost round after round.
+2. float16 and bfloat16 parameters keep a float32 master (`federation.storage.rounding`).
 3. Float buffers and other float values: rule(b). Integers and booleans: elementwise maximum.
 4. A result that is not finite in its dtype is refused; the candidate is then aborted by whoever holds its writer.
 
@@ -14,28 +13,30 @@ Memory is a few tiles, whatever the model and the number of sites. Everything is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from federation.aggregation.maximum import Maximum
 from federation.aggregation.tiles import TILE_ELEMENTS, Array, Tile, tiles_of
-from federation.errors import PlanError
+from federation.names import PayloadName
+from federation.storage.rounding import HALF, Parameters, Rounder
 from federation.storage.tile_streams import PayloadTiles, TileStream, cut, runs, split
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from federation.aggregation.rule import AggregationRule
     from federation.names import Digest, SiteName
-    from federation.storage.checkpoints import ModelFile, ModelWriter
     from federation.storage.disk import Readable
+    from federation.storage.memory import ModelSink, ModelSource
 
+DELTA = PayloadName("delta")
+BUFFERS = PayloadName("buffers")
 _DOT_ELEMENTS = 1 << 13
 """Below the size from which OpenBLAS splits a dot product over threads."""
-_HALF = (DType.FLOAT16, DType.BFLOAT16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,40 +45,60 @@ class SiteUpdate:
 
     Attributes:
         site: its name.
-        weight: p_i: finite, 0 or more.
-        delta: flat buffer of ``schema.parameters``: w - x.
-        buffers: flat buffer of ``schema.buffers``: values; None where the schema has none.
+        payloads: its flat buffers (or, where a method is combined, its payloads as they came): ``delta``, w - x of
+            ``schema.parameters``; ``buffers``, values of ``schema.buffers``, where the schema has any; and others.
+        weight: p_i: finite, 0 or more. A method weighs sites itself and does not look at it.
     """
 
     site: SiteName
-    weight: float
-    delta: Readable
-    buffers: Readable | None = None
+    payloads: Mapping[PayloadName, Readable]
+    weight: float = 0.0
+
+    @property
+    def delta(self) -> Readable:
+        """The change of the parameters."""
+        return self.payloads[DELTA]
+
+    @property
+    def buffers(self) -> Readable | None:
+        """Values of the buffers; None where there are none."""
+        return self.payloads.get(BUFFERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Combined:
-    """A finished candidate: `digest` of its data section, `update_norm` (L2) of the parameters' aggregated change."""
+    """A finished candidate.
+
+    Attributes:
+        digest: of its data section.
+        update_norm: L2 norm of the parameters' aggregated change.
+        weights: weight of each site's change, in name order, not normalised.
+        slot_digests: of each slot of a method's state.
+        scalars: numbers that the method computed for the round.
+    """
 
     digest: Digest
     update_norm: float
+    weights: tuple[float, ...] = ()
+    slot_digests: Mapping[str, Digest] = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
 
 
 def needs_master(schema: TensorSchema) -> bool:
     """Tell whether a model has parameters in half precision, which need a float32 master."""
-    return any(spec.dtype in _HALF and spec.elements for spec in schema.parameters)
+    return any(spec.dtype in HALF and spec.elements for spec in schema.parameters)
 
 
 def master_schema(schema: TensorSchema) -> TensorSchema:
     """Return the schema of the master file: per half-precision dtype one flat float32 tensor of its parameters."""
     specs = []
     for segment in schema.parameters.segments:
-        if segment.dtype in _HALF:
+        if segment.dtype in HALF:
             specs.append(TensorSpec(name=segment.dtype.value, dtype=DType.FLOAT32, shape=(segment.elements,)))
     return TensorSchema.of(specs)
 
 
-def write_master(writer: ModelWriter, model: ModelFile) -> Digest:
+def write_master(writer: ModelSink, model: ModelSource) -> Digest:
     """Write the first master of a model: its half-precision parameters, widened. The caller commits.
 
     Args:
@@ -85,7 +106,7 @@ def write_master(writer: ModelWriter, model: ModelFile) -> Digest:
         model: model file, role LOCAL allowed.
     """
     for run in runs(model.schema):
-        if run.role is TensorRole.PARAMETER and run.tile.dtype in _HALF:
+        if run.role is TensorRole.PARAMETER and run.tile.dtype in HALF:
             for piece in cut(run.tile, TILE_ELEMENTS):
                 half = np.empty(piece.elements, dtype=piece.dtype.numpy)
                 model.pread_into(piece.offset, half.view(np.uint8).data)
@@ -95,12 +116,12 @@ def write_master(writer: ModelWriter, model: ModelFile) -> Digest:
 
 def combine_model(
     *,
-    model: ModelFile,
-    writer: ModelWriter,
+    model: ModelSource,
+    writer: ModelSink,
     rule: AggregationRule,
     updates: Sequence[SiteUpdate],
-    master: ModelFile | None = None,
-    master_writer: ModelWriter | None = None,
+    master: ModelSource | None = None,
+    master_writer: ModelSink | None = None,
     tile_elements: int = TILE_ELEMENTS,
 ) -> Combined:
     """Write the candidate for the next model. Blocks; call it in a thread.
@@ -119,38 +140,101 @@ def combine_model(
         PlanError: the result is not finite in the dtype of a tensor.
         StorageError: the disk failed.
     """
-    schema = model.schema
-    if needs_master(schema) and (master is None or master_writer is None):
-        raise ValueError("float16 and bfloat16 parameters need a master")
     ordered = sorted(updates, key=lambda update: update.site)
-    deltas = _tiles(ordered, [update.delta for update in ordered], schema.parameters, True, tile_elements)
-    changes = TileStream(deltas, rule.combine(deltas))
-    values = _value_streams(rule, ordered, schema.buffers, tile_elements) if schema.buffers.nbytes else None
-    halves = _Master(master, master_writer, tile_elements)
-    adder = _Adder(model, tile_elements)
-    squares = 0.0
-    for run in runs(schema):
+    weights = [update.weight for update in ordered]
+    deltas = site_tiles(ordered, weights, [update.delta for update in ordered], model.schema.parameters, tile_elements)
+    squares = walk(
+        model=model,
+        writer=writer,
+        changes={DELTA: TileStream(deltas, rule.combine(deltas))},
+        values=value_streams(rule, ordered, weights, model.schema.buffers, tile_elements),
+        step=_add_mean,
+        master=master,
+        master_writer=master_writer,
+        tile_elements=tile_elements,
+    )
+    return Combined(digest=writer.finish(), update_norm=math.sqrt(squares), weights=tuple(weights))
+
+
+def _add_mean(x: Array, means: Mapping[str, Array], _piece: Tile, _start: int) -> float:
+    change = means[DELTA]
+    np.add(x, change, out=x)
+    return squared_norm(change)
+
+
+class Step(Protocol):
+    """What is done to a piece of the parameters."""
+
+    def __call__(self, x: Array, means: Mapping[str, Array], piece: Tile, start: int, /) -> float:
+        """Change `x` in place and return the squared norm of the change.
+
+        Args:
+            x: the piece, float64.
+            means: combined elements of each payload at the same place; may be overwritten.
+            piece: dtype and elements; its offset is that in the flat buffer of the *parameters*.
+            start: index of its first element among all parameters.
+        """
+
+
+def walk(
+    *,
+    model: ModelSource,
+    writer: ModelSink,
+    changes: Mapping[str, TileStream],
+    values: Mapping[bool, TileStream],
+    step: Step,
+    master: ModelSource | None,
+    master_writer: ModelSink | None,
+    tile_elements: int,
+) -> float:
+    """Write the next model in order: parameters through `step`, buffers as combined; return the sum of `step`'s.
+
+    Args:
+        model: the present model.
+        writer: takes the next one; not finished here.
+        changes: streams over equal tiles of the parameters, at least one.
+        values: streams of the buffers: under True the floats, under False the others.
+        step: sees every parameter once, in order.
+        master: as for `combine_model`.
+        master_writer: finished here.
+        tile_elements: most elements of a piece.
+
+    Raises:
+        ValueError: half-precision parameters without a master.
+        PlanError, StorageError: as `combine_model`.
+    """
+    if needs_master(model.schema) and (master is None or master_writer is None):
+        raise ValueError("float16 and bfloat16 parameters need a master")
+    parameters, rounder = Parameters(model, master, master_writer, tile_elements), Rounder(tile_elements)
+    squares, start, offset = 0.0, 0, 0
+    for run in runs(model.schema):
         left = run.tile
         while left.elements:
             if run.role is TensorRole.PARAMETER:
-                change = changes.take(left.elements)
-                squares += _squares(change)
-                piece, left = split(left, change.size)
-                out = halves.add(piece, change) if piece.dtype in _HALF else adder.add(piece, change)
+                means = take_all(changes, left.elements)
+                piece, left = split(left, next(iter(means.values())).size)
+                x = parameters.read(piece)
+                squares += step(x, means, replace(piece, offset=offset), start)
+                out = parameters.write(piece, x)
+                start, offset = start + piece.elements, offset + piece.nbytes
             else:
-                assert values is not None  # noqa: S101 - a buffer run means a buffer schema
                 value = values[left.dtype.is_float].take(left.elements)
                 piece, left = split(left, value.size)
-                out = adder.set(piece, value)
+                out = rounder.round(piece, value)
             writer.append(out.view(np.uint8).data)
     if master_writer is not None:
         master_writer.finish()
-    return Combined(digest=writer.finish(), update_norm=math.sqrt(squares))
+    return squares
+
+
+def take_all(changes: Mapping[str, TileStream], most: int) -> dict[str, Array]:
+    """Take as many elements from each of several streams over equal tiles."""
+    return {name: stream.take(most) for name, stream in changes.items()}
 
 
 def combine_values(
     *,
-    writer: ModelWriter,
+    writer: ModelSink,
     rule: AggregationRule,
     updates: Sequence[tuple[SiteName, float, Readable]],
     tile_elements: int = TILE_ELEMENTS,
@@ -166,22 +250,21 @@ def combine_values(
     Raises:
         ValueError, PlanError, StorageError: as `combine_model`.
     """
-    ordered = [
-        SiteUpdate(site=site, weight=weight, delta=values, buffers=values)
-        for site, weight, values in sorted(updates, key=lambda row: row[0])
-    ]
-    streams = _value_streams(rule, ordered, writer.schema, tile_elements)
-    adder = _Adder(None, tile_elements)
+    rows = sorted(updates, key=lambda row: row[0])
+    ordered = [SiteUpdate(site=site, payloads={BUFFERS: values}) for site, _, values in rows]
+    streams = value_streams(rule, ordered, [weight for _, weight, _ in rows], writer.schema, tile_elements)
+    rounder = Rounder(tile_elements)
     for segment in writer.schema.segments:
         left = Tile(dtype=segment.dtype, offset=segment.offset, elements=segment.elements)
         while left.elements:
             value = streams[left.dtype.is_float].take(left.elements)
             piece, left = split(left, value.size)
-            writer.append(adder.set(piece, value).view(np.uint8).data)
+            writer.append(rounder.round(piece, value).view(np.uint8).data)
     return writer.finish()
 
 
-def _squares(values: Array) -> float:
+def squared_norm(values: Array) -> float:
+    """Return the sum of the squares of float64 elements, the same on any number of threads."""
     total = 0.0
     for start in range(0, values.size, _DOT_ELEMENTS):
         block = values[start : start + _DOT_ELEMENTS]
@@ -189,70 +272,33 @@ def _squares(values: Array) -> float:
     return total
 
 
-def _value_streams(
-    rule: AggregationRule, updates: Sequence[SiteUpdate], schema: TensorSchema, most: int
+def value_streams(
+    rule: AggregationRule, updates: Sequence[SiteUpdate], weights: Sequence[float], schema: TensorSchema, most: int
 ) -> dict[bool, TileStream]:
-    """Streams of combined values: under True the floats, under False the others."""
+    """Return streams of combined buffers, under True the floats, under False the others; none without buffers.
+
+    Raises:
+        ValueError: an update has none, though the schema has.
+    """
+    if not schema.nbytes:
+        return {}
     payloads = [update.buffers for update in updates if update.buffers is not None]
     if len(payloads) != len(updates):
         raise ValueError("an update lacks the buffers its schema has")
-    floats = _tiles(updates, payloads, schema, True, most)
-    others = _tiles(updates, payloads, schema, False, most)
+    floats = site_tiles(updates, weights, payloads, schema, most)
+    others = site_tiles(updates, weights, payloads, schema, most, floats=False)
     return {True: TileStream(floats, rule.combine(floats)), False: TileStream(others, Maximum().combine(others))}
 
 
-def _tiles(
-    updates: Sequence[SiteUpdate], payloads: Sequence[Readable], schema: TensorSchema, floats: bool, most: int
+def site_tiles(
+    updates: Sequence[SiteUpdate],
+    weights: Sequence[float],
+    payloads: Sequence[Readable],
+    schema: TensorSchema,
+    most: int,
+    *,
+    floats: bool = True,
 ) -> PayloadTiles:
-    sites, weights = [update.site for update in updates], [update.weight for update in updates]
+    """Return one payload of every site as tiles; updates, weights and payloads in name order."""
+    sites = [update.site for update in updates]
     return PayloadTiles(sites, weights, payloads, tiles_of(schema, floats=floats, tile_elements=most))
-
-
-class _Adder:
-    """Rounds results to their dtype in reused buffers, and refuses what does not fit."""
-
-    def __init__(self, base: Readable | None, most: int) -> None:
-        self._base = base
-        self._wide = np.empty(most, dtype=np.float64)
-        self._out = np.empty(most * 8, dtype=np.uint8)
-
-    def add(self, piece: Tile, change: Array) -> Array:
-        """Return base + change at a piece."""
-        assert self._base is not None  # noqa: S101 - our own call order
-        out, wide = self._out[: piece.nbytes].view(piece.dtype.numpy), self._wide[: piece.elements]
-        self._base.pread_into(piece.offset, out.view(np.uint8).data)
-        np.copyto(wide, out)
-        np.add(wide, change, out=wide)
-        return self.set(piece, wide)
-
-    def set(self, piece: Tile, value: Array) -> Array:
-        """Return `value` in the dtype of a piece."""
-        out = self._out[: piece.nbytes].view(piece.dtype.numpy)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.copyto(out, value, casting="same_kind")
-            # ml_dtypes' casts raise no flags, so the numbers themselves are looked at; a sum is cheaper than isfinite.
-            total = float(np.sum(out, dtype=np.float64)) if piece.dtype.is_float else 0.0
-        if not math.isfinite(total) and not np.isfinite(out).all():
-            raise PlanError(
-                f"the combined model does not fit {piece.dtype.value}: it has diverged; lower the learning rate, bound "
-                "the norm of updates (max_norm), or use a wider dtype"
-            )
-        return out
-
-
-class _Master:
-    """Adds changes of half-precision parameters to their float32 master, both in order, and rounds the result."""
-
-    def __init__(self, master: ModelFile | None, writer: ModelWriter | None, most: int) -> None:
-        self._writer = writer
-        self._position = 0
-        self._wide = _Adder(master, most)
-        self._narrow = _Adder(None, most)
-
-    def add(self, piece: Tile, change: Array) -> Array:
-        assert self._writer is not None  # noqa: S101 - checked by combine_model
-        full = Tile(dtype=DType.FLOAT32, offset=self._position, elements=piece.elements)
-        value = self._wide.add(full, change)
-        self._writer.append(value.view(np.uint8).data)
-        self._position += full.nbytes
-        return self._narrow.set(piece, value)

@@ -16,6 +16,7 @@ import numpy as np
 
 from federation.aggregator.config import AggregatorConfig, FixedSite, TlsPaths
 from federation.aggregator.process import INITIAL_FILE, SPEC_FILE, Aggregator
+from federation.algorithms.registry import load_algorithm
 from federation.names import Digest, Epoch, ExperimentId, FederationName, Identity, Role, SiteName
 from federation.pki.authority import CertificateAuthority, issue_identity
 from federation.plan import ExperimentSpec, Plan, tensor_rows
@@ -69,6 +70,7 @@ class Stage:
         value: float = 0.0,
     ) -> None:
         schema = schema or flat_schema(10)
+        uplink, downlink = load_algorithm(plan).payload_rows(plan)
         self.spec = ExperimentSpec(
             name="experiment",
             shard="numbers",
@@ -76,6 +78,8 @@ class Stage:
             tensors=tensor_rows(schema),
             optimizer_tensors=tensor_rows(optimizer) if optimizer else (),
             metrics=("loss",),
+            uplink=uplink,
+            downlink=downlink,
         )
         self.sites = [SiteName(site) for site in sites]
         self._folder = folder

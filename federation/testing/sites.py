@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from federation.compression import encode_payload, load_codec
 from federation.errors import FederationError, TransportError, UpdateRejectedError
 from federation.names import Identity, Role, aggregator_server_name
 from federation.tensors import pack, unpack
@@ -25,7 +26,7 @@ from federation.transport.methods import Stub
 from federation.v1 import aggregator_pb2 as pb
 from federation.v1 import tensors_pb2
 from federation.wire.chunks import checksum
-from federation.wire.payloads import BUFFERS, DELTA, OPTIMIZER
+from federation.wire.payloads import BUFFERS, DELTA, IDENTITY_CODEC, OPTIMIZER
 from federation.wire.versions import range_to_proto
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from federation.names import Digest, ExperimentId, FederationName, SiteName
-    from federation.plan import ExperimentSpec
-    from federation.tensors import TensorSchema
+    from federation.plan import ExperimentSpec, PayloadPlan
     from federation.transport.credentials import TlsFiles
     from federation.transport.methods import BidiCall
 
@@ -218,11 +218,7 @@ class ScriptedSite:
 
     def header(self, task: pb.Task, payloads: Mapping[str, bytes], metrics: Mapping[str, float]) -> pb.UpdateHeader:
         """Return an honest announcement of an update."""
-        schemas: dict[str, TensorSchema] = {
-            DELTA: self.meeting.spec.schema_.parameters,
-            BUFFERS: self.meeting.spec.schema_.buffers,
-            OPTIMIZER: self.meeting.spec.optimizer_schema,
-        }
+        plans: dict[str, PayloadPlan] = {plan.name: plan for plan in self.meeting.spec.uploads()}
         return pb.UpdateHeader(
             experiment=self.meeting.experiment,
             attempt=task.attempt,
@@ -231,8 +227,8 @@ class ScriptedSite:
             payloads=[
                 tensors_pb2.PayloadDescriptor(
                     name=name,
-                    schema_digest=schemas[name].digest,
-                    codec="identity",
+                    schema_digest=plans[name].schema.digest,
+                    codec=plans[name].codec,
                     encoded_bytes=len(data),
                 )
                 for name, data in payloads.items()
@@ -397,7 +393,17 @@ class HonestSite(ScriptedSite):
             state = self.meeting.spec.optimizer_schema
             full = {spec.name: np.full(spec.shape, self.target, dtype=spec.dtype.numpy) for spec in state}
             payloads[str(OPTIMIZER)] = bytes(pack(state, full))
-        return payloads
+        return {str(plan.name): self._encoded(task, plan, payloads) for plan in self.meeting.spec.uploads()}
+
+    def _encoded(self, task: pb.Task, plan: PayloadPlan, payloads: Mapping[str, bytes]) -> bytes:
+        """Return a payload as it travels: a method's vectors are the change once more, its scalars are 1."""
+        data = payloads.get(plan.name)
+        if data is None:
+            is_vector = plan.schema == self.meeting.spec.schema_.parameters
+            data = payloads[DELTA] if is_vector else np.ones(len(plan.schema), dtype="<f8").tobytes()
+        if plan.codec == IDENTITY_CODEC:
+            return data
+        return encode_payload(plan.schema, data, load_codec(plan.codec), seed=task.round)
 
 
 class Lie(Enum):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from federation.data.loading import ShardError, check_shapes, load_shard
 from federation.data.local import LocalData
 from federation.data.shard import JoinedShard, count_examples
 from federation.errors import MalformedMessageError
-from federation.names import SiteName
+from federation.names import PayloadName, SiteName
 from federation.plan import ExperimentSpec
 from federation.training.experiment import load_experiment
 from federation.training.loop import LocalWork
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 MAX_TEXT_BYTES = 4096
 """Cap on a description and on an error's text; people read them."""
+
+_PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes of one unit of ``ru_maxrss``: kibibytes, but on macOS."""
 
 
 class Orders:
@@ -82,6 +87,8 @@ class Orders:
             buffers=_path(order.buffers_file),
             optimizer_in=_path(order.optimizer_in),
             optimizer_out=_path(order.optimizer_out),
+            inputs={PayloadName(name): Path(path) for name, path in order.inputs.items()},
+            outputs={PayloadName(name): Path(path) for name, path in order.outputs.items()},
         )
         return pb.TrainingDone(
             examples=done.examples,
@@ -89,6 +96,9 @@ class Orders:
             metrics=done.metrics,
             seconds=done.seconds,
             keeps_nothing=not work.has_pending,
+            payload_bytes={str(name): nbytes for name, nbytes in done.payload_bytes.items()},
+            oracle_calls=done.oracle_calls,
+            peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _PEAK_UNIT,
         )
 
     def evaluate(self, order: pb.RunEvaluation) -> pb.EvaluationDone:

@@ -24,8 +24,11 @@ class RoundContext:
         seed: root seed of the plan; draw from `rng` or `derive_seed` rather than from it.
         epochs: passes over the local data; None when `steps` counts.
         steps: optimizer steps; None when `epochs` counts.
-        learning_rate: the plan's local step size.
+        seconds: time the training may take, seconds; `steps` is then its cap. None: `epochs` or `steps` count.
+        learning_rate: local step size of this round, as the plan's schedule gives it.
+        estimator: gradients a step is made of: ``minibatch``, ``full`` or ``subset:SIZE``.
         threads: CPU threads to compute with.
+        federated: names of the parameters that are trained and federated, in schema order. Empty: every trained one.
         optimizer_state: state of the local optimizer, by ``<parameter>/<key>``. Empty to begin with, unless the plan
             keeps or aggregates it; a task replaces its content before it returns, and the plan decides what becomes
             of it. The context itself is frozen; this dictionary is the one thing in it that is written.
@@ -38,6 +41,9 @@ class RoundContext:
     steps: int | None
     learning_rate: float
     threads: int
+    seconds: float | None = None
+    estimator: str = "minibatch"
+    federated: tuple[str, ...] = ()
     optimizer_state: dict[str, Array] = field(default_factory=dict)
 
     def derive_seed(self, purpose: str) -> int:

@@ -9,6 +9,8 @@ Rules, in order:
    where the plan federates it, else LOCAL. A frozen parameter (``requires_grad`` False) never changes, so it needs no
    round trip: it is LOCAL whatever the plan says, and is delivered once.
 3. The initial model is made under the plan's seed: equal experiments, equal models.
+4. What the algorithm adds to what travels, and to the names of metrics, goes into the signed spec as data: no server
+   and no collaborator runs its client half.
 
 This module imports without torch.
 """
@@ -19,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_
 
 from pydantic import ValidationError
 
+from federation.algorithms.algorithm import Algorithm
+from federation.algorithms.registry import check, load_algorithm
 from federation.errors import InvalidNameError, PlanError
 from federation.names import check_name
 from federation.plan import ExperimentSpec, Plan, tensor_rows
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from federation.data.local import LocalData
+    from federation.data.shard import Shard
     from federation.tensors.buffers import Array
     from federation.training.context import RoundContext
 
@@ -45,7 +50,8 @@ class Task(Protocol):
     """What a site does with a model and its data. Any object with these two methods is a task.
 
     It may also have ``metric_names`` (tuple of str: what it reports), and, for plans that aggregate optimizer state,
-    ``optimizer_tensors(model, learning_rate) -> dict[str, array]``.
+    ``optimizer_tensors(model, learning_rate) -> dict[str, array]``. Algorithms that correct gradients need
+    ``problem(model, data, round)``, which gives a `federation.training.problems.SiteProblem`.
     """
 
     def train(self, model: Model, data: LocalData, round: RoundContext) -> Mapping[str, float]:
@@ -78,6 +84,9 @@ class Experiment:
         sample_shape: shape of one sample the model takes; sites with another are told so. None: not checked.
         target_shape: shape of one target. None: not checked.
         metrics: every name `task` may report. None: what the task says, or ``loss`` alone.
+        algorithm: a method object, of ours or your own; its name and options become the plan's. None: the plan's.
+        data: the whole dataset, for simulations that divide it among sites: a callable that gives a shard, or
+            ``"module:Class"``. No server and no site looks at it.
 
     Raises:
         PlanError: an argument is not what it should be; the text says which.
@@ -95,6 +104,8 @@ class Experiment:
         sample_shape: Sequence[int] | None = None,
         target_shape: Sequence[int] | None = None,
         metrics: Sequence[str] | None = None,
+        algorithm: Algorithm | None = None,
+        data: Callable[[], Shard] | str | None = None,
     ) -> None:
         try:
             self.name = check_name(name, "experiment name")
@@ -109,7 +120,13 @@ class Experiment:
                 raise PlanError(f"task {type(task).__name__} has no method {method!r}; a task has train and evaluate")
         self.model = model
         self.task = task
-        self.plan = plan or Plan()
+        if algorithm is not None and not isinstance(algorithm, Algorithm):
+            raise PlanError(f"algorithm is a {type(algorithm).__name__}; give an Algorithm, or its name in the plan")
+        if data is not None and not callable(data) and not isinstance(data, str):
+            raise PlanError(f"data is a {type(data).__name__}; give a callable that gives a shard, or 'module:Class'")
+        self.algorithm = algorithm
+        self.data = data
+        self.plan = _with_algorithm(plan or Plan(), algorithm)
         self.sample_shape = None if sample_shape is None else tuple(sample_shape)
         self.target_shape = None if target_shape is None else tuple(target_shape)
         self.metrics = tuple(metrics if metrics is not None else getattr(task, "metric_names", ("loss",)))
@@ -136,6 +153,9 @@ class Experiment:
         adapter = self.make_model(plan.seed)
         schema = schema_of(adapter, plan)
         arrays = {name: array.copy() for name, array in adapter.arrays().items()}
+        algorithm = load_algorithm(plan, self.algorithm)
+        check_task(self.task, algorithm, plan)
+        uplink, downlink = algorithm.payload_rows(plan)
         try:
             spec = ExperimentSpec(
                 name=self.name,
@@ -144,14 +164,43 @@ class Experiment:
                 plan=plan,
                 tensors=tensor_rows(schema),
                 optimizer_tensors=tensor_rows(_optimizer_schema(self.task, adapter, plan, schema)),
-                metrics=self.metrics,
+                metrics=algorithm.metric_names(self.metrics),
+                uplink=uplink,
+                downlink=downlink,
                 sample_shape=self.sample_shape,
                 target_shape=self.target_shape,
             )
         except ValidationError as error:
             reasons = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
             raise PlanError(f"experiment {self.name!r} is not valid: {reasons}") from error
+        check(spec, self.algorithm)
         return Built(spec=spec, arrays=arrays)
+
+
+def check_task(task: Task, algorithm: Algorithm, plan: Plan) -> None:
+    """Refuse a task that cannot do what algorithm and plan ask of it.
+
+    Raises:
+        PlanError: says what to use instead.
+    """
+    if callable(getattr(task, "problem", None)):
+        return
+    name = type(task).__name__
+    way_out = "use SupervisedTask or GradientTask, or write problem()"
+    if algorithm.needs_problem:
+        raise PlanError(
+            f"task {name} has no method problem(); algorithm {algorithm.name!r} corrects its gradients: {way_out}"
+        )
+    if plan.estimator != "minibatch":
+        raise PlanError(
+            f"task {name} has no method problem(); estimator {plan.estimator!r} draws its batches: {way_out}"
+        )
+
+
+def _with_algorithm(plan: Plan, algorithm: Algorithm | None) -> Plan:
+    if algorithm is None:
+        return plan
+    return Plan(**{**plan.model_dump(), "algorithm": algorithm.name, "options": algorithm.options()})
 
 
 def schema_of(adapter: ModelAdapter, plan: Plan) -> TensorSchema:

@@ -13,17 +13,76 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from federation.errors import StorageError
+from federation.training.exchange import MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from federation.names import PayloadName
     from federation.tensors import TensorSchema
     from federation.tensors.buffers import Array
+    from federation.training.exchange import Buffer
 
 _TILE_BYTES = 4 * 1024 * 1024
+_EXTRA = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # the second is Windows' "do not touch the bytes"
 _VIEWS_AT_ONCE = 512
 """Fewer than the 1024 that one preadv takes on Linux."""
+
+
+class FileExchange:
+    """What comes and goes as files: `federation.training.exchange.Inputs` and ``Outputs`` in one.
+
+    Args:
+        schema: schema of the whole model.
+        inputs: file of each payload that came, by name.
+        outputs: file each payload is written to, by name. A file may be longer than an encoded payload; it is then cut.
+    """
+
+    def __init__(
+        self,
+        schema: TensorSchema,
+        inputs: Mapping[PayloadName, str | Path],
+        outputs: Mapping[PayloadName, str | Path],
+    ) -> None:
+        self._schema = schema
+        self._inputs = inputs
+        self._outputs = outputs
+
+    def has(self, name: PayloadName) -> bool:
+        """Tell whether a payload came."""
+        return name in self._inputs
+
+    def read(self, name: PayloadName, schema: TensorSchema, arrays: Mapping[str, Array]) -> None:
+        """See `federation.training.exchange.Inputs.read`."""
+        read_into(self._inputs[name], schema, arrays)
+
+    def write(self, name: PayloadName, schema: TensorSchema, arrays: Mapping[str, Array]) -> int:
+        """See `federation.training.exchange.Outputs.write`."""
+        write_from(self._output(name), schema, arrays)
+        return schema.nbytes
+
+    def write_change(self, name: PayloadName, schema: TensorSchema, arrays: Mapping[str, Array]) -> int:
+        """See `federation.training.exchange.Outputs.write_change`."""
+        write_change(self._output(name), self._inputs[MODEL], self._schema, arrays)
+        return schema.nbytes
+
+    def write_bytes(self, name: PayloadName, data: Buffer) -> int:
+        """See `federation.training.exchange.Outputs.write_bytes`."""
+        path = self._output(name)
+        view = memoryview(data)
+        with _open(path, os.O_RDWR | os.O_CREAT) as descriptor:
+            _transfer(_write_views, descriptor, [view], path)
+            os.ftruncate(descriptor, view.nbytes)
+        return view.nbytes
+
+    def _output(self, name: PayloadName) -> str | Path:
+        try:
+            return self._outputs[name]
+        except KeyError:
+            raise ValueError(
+                f"no file is named for payload {name!r}; name one for each payload of the update"
+            ) from None
 
 
 def read_into(path: str | Path, schema: TensorSchema, arrays: Mapping[str, Array]) -> None:
@@ -33,7 +92,7 @@ def read_into(path: str | Path, schema: TensorSchema, arrays: Mapping[str, Array
         StorageError: the file cannot be read or is too short.
     """
     with _open(path, os.O_RDONLY) as descriptor:
-        _transfer(os.preadv, descriptor, (_bytes(arrays[spec.name]) for spec in schema), path)
+        _transfer(_read_views, descriptor, (_bytes(arrays[spec.name]) for spec in schema), path)
 
 
 def write_from(path: str | Path, schema: TensorSchema, arrays: Mapping[str, Array]) -> None:
@@ -43,7 +102,7 @@ def write_from(path: str | Path, schema: TensorSchema, arrays: Mapping[str, Arra
         StorageError: the file cannot be written.
     """
     with _open(path, os.O_RDWR | os.O_CREAT) as descriptor:
-        _transfer(os.pwritev, descriptor, (_bytes(np.ascontiguousarray(arrays[spec.name])) for spec in schema), path)
+        _transfer(_write_views, descriptor, (_bytes(np.ascontiguousarray(arrays[spec.name])) for spec in schema), path)
 
 
 def write_change(path: str | Path, model: str | Path, schema: TensorSchema, arrays: Mapping[str, Array]) -> None:
@@ -69,10 +128,26 @@ def write_change(path: str | Path, model: str | Path, schema: TensorSchema, arra
                 part = trained[start : start + step]
                 base = np.frombuffer(tile, dtype=part.dtype, count=part.size)
                 offset = start * spec.dtype.itemsize
-                _transfer(os.preadv, source, [_bytes(base)], model, read_at + offset)
+                _transfer(_read_views, source, [_bytes(base)], model, read_at + offset)
                 with np.errstate(all="ignore"):  # what diverged is refused by its checks, with a better text
                     np.subtract(part, base, out=base)
-                _transfer(os.pwritev, target, [_bytes(base)], path, write_at + offset)
+                _transfer(_write_views, target, [_bytes(base)], path, write_at + offset)
+
+
+def _read_views(descriptor: int, views: list[memoryview], offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, views, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    data = os.read(descriptor, views[0].nbytes)
+    views[0][: len(data)] = data
+    return len(data)
+
+
+def _write_views(descriptor: int, views: list[memoryview], offset: int) -> int:
+    if hasattr(os, "pwritev"):
+        return os.pwritev(descriptor, views, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.write(descriptor, views[0])
 
 
 class _open:
@@ -85,7 +160,7 @@ class _open:
 
     def __enter__(self) -> int:
         try:
-            self._descriptor = os.open(self._path, self._flags | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(self._path, self._flags | _EXTRA, 0o600)
         except OSError as error:
             raise StorageError(f"cannot open {self._path}: {error.strerror}") from error
         return self._descriptor

@@ -1,65 +1,29 @@
-"""One site's part of a round: load the model, run the task, write what changed.
-
-Rules, in order:
-
-1. What is trained is the model of the signed spec. If the author's code makes another here (another library version,
-   a size read from the data), nothing runs and the error names the first tensor that differs.
-2. A round starts from the global model and the site's kept state, whatever ran before it: a failed or repeated attempt
-   leaves no trace, and the same (seed, round, site) gives the same update.
-3. Metrics are finite numbers under names the spec fixes. The class name of an error is all that leaves a silo by
-   default, so it is telling.
-4. Evaluating the model of a round uses the local tensors that round left here, although its verdict is still to come:
-   it is the model this site will have if the round commits.
-"""
+"""One site's work between files, as a trainer is asked for it: the file shell around `federation.training.work`."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import mmap
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from federation.errors import PlanError
-from federation.plan import ExperimentSpec, check_metrics
-from federation.training.context import RoundContext
-from federation.training.experiment import Experiment, schema_of
-from federation.training.files import read_into, write_change, write_from
-from federation.training.models import Kind
-from federation.training.seeding import seed_globals
-from federation.training.state import LocalState, StateStore
+from federation.errors import StorageError
+from federation.training.exchange import BUFFERS, DELTA, MODEL, OPTIMIZER
+from federation.training.files import FileExchange
+from federation.training.resident import Resident, WrongModelError
+from federation.training.results import MetricsError, NonFiniteMetricError, Trained, Worked
+from federation.training.state import StateStore
+from federation.training.work import SiteWork
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from federation.data.local import LocalData
-    from federation.names import SiteName
-    from federation.tensors import TensorSchema
+    from federation.names import PayloadName, SiteName
+    from federation.plan import ExperimentSpec
+    from federation.training.exchange import Buffer
+    from federation.training.experiment import Experiment
 
-
-class MetricsError(PlanError):
-    """The task reported something that is no metric: a name the spec does not fix, or not a number."""
-
-
-class NonFiniteMetricError(MetricsError):
-    """A metric is NaN or infinite: training diverged, or the data holds what it should not."""
-
-
-class WrongModelError(PlanError):
-    """The author's code makes another model here than at home."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Worked:
-    """What training or evaluating gave: `examples` used, `steps` taken, `metrics`, and `seconds` the task took."""
-
-    examples: int
-    steps: int
-    metrics: dict[str, float]
-    seconds: float
+__all__ = ["LocalWork", "MetricsError", "NonFiniteMetricError", "Trained", "Worked", "WrongModelError"]
 
 
 class LocalWork:
@@ -88,24 +52,9 @@ class LocalWork:
         workspace: Path,
         base: Path | None,
     ) -> None:
-        self._task = experiment.task
-        self._spec = spec
-        self._site = site
-        self._data = data
         self._schema = spec.schema_
-        self._adapter = experiment.make_model(spec.plan.seed)
-        _check_same(schema_of(self._adapter, spec.plan), self._schema)
-        _set_up_torch(spec.plan.threads)
-        local = self._schema.local
-        if local:
-            if base is None:
-                raise PlanError(f"the model has {len(local)} local tensors, but their initial values did not come")
-            read_into(base, local, self._adapter.arrays())
-        kinds = self._adapter.kinds
-        self._changing = [spec.name for spec in local if kinds[spec.name] is not Kind.FROZEN]
-        self._state = StateStore(workspace)
-        arrays = self._adapter.arrays()
-        self._submitted = {name: arrays[name].copy() for name in self._changing}
+        resident = Resident(experiment=experiment, spec=spec, base=_read_base(base))
+        self._work = SiteWork(resident, site=site, data=data, state=StateStore(workspace))
 
     def train(
         self,
@@ -117,7 +66,9 @@ class LocalWork:
         attempt: int = 1,
         optimizer_in: Path | None = None,
         optimizer_out: Path | None = None,
-    ) -> Worked:
+        inputs: Mapping[PayloadName, Path] | None = None,
+        outputs: Mapping[PayloadName, Path] | None = None,
+    ) -> Trained:
         """Train one round and write the update.
 
         Args:
@@ -128,42 +79,22 @@ class LocalWork:
             attempt: which asking of this round; it changes nothing but whose verdict settles the local state.
             optimizer_in: flat buffer of aggregated optimizer state; None: start without.
             optimizer_out: receives optimizer state; None unless the plan aggregates it.
+            inputs: what the algorithm broadcasts, by payload name.
+            outputs: receives the algorithm's own payloads, by name.
 
         Raises:
-            PlanError: the task broke a rule; subclasses above say which.
+            PlanError: the task broke a rule; subclasses say which.
             StorageError: a file cannot be read or written.
             Exception: whatever the author's code raises.
         """
-        plan = self._spec.plan
-        self._state.drop_pending()
-        self._load(model, self._state.kept)
-        context = RoundContext(
-            number=number,
-            site=self._site,
-            seed=plan.seed,
-            epochs=plan.epochs,
-            steps=plan.local_steps,
-            learning_rate=plan.learning_rate,
-            threads=plan.threads,
-            optimizer_state=self._optimizer_state(optimizer_in),
+        came = {MODEL: model, OPTIMIZER: optimizer_in, **(inputs or {})}
+        goes = {DELTA: delta, BUFFERS: buffers, OPTIMIZER: optimizer_out, **(outputs or {})}
+        exchange = FileExchange(
+            self._schema,
+            {name: path for name, path in came.items() if path is not None},
+            {name: path for name, path in goes.items() if path is not None},
         )
-        seed_globals(context.derive_seed("globals"))
-        self._data.start_count()
-        started = time.perf_counter()
-        metrics = self._checked(self._task.train(self._adapter.model, self._data, context), "train")
-        seconds = time.perf_counter() - started
-        arrays = self._adapter.arrays()
-        self._hold(attempt, arrays, context)
-        write_change(delta, model, self._schema, arrays)
-        if self._schema.buffers:
-            if buffers is None:
-                raise ValueError("the model has buffers; name a file for them")
-            write_from(buffers, self._schema.buffers, arrays)
-        if optimizer_out is not None:
-            self._write_optimizer(optimizer_out, context)
-        return Worked(
-            examples=self._data.examples_used, steps=self._data.batches_drawn, metrics=metrics, seconds=seconds
-        )
+        return self._work.train(number, attempt, exchange, exchange)
 
     def evaluate(self, *, number: int, model: Path) -> Worked:
         """Evaluate the model of a round on the site's validation data.
@@ -173,24 +104,12 @@ class LocalWork:
             StorageError: the model file cannot be read.
             Exception: whatever the author's code raises.
         """
-        self._load(model, self._state.of_round(number))
-        seed_globals(self._spec.plan.seed)
-        started = time.perf_counter()
-        metrics = self._checked(self._task.evaluate(self._adapter.model, self._data), "evaluate")
-        best = self._spec.plan.best.metric
-        if self._spec.plan.evaluate_every and best not in metrics:
-            raise MetricsError(f"evaluate reported {sorted(metrics)}, but the plan chooses the best model by {best!r}")
-        return Worked(
-            examples=self._data.validation_examples,
-            steps=0,
-            metrics=metrics,
-            seconds=time.perf_counter() - started,
-        )
+        return self._work.evaluate(number, FileExchange(self._schema, {MODEL: model}, {}))
 
     @property
     def has_pending(self) -> bool:
         """Whether training left state that `keep` would promote or drop."""
-        return self._state.has_pending
+        return self._work.has_pending
 
     def keep(self, number: int, attempt: int = 1, *, counted: bool) -> None:
         """Promote or drop the state an attempt at a round left.
@@ -198,79 +117,15 @@ class LocalWork:
         Raises:
             StorageError: it cannot be moved.
         """
-        self._state.settle(number, attempt, counted=counted)
-
-    def _load(self, model: Path, state: LocalState) -> None:
-        arrays = self._adapter.arrays()
-        read_into(model, self._schema.federated, arrays)
-        for name in self._changing:
-            arrays[name][...] = state.tensors.get(name, self._submitted[name])
-
-    def _optimizer_state(self, file: Path | None) -> dict[str, Any]:
-        if self._spec.plan.optimizer_state == "keep":
-            return {name: value.copy() for name, value in self._state.kept.optimizer.items()}
-        if file is None:
-            return {}
-        schema = self._spec.optimizer_schema
-        state = {spec.name: np.empty(spec.shape, spec.dtype.numpy) for spec in schema}
-        read_into(file, schema, state)
-        return state
-
-    def _hold(self, attempt: int, arrays: Mapping[str, Any], context: RoundContext) -> None:
-        kept = self._spec.plan.optimizer_state == "keep"
-        state = LocalState(
-            tensors={name: arrays[name].copy() for name in self._changing},
-            optimizer=dict(context.optimizer_state) if kept else {},
-        )
-        self._state.set_pending(context.number, attempt, state)
-
-    def _write_optimizer(self, file: Path, context: RoundContext) -> None:
-        schema = self._spec.optimizer_schema
-        for spec in schema:
-            value = context.optimizer_state.get(spec.name)
-            if value is None or value.dtype != spec.dtype.numpy or value.shape != spec.shape:
-                raise PlanError(f"the task left no optimizer state {spec.name!r} of {spec.dtype.value}{spec.shape}")
-        write_from(file, schema, context.optimizer_state)
-
-    def _checked(self, metrics: object, method: str) -> dict[str, float]:
-        if not isinstance(metrics, Mapping):
-            raise MetricsError(f"{method} returned a {type(metrics).__name__}; expected a dictionary of metrics")
-        try:
-            numbers = {str(name): float(value) for name, value in metrics.items()}
-        except (TypeError, ValueError) as error:
-            raise MetricsError(f"{method} returned a metric that is not a number: {error}") from error
-        wrong = [name for name, value in numbers.items() if value != value or value in (float("inf"), -float("inf"))]
-        if wrong:
-            raise NonFiniteMetricError(f"{method} returned {wrong[0]} = {numbers[wrong[0]]}")
-        try:
-            return check_metrics(numbers, self._spec.metrics)
-        except ValueError as error:
-            raise MetricsError(f"{method}: {error}") from error
+        self._work.keep(number, attempt, counted=counted)
 
 
-def _check_same(here: TensorSchema, signed: TensorSchema) -> None:
-    if here.digest == signed.digest:
-        return
-    for spec in signed:
-        if spec.name not in here:
-            raise WrongModelError(f"the model made here lacks tensor {spec.name!r} of the signed one")
-        got = here[spec.name]
-        if got != spec:
-            raise WrongModelError(
-                f"tensor {spec.name!r} is {got.dtype.value}{list(got.shape)} ({got.role.value}) here, "
-                f"{spec.dtype.value}{list(spec.shape)} ({spec.role.value}) in the signed model"
-            )
-    extra = sorted(spec.name for spec in here if spec.name not in signed)
-    raise WrongModelError(f"the model made here has tensors {json.dumps(extra[:5])} that the signed one lacks")
-
-
-def _set_up_torch(threads: int) -> None:
-    if "torch" not in sys.modules:
-        return
-    import torch
-
-    torch.set_num_threads(threads)
-    # Warn rather than fail: some operations have no deterministic form, and a model may need one.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # A guard for debugging that costs a pass over memory.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module property
+def _read_base(path: Path | None) -> Buffer | None:
+    """Map the file: a large frozen backbone is copied into the model page by page, never read whole."""
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if path.stat().st_size else b""
+    except OSError as error:
+        raise StorageError(f"cannot open {path}: {error.strerror}") from error

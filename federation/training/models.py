@@ -22,6 +22,8 @@ from federation.errors import PlanError
 from federation.tensors import DType
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from federation.tensors.buffers import Array
 
 
@@ -101,6 +103,7 @@ class TorchModel:
 
         self._torch = torch
         self.model = model
+        self._found: _Found | None = None
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if isinstance(tensor, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)):
                 raise PlanError(f"tensor {name!r} of the model has no shape yet; run the model once on a sample")
@@ -111,6 +114,9 @@ class TorchModel:
 
     def arrays(self) -> dict[str, Array]:
         """See `ModelAdapter.arrays`."""
+        if self._found is not None and self._found.is_current():
+            return dict(self._found.views)
+        self._found = None
         views = self._views()
         if views.keys() != self._shapes.keys():
             changed = sorted(views.keys() ^ self._shapes.keys())
@@ -118,6 +124,7 @@ class TorchModel:
         for name, view in views.items():
             if (view.dtype, view.shape) != self._shapes[name]:
                 _refuse_change(name, self._shapes[name], (view.dtype, view.shape))
+        self._found = _Found(self.model, self._tensors(), views)
         return views
 
     def _tensors(self) -> dict[str, Any]:
@@ -153,6 +160,36 @@ class TorchModel:
             ) from error
         _dtype(name, view)
         return view
+
+
+class _Found:
+    """Views that were found, and what shows quickly that a model still has the tensors they are of.
+
+    Looking through a small model takes longer than training it for a batch.
+
+    Args:
+        model: the module.
+        tensors: its tensors, by name.
+        views: of them.
+    """
+
+    def __init__(self, model: Any, tensors: Mapping[str, Any], views: dict[str, Array]) -> None:
+        self.views = views
+        modules = list(model.modules())
+        self._parts = [part for each in modules for part in (each._parameters, each._buffers, each._modules)]
+        self._held = [tuple(part.values()) for part in self._parts]
+        self._places = [(tensor, tensor.data_ptr(), tensor.dtype, tensor.shape) for tensor in tensors.values()]
+        self._strides = [tensor.stride() for tensor in tensors.values()]
+
+    def is_current(self) -> bool:
+        """Tell whether every module holds the same tensors and modules, and every tensor the same memory."""
+        for part, held in zip(self._parts, self._held, strict=True):
+            if len(part) != len(held) or any(one is not other for one, other in zip(part.values(), held, strict=True)):
+                return False
+        return all(
+            tensor.data_ptr() == place and tensor.dtype is dtype and tensor.shape == shape and tensor.stride() == stride
+            for (tensor, place, dtype, shape), stride in zip(self._places, self._strides, strict=True)
+        )
 
 
 def _check_entry(name: object, value: object) -> None:

@@ -5,6 +5,7 @@ What is ours draws from generators of its own; these are for what we cannot reac
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 from contextlib import contextmanager
@@ -23,9 +24,25 @@ def seed_globals(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if "torch" in sys.modules:
-        import torch
+        seed_torch(seed)
 
-        torch.manual_seed(seed)
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's generators: the same streams as ``torch.manual_seed``.
+
+    Without an accelerator that can only be the CPU's own: ``torch.manual_seed`` also notes a call per kind of device,
+    each with the text of the whole stack, and keeps them all; that takes longer than a small site's training.
+    """
+    if _has_accelerator():
+        sys.modules["torch"].manual_seed(seed)
+    else:
+        sys.modules["torch"].default_generator.manual_seed(seed)
+
+
+@functools.cache
+def _has_accelerator() -> bool:
+    torch = sys.modules["torch"]
+    return bool(torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What stays at a site between rounds: local tensors it trained, and its optimizer's state if the plan keeps it.
+"""What stays at a site between rounds: local tensors it trained, what its method keeps, kept optimizer state.
 
 Rules, in order:
 
@@ -8,6 +8,8 @@ Rules, in order:
    site: a trainer that was restarted in between can still keep or drop it.
 3. Training again drops what was pending: nobody will ask for it any more. State is known by round and attempt, so
    that a late verdict on an earlier attempt settles nothing else.
+4. What a method keeps (a control variate, the error of a compressor) is settled like the rest: an update that did not
+   count leaves it as it was.
 """
 
 from __future__ import annotations
@@ -30,25 +32,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalState:
-    """State after a round: `tensors` of the model that stay local, and `optimizer` state; arrays are owned by this."""
+    """State after a round; its arrays are owned by it and never written.
+
+    Attributes:
+        tensors: tensors of the model that stay local, by name.
+        optimizer: state of the local optimizer, by ``<parameter>/<key>``.
+        method: what the method keeps, by ``<slot>/<tensor>``; ``feedback.<payload>/<key>`` is what compression left.
+    """
 
     tensors: dict[str, Array] = field(default_factory=dict)
     optimizer: dict[str, Array] = field(default_factory=dict)
+    method: dict[str, Array] = field(default_factory=dict)
 
 
 class StateStore:
     """Kept and pending state of one experiment at one site.
 
     Args:
-        folder: the trainer's workspace.
+        folder: the trainer's workspace. None: state lives in this object only.
+        durable: state has reached the disk when `set_pending` returns. False: it survives the process, not the machine;
+            the folder is made on first use.
 
     Raises:
         StorageError: a state file is there but cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._kept_path = folder / "kept.state"
-        self._pending_path = folder / "pending.state"
+    def __init__(self, folder: Path | None, *, durable: bool = True) -> None:
+        self._durable = durable
+        self._kept_path = None if folder is None else folder / "kept.state"
+        self._pending_path = None if folder is None else folder / "pending.state"
         kept = _read(self._kept_path)
         self._kept = kept[1] if kept else LocalState()
         self._pending = _read(self._pending_path)
@@ -73,10 +85,13 @@ class StateStore:
         Raises:
             StorageError: it cannot be written.
         """
-        if not state.tensors and not state.optimizer:
+        if not state.tensors and not state.optimizer and not state.method:
             return
         self._pending = None
-        _write(self._pending_path, (number, attempt), state)
+        if self._pending_path is not None:
+            if not self._durable:
+                self._pending_path.parent.mkdir(parents=True, exist_ok=True)
+            _write(self._pending_path, (number, attempt), state, durable=self._durable)
         self._pending = ((number, attempt), state)
 
     def drop_pending(self) -> None:
@@ -88,6 +103,8 @@ class StateStore:
         if self._pending is None:
             return
         self._pending = None
+        if self._pending_path is None:
+            return
         try:
             self._pending_path.unlink(missing_ok=True)
         except OSError as error:
@@ -105,15 +122,17 @@ class StateStore:
             self.drop_pending()
             return
         try:
-            self._pending_path.replace(self._kept_path)
+            if self._pending_path is not None and self._kept_path is not None:
+                self._pending_path.replace(self._kept_path)
         except OSError as error:
             raise StorageError(f"cannot keep {self._pending_path}: {error.strerror}") from error
         self._kept, self._pending = self._pending[1], None
 
 
-def _write(path: Path, of: tuple[int, int], state: LocalState) -> None:
+def _write(path: Path, of: tuple[int, int], state: LocalState, *, durable: bool) -> None:
     named = {f"tensor:{name}": value for name, value in state.tensors.items()}
     named.update((f"optimizer:{name}", value) for name, value in state.optimizer.items())
+    named.update((f"method:{name}", value) for name, value in state.method.items())
     # Numbered names: a prefix must not push a tensor's name over the limit of a schema.
     names = sorted(named)
     arrays = {f"{place:06d}": named[name] for place, name in enumerate(names)}
@@ -122,15 +141,21 @@ def _write(path: Path, of: tuple[int, int], state: LocalState) -> None:
     )
     rows = [[spec.name, spec.dtype.value, list(spec.shape)] for spec in schema]
     head = json.dumps({"round": of[0], "attempt": of[1], "names": names, "rows": rows}).encode()
+    data = head + b"\n" + pack(schema, arrays)
     try:
-        write_atomically(path, head + b"\n" + pack(schema, arrays))
+        if durable:
+            write_atomically(path, data)
+        else:
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_bytes(data)
+            temporary.replace(path)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _read(path: Path) -> tuple[tuple[int, int], LocalState] | None:
+def _read(path: Path | None) -> tuple[tuple[int, int], LocalState] | None:
     try:
-        if not path.exists():
+        if path is None or not path.exists():
             return None
         head, _, body = path.read_bytes().partition(b"\n")
         document = json.loads(head)
@@ -139,9 +164,10 @@ def _read(path: Path) -> tuple[tuple[int, int], LocalState] | None:
         )
         arrays = {key: np.array(value) for key, value in unpack(schema, body).items()}
         state = LocalState()
+        parts = {"tensor": state.tensors, "optimizer": state.optimizer, "method": state.method}
         for place, name in enumerate(document["names"]):
             part, _, plain = name.partition(":")
-            (state.tensors if part == "tensor" else state.optimizer)[plain] = arrays[f"{place:06d}"]
+            parts[part][plain] = arrays[f"{place:06d}"]
         return (int(document["round"]), int(document["attempt"])), state
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise StorageError(f"the local state in {path} cannot be read: {error}") from error

@@ -229,7 +229,7 @@ class PushUpdateRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[UpdateChunk, _Mapping]] = ..., commit: _Optional[_Union[UpdateCommit, _Mapping]] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("experiment", "attempt", "epoch", "round", "payloads", "examples", "metrics", "train_seconds", "model_digest", "steps", "update_id")
+    __slots__ = ("experiment", "attempt", "epoch", "round", "payloads", "examples", "metrics", "train_seconds", "model_digest", "steps", "update_id", "oracle_calls", "peak_memory")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -248,6 +248,8 @@ class UpdateHeader(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
+    ORACLE_CALLS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     attempt: int
     epoch: int
@@ -259,7 +261,9 @@ class UpdateHeader(_message.Message):
     model_digest: bytes
     steps: int
     update_id: bytes
-    def __init__(self, experiment: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]]] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., train_seconds: _Optional[float] = ..., model_digest: _Optional[bytes] = ..., steps: _Optional[int] = ..., update_id: _Optional[bytes] = ...) -> None: ...
+    oracle_calls: int
+    peak_memory: int
+    def __init__(self, experiment: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]]] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., train_seconds: _Optional[float] = ..., model_digest: _Optional[bytes] = ..., steps: _Optional[int] = ..., update_id: _Optional[bytes] = ..., oracle_calls: _Optional[int] = ..., peak_memory: _Optional[int] = ...) -> None: ...
 
 class UpdateChunk(_message.Message):
     __slots__ = ("payload", "chunk")

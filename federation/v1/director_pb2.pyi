@@ -172,7 +172,7 @@ class Artifact(_message.Message):
     def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., digest: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("round", "epoch", "sequence", "started_at", "seconds", "phase_seconds", "contributions", "train_metrics", "metrics", "model_digest", "is_best", "bytes_down", "bytes_up", "update_norm")
+    __slots__ = ("round", "epoch", "sequence", "started_at", "seconds", "phase_seconds", "contributions", "train_metrics", "metrics", "model_digest", "is_best", "bytes_down", "bytes_up", "update_norm", "simulated_seconds", "algorithm_scalars", "total_sites")
     class PhaseSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +194,13 @@ class RoundReport(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class AlgorithmScalarsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +215,9 @@ class RoundReport(_message.Message):
     BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
     BYTES_UP_FIELD_NUMBER: _ClassVar[int]
     UPDATE_NORM_FIELD_NUMBER: _ClassVar[int]
+    SIMULATED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ALGORITHM_SCALARS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_SITES_FIELD_NUMBER: _ClassVar[int]
     round: int
     epoch: int
     sequence: int
@@ -222,10 +232,13 @@ class RoundReport(_message.Message):
     bytes_down: int
     bytes_up: int
     update_norm: float
-    def __init__(self, round: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., started_at: _Optional[float] = ..., seconds: _Optional[float] = ..., phase_seconds: _Optional[_Mapping[str, float]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., train_metrics: _Optional[_Mapping[str, float]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., model_digest: _Optional[str] = ..., is_best: _Optional[bool] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., update_norm: _Optional[float] = ...) -> None: ...
+    simulated_seconds: float
+    algorithm_scalars: _containers.ScalarMap[str, float]
+    total_sites: int
+    def __init__(self, round: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., started_at: _Optional[float] = ..., seconds: _Optional[float] = ..., phase_seconds: _Optional[_Mapping[str, float]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., train_metrics: _Optional[_Mapping[str, float]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., model_digest: _Optional[str] = ..., is_best: _Optional[bool] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., update_norm: _Optional[float] = ..., simulated_seconds: _Optional[float] = ..., algorithm_scalars: _Optional[_Mapping[str, float]] = ..., total_sites: _Optional[int] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("site", "outcome", "reason", "examples", "weight", "update_norm", "train_seconds", "transfer_seconds", "bytes_up", "bytes_down", "train_metrics", "metrics", "update_digest", "validation_examples")
+    __slots__ = ("site", "outcome", "reason", "examples", "weight", "update_norm", "train_seconds", "transfer_seconds", "bytes_up", "bytes_down", "train_metrics", "metrics", "update_digest", "validation_examples", "oracle_calls", "peak_memory", "staleness")
     class TrainMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -254,6 +267,9 @@ class Contribution(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     UPDATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    ORACLE_CALLS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
     site: str
     outcome: str
     reason: str
@@ -268,7 +284,10 @@ class Contribution(_message.Message):
     metrics: _containers.ScalarMap[str, float]
     update_digest: str
     validation_examples: int
-    def __init__(self, site: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., examples: _Optional[int] = ..., weight: _Optional[float] = ..., update_norm: _Optional[float] = ..., train_seconds: _Optional[float] = ..., transfer_seconds: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., train_metrics: _Optional[_Mapping[str, float]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., update_digest: _Optional[str] = ..., validation_examples: _Optional[int] = ...) -> None: ...
+    oracle_calls: int
+    peak_memory: int
+    staleness: int
+    def __init__(self, site: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., examples: _Optional[int] = ..., weight: _Optional[float] = ..., update_norm: _Optional[float] = ..., train_seconds: _Optional[float] = ..., transfer_seconds: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., train_metrics: _Optional[_Mapping[str, float]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., update_digest: _Optional[str] = ..., validation_examples: _Optional[int] = ..., oracle_calls: _Optional[int] = ..., peak_memory: _Optional[int] = ..., staleness: _Optional[int] = ...) -> None: ...
 
 class WatchExperimentRequest(_message.Message):
     __slots__ = ("experiment", "cursor")

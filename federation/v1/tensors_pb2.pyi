@@ -72,18 +72,20 @@ class TensorSchema(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class PayloadDescriptor(_message.Message):
-    __slots__ = ("name", "schema_digest", "codec", "encoded_bytes", "digest")
+    __slots__ = ("name", "schema_digest", "codec", "encoded_bytes", "digest", "from_digest")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     ENCODED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FROM_DIGEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     schema_digest: bytes
     codec: str
     encoded_bytes: int
     digest: bytes
-    def __init__(self, name: _Optional[str] = ..., schema_digest: _Optional[bytes] = ..., codec: _Optional[str] = ..., encoded_bytes: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+    from_digest: bytes
+    def __init__(self, name: _Optional[str] = ..., schema_digest: _Optional[bytes] = ..., codec: _Optional[str] = ..., encoded_bytes: _Optional[int] = ..., digest: _Optional[bytes] = ..., from_digest: _Optional[bytes] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("offset", "data", "crc32c")

@@ -25,15 +25,21 @@ _sym_db = _symbol_database.Default()
 from federation.v1 import tensors_pb2 as federation_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x65\x64\x65ration/v1/trainer.proto\x12\rfederation.v1\x1a\x1b\x66\x65\x64\x65ration/v1/tensors.proto\"\xc0\x02\n\x0cTrainerOrder\x12\r\n\x05order\x18\x01 \x01(\x04\x12\x31\n\x08\x64\x65scribe\x18\x02 \x01(\x0b\x32\x1d.federation.v1.DescribeShardsH\x00\x12\x30\n\x07prepare\x18\x03 \x01(\x0b\x32\x1d.federation.v1.PrepareTrainerH\x00\x12+\n\x05train\x18\x04 \x01(\x0b\x32\x1a.federation.v1.RunTrainingH\x00\x12\x30\n\x08\x65valuate\x18\x05 \x01(\x0b\x32\x1c.federation.v1.RunEvaluationH\x00\x12(\n\x04keep\x18\x06 \x01(\x0b\x32\x18.federation.v1.KeepStateH\x00\x12(\n\x03\x65nd\x18\x07 \x01(\x0b\x32\x19.federation.v1.EndTrainerH\x00\x42\t\n\x07message\"P\n\x0bShardConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07\x66\x61\x63tory\x18\x03 \x01(\t\x12\x14\n\x0coptions_json\x18\x04 \x01(\t\"<\n\x0e\x44\x65scribeShards\x12*\n\x06shards\x18\x01 \x03(\x0b\x32\x1a.federation.v1.ShardConfig\"\xdb\x01\n\x0ePrepareTrainer\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x15\n\rbundle_folder\x18\x03 \x01(\t\x12\x11\n\tworkspace\x18\x04 \x01(\t\x12*\n\x06shards\x18\x05 \x03(\x0b\x32\x1a.federation.v1.ShardConfig\x12+\n\x06schema\x18\x06 \x01(\x0b\x32\x1b.federation.v1.TensorSchema\x12\x11\n\tbase_file\x18\x07 \x01(\t\x12\x11\n\tspec_json\x18\x08 \x01(\t\"\x98\x01\n\x0bRunTraining\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x12\n\nmodel_file\x18\x02 \x01(\t\x12\x12\n\ndelta_file\x18\x03 \x01(\t\x12\x14\n\x0c\x62uffers_file\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x04\x12\x14\n\x0coptimizer_in\x18\x06 \x01(\t\x12\x15\n\roptimizer_out\x18\x07 \x01(\t\"2\n\rRunEvaluation\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x12\n\nmodel_file\x18\x02 \x01(\t\"<\n\tKeepState\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0f\n\x07\x63ounted\x18\x02 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x04\"\x0c\n\nEndTrainer\"\xd0\x02\n\rTrainerAnswer\x12\r\n\x05order\x18\x01 \x01(\x04\x12\x35\n\tdescribed\x18\x02 \x01(\x0b\x32 .federation.v1.ShardDescriptionsH\x00\x12\x32\n\x08prepared\x18\x03 \x01(\x0b\x32\x1e.federation.v1.TrainerPreparedH\x00\x12.\n\x07trained\x18\x04 \x01(\x0b\x32\x1b.federation.v1.TrainingDoneH\x00\x12\x32\n\tevaluated\x18\x05 \x01(\x0b\x32\x1d.federation.v1.EvaluationDoneH\x00\x12,\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x1a.federation.v1.OrderFailedH\x00\x12(\n\x04\x64one\x18\x07 \x01(\x0b\x32\x18.federation.v1.OrderDoneH\x00\x42\t\n\x07message\"D\n\x11ShardDescriptions\x12/\n\x06shards\x18\x01 \x03(\x0b\x32\x1f.federation.v1.ShardDescription\"\xbf\x01\n\x10ShardDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0etrain_examples\x18\x02 \x01(\x04\x12\x1b\n\x13validation_examples\x18\x03 \x01(\x04\x12\x14\n\x0csample_shape\x18\x04 \x03(\x04\x12\x14\n\x0ctarget_shape\x18\x05 \x03(\x04\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x13\n\x0b\x65rror_class\x18\x07 \x01(\t\x12\x12\n\nerror_text\x18\x08 \x01(\t\"W\n\x0fTrainerPrepared\x12\x16\n\x0etrain_examples\x18\x01 \x01(\x04\x12\x1b\n\x13validation_examples\x18\x02 \x01(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\xc2\x01\n\x0cTrainingDone\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x39\n\x07metrics\x18\x03 \x03(\x0b\x32(.federation.v1.TrainingDone.MetricsEntry\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x15\n\rkeeps_nothing\x18\x05 \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xa0\x01\n\x0e\x45valuationDone\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x04\x12;\n\x07metrics\x18\x02 \x03(\x0b\x32*.federation.v1.EvaluationDone.MetricsEntry\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"H\n\x0bOrderFailed\x12\x13\n\x0b\x65rror_class\x18\x01 \x01(\t\x12\x11\n\ttraceback\x18\x02 \x01(\t\x12\x11\n\tpermanent\x18\x03 \x01(\x08\"\x0b\n\tOrderDoneb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x65\x64\x65ration/v1/trainer.proto\x12\rfederation.v1\x1a\x1b\x66\x65\x64\x65ration/v1/tensors.proto\"\xc0\x02\n\x0cTrainerOrder\x12\r\n\x05order\x18\x01 \x01(\x04\x12\x31\n\x08\x64\x65scribe\x18\x02 \x01(\x0b\x32\x1d.federation.v1.DescribeShardsH\x00\x12\x30\n\x07prepare\x18\x03 \x01(\x0b\x32\x1d.federation.v1.PrepareTrainerH\x00\x12+\n\x05train\x18\x04 \x01(\x0b\x32\x1a.federation.v1.RunTrainingH\x00\x12\x30\n\x08\x65valuate\x18\x05 \x01(\x0b\x32\x1c.federation.v1.RunEvaluationH\x00\x12(\n\x04keep\x18\x06 \x01(\x0b\x32\x18.federation.v1.KeepStateH\x00\x12(\n\x03\x65nd\x18\x07 \x01(\x0b\x32\x19.federation.v1.EndTrainerH\x00\x42\t\n\x07message\"P\n\x0bShardConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07\x66\x61\x63tory\x18\x03 \x01(\t\x12\x14\n\x0coptions_json\x18\x04 \x01(\t\"<\n\x0e\x44\x65scribeShards\x12*\n\x06shards\x18\x01 \x03(\x0b\x32\x1a.federation.v1.ShardConfig\"\xdb\x01\n\x0ePrepareTrainer\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x15\n\rbundle_folder\x18\x03 \x01(\t\x12\x11\n\tworkspace\x18\x04 \x01(\t\x12*\n\x06shards\x18\x05 \x03(\x0b\x32\x1a.federation.v1.ShardConfig\x12+\n\x06schema\x18\x06 \x01(\x0b\x32\x1b.federation.v1.TensorSchema\x12\x11\n\tbase_file\x18\x07 \x01(\t\x12\x11\n\tspec_json\x18\x08 \x01(\t\"\xe9\x02\n\x0bRunTraining\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x12\n\nmodel_file\x18\x02 \x01(\t\x12\x12\n\ndelta_file\x18\x03 \x01(\t\x12\x14\n\x0c\x62uffers_file\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x04\x12\x14\n\x0coptimizer_in\x18\x06 \x01(\t\x12\x15\n\roptimizer_out\x18\x07 \x01(\t\x12\x36\n\x06inputs\x18\x08 \x03(\x0b\x32&.federation.v1.RunTraining.InputsEntry\x12\x38\n\x07outputs\x18\t \x03(\x0b\x32\'.federation.v1.RunTraining.OutputsEntry\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"2\n\rRunEvaluation\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x12\n\nmodel_file\x18\x02 \x01(\t\"<\n\tKeepState\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0f\n\x07\x63ounted\x18\x02 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x04\"\x0c\n\nEndTrainer\"\xd0\x02\n\rTrainerAnswer\x12\r\n\x05order\x18\x01 \x01(\x04\x12\x35\n\tdescribed\x18\x02 \x01(\x0b\x32 .federation.v1.ShardDescriptionsH\x00\x12\x32\n\x08prepared\x18\x03 \x01(\x0b\x32\x1e.federation.v1.TrainerPreparedH\x00\x12.\n\x07trained\x18\x04 \x01(\x0b\x32\x1b.federation.v1.TrainingDoneH\x00\x12\x32\n\tevaluated\x18\x05 \x01(\x0b\x32\x1d.federation.v1.EvaluationDoneH\x00\x12,\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x1a.federation.v1.OrderFailedH\x00\x12(\n\x04\x64one\x18\x07 \x01(\x0b\x32\x18.federation.v1.OrderDoneH\x00\x42\t\n\x07message\"D\n\x11ShardDescriptions\x12/\n\x06shards\x18\x01 \x03(\x0b\x32\x1f.federation.v1.ShardDescription\"\xbf\x01\n\x10ShardDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0etrain_examples\x18\x02 \x01(\x04\x12\x1b\n\x13validation_examples\x18\x03 \x01(\x04\x12\x14\n\x0csample_shape\x18\x04 \x03(\x04\x12\x14\n\x0ctarget_shape\x18\x05 \x03(\x04\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x13\n\x0b\x65rror_class\x18\x07 \x01(\t\x12\x12\n\nerror_text\x18\x08 \x01(\t\"W\n\x0fTrainerPrepared\x12\x16\n\x0etrain_examples\x18\x01 \x01(\x04\x12\x1b\n\x13validation_examples\x18\x02 \x01(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\xe8\x02\n\x0cTrainingDone\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x39\n\x07metrics\x18\x03 \x03(\x0b\x32(.federation.v1.TrainingDone.MetricsEntry\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x15\n\rkeeps_nothing\x18\x05 \x01(\x08\x12\x44\n\rpayload_bytes\x18\x06 \x03(\x0b\x32-.federation.v1.TrainingDone.PayloadBytesEntry\x12\x14\n\x0coracle_calls\x18\x07 \x01(\x04\x12\x13\n\x0bpeak_memory\x18\x08 \x01(\x04\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x33\n\x11PayloadBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xa0\x01\n\x0e\x45valuationDone\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x04\x12;\n\x07metrics\x18\x02 \x03(\x0b\x32*.federation.v1.EvaluationDone.MetricsEntry\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"H\n\x0bOrderFailed\x12\x13\n\x0b\x65rror_class\x18\x01 \x01(\t\x12\x11\n\ttraceback\x18\x02 \x01(\t\x12\x11\n\tpermanent\x18\x03 \x01(\x08\"\x0b\n\tOrderDoneb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'federation.v1.trainer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_RUNTRAINING_INPUTSENTRY']._loaded_options = None
+  _globals['_RUNTRAINING_INPUTSENTRY']._serialized_options = b'8\001'
+  _globals['_RUNTRAINING_OUTPUTSENTRY']._loaded_options = None
+  _globals['_RUNTRAINING_OUTPUTSENTRY']._serialized_options = b'8\001'
   _globals['_TRAININGDONE_METRICSENTRY']._loaded_options = None
   _globals['_TRAININGDONE_METRICSENTRY']._serialized_options = b'8\001'
+  _globals['_TRAININGDONE_PAYLOADBYTESENTRY']._loaded_options = None
+  _globals['_TRAININGDONE_PAYLOADBYTESENTRY']._serialized_options = b'8\001'
   _globals['_EVALUATIONDONE_METRICSENTRY']._loaded_options = None
   _globals['_EVALUATIONDONE_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_TRAINERORDER']._serialized_start=76
@@ -45,31 +51,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREPARETRAINER']._serialized_start=543
   _globals['_PREPARETRAINER']._serialized_end=762
   _globals['_RUNTRAINING']._serialized_start=765
-  _globals['_RUNTRAINING']._serialized_end=917
-  _globals['_RUNEVALUATION']._serialized_start=919
-  _globals['_RUNEVALUATION']._serialized_end=969
-  _globals['_KEEPSTATE']._serialized_start=971
-  _globals['_KEEPSTATE']._serialized_end=1031
-  _globals['_ENDTRAINER']._serialized_start=1033
-  _globals['_ENDTRAINER']._serialized_end=1045
-  _globals['_TRAINERANSWER']._serialized_start=1048
-  _globals['_TRAINERANSWER']._serialized_end=1384
-  _globals['_SHARDDESCRIPTIONS']._serialized_start=1386
-  _globals['_SHARDDESCRIPTIONS']._serialized_end=1454
-  _globals['_SHARDDESCRIPTION']._serialized_start=1457
-  _globals['_SHARDDESCRIPTION']._serialized_end=1648
-  _globals['_TRAINERPREPARED']._serialized_start=1650
-  _globals['_TRAINERPREPARED']._serialized_end=1737
-  _globals['_TRAININGDONE']._serialized_start=1740
-  _globals['_TRAININGDONE']._serialized_end=1934
-  _globals['_TRAININGDONE_METRICSENTRY']._serialized_start=1888
-  _globals['_TRAININGDONE_METRICSENTRY']._serialized_end=1934
-  _globals['_EVALUATIONDONE']._serialized_start=1937
-  _globals['_EVALUATIONDONE']._serialized_end=2097
-  _globals['_EVALUATIONDONE_METRICSENTRY']._serialized_start=1888
-  _globals['_EVALUATIONDONE_METRICSENTRY']._serialized_end=1934
-  _globals['_ORDERFAILED']._serialized_start=2099
-  _globals['_ORDERFAILED']._serialized_end=2171
-  _globals['_ORDERDONE']._serialized_start=2173
-  _globals['_ORDERDONE']._serialized_end=2184
+  _globals['_RUNTRAINING']._serialized_end=1126
+  _globals['_RUNTRAINING_INPUTSENTRY']._serialized_start=1033
+  _globals['_RUNTRAINING_INPUTSENTRY']._serialized_end=1078
+  _globals['_RUNTRAINING_OUTPUTSENTRY']._serialized_start=1080
+  _globals['_RUNTRAINING_OUTPUTSENTRY']._serialized_end=1126
+  _globals['_RUNEVALUATION']._serialized_start=1128
+  _globals['_RUNEVALUATION']._serialized_end=1178
+  _globals['_KEEPSTATE']._serialized_start=1180
+  _globals['_KEEPSTATE']._serialized_end=1240
+  _globals['_ENDTRAINER']._serialized_start=1242
+  _globals['_ENDTRAINER']._serialized_end=1254
+  _globals['_TRAINERANSWER']._serialized_start=1257
+  _globals['_TRAINERANSWER']._serialized_end=1593
+  _globals['_SHARDDESCRIPTIONS']._serialized_start=1595
+  _globals['_SHARDDESCRIPTIONS']._serialized_end=1663
+  _globals['_SHARDDESCRIPTION']._serialized_start=1666
+  _globals['_SHARDDESCRIPTION']._serialized_end=1857
+  _globals['_TRAINERPREPARED']._serialized_start=1859
+  _globals['_TRAINERPREPARED']._serialized_end=1946
+  _globals['_TRAININGDONE']._serialized_start=1949
+  _globals['_TRAININGDONE']._serialized_end=2309
+  _globals['_TRAININGDONE_METRICSENTRY']._serialized_start=2210
+  _globals['_TRAININGDONE_METRICSENTRY']._serialized_end=2256
+  _globals['_TRAININGDONE_PAYLOADBYTESENTRY']._serialized_start=2258
+  _globals['_TRAININGDONE_PAYLOADBYTESENTRY']._serialized_end=2309
+  _globals['_EVALUATIONDONE']._serialized_start=2312
+  _globals['_EVALUATIONDONE']._serialized_end=2472
+  _globals['_EVALUATIONDONE_METRICSENTRY']._serialized_start=2210
+  _globals['_EVALUATIONDONE_METRICSENTRY']._serialized_end=2256
+  _globals['_ORDERFAILED']._serialized_start=2474
+  _globals['_ORDERFAILED']._serialized_end=2546
+  _globals['_ORDERDONE']._serialized_start=2548
+  _globals['_ORDERDONE']._serialized_end=2559
 # @@protoc_insertion_point(module_scope)

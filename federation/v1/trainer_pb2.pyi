@@ -64,7 +64,21 @@ class PrepareTrainer(_message.Message):
     def __init__(self, experiment: _Optional[str] = ..., site: _Optional[str] = ..., bundle_folder: _Optional[str] = ..., workspace: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[ShardConfig, _Mapping]]] = ..., schema: _Optional[_Union[_tensors_pb2.TensorSchema, _Mapping]] = ..., base_file: _Optional[str] = ..., spec_json: _Optional[str] = ...) -> None: ...
 
 class RunTraining(_message.Message):
-    __slots__ = ("round", "model_file", "delta_file", "buffers_file", "attempt", "optimizer_in", "optimizer_out")
+    __slots__ = ("round", "model_file", "delta_file", "buffers_file", "attempt", "optimizer_in", "optimizer_out", "inputs", "outputs")
+    class InputsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class OutputsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MODEL_FILE_FIELD_NUMBER: _ClassVar[int]
     DELTA_FILE_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +86,8 @@ class RunTraining(_message.Message):
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_IN_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_OUT_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     round: int
     model_file: str
     delta_file: str
@@ -79,7 +95,9 @@ class RunTraining(_message.Message):
     attempt: int
     optimizer_in: str
     optimizer_out: str
-    def __init__(self, round: _Optional[int] = ..., model_file: _Optional[str] = ..., delta_file: _Optional[str] = ..., buffers_file: _Optional[str] = ..., attempt: _Optional[int] = ..., optimizer_in: _Optional[str] = ..., optimizer_out: _Optional[str] = ...) -> None: ...
+    inputs: _containers.ScalarMap[str, str]
+    outputs: _containers.ScalarMap[str, str]
+    def __init__(self, round: _Optional[int] = ..., model_file: _Optional[str] = ..., delta_file: _Optional[str] = ..., buffers_file: _Optional[str] = ..., attempt: _Optional[int] = ..., optimizer_in: _Optional[str] = ..., optimizer_out: _Optional[str] = ..., inputs: _Optional[_Mapping[str, str]] = ..., outputs: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RunEvaluation(_message.Message):
     __slots__ = ("round", "model_file")
@@ -158,7 +176,7 @@ class TrainerPrepared(_message.Message):
     def __init__(self, train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class TrainingDone(_message.Message):
-    __slots__ = ("examples", "steps", "metrics", "seconds", "keeps_nothing")
+    __slots__ = ("examples", "steps", "metrics", "seconds", "keeps_nothing", "payload_bytes", "oracle_calls", "peak_memory")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -166,17 +184,30 @@ class TrainingDone(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class PayloadBytesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     KEEPS_NOTHING_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ORACLE_CALLS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
     examples: int
     steps: int
     metrics: _containers.ScalarMap[str, float]
     seconds: float
     keeps_nothing: bool
-    def __init__(self, examples: _Optional[int] = ..., steps: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., seconds: _Optional[float] = ..., keeps_nothing: _Optional[bool] = ...) -> None: ...
+    payload_bytes: _containers.ScalarMap[str, int]
+    oracle_calls: int
+    peak_memory: int
+    def __init__(self, examples: _Optional[int] = ..., steps: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., seconds: _Optional[float] = ..., keeps_nothing: _Optional[bool] = ..., payload_bytes: _Optional[_Mapping[str, int]] = ..., oracle_calls: _Optional[int] = ..., peak_memory: _Optional[int] = ...) -> None: ...
 
 class EvaluationDone(_message.Message):
     __slots__ = ("examples", "metrics", "seconds")

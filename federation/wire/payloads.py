@@ -36,6 +36,7 @@ class Payload:
         codec: how the flat buffer was encoded; ``identity`` for raw bytes.
         encoded_bytes: size on the wire.
         digest: BLAKE3 of the encoded bytes; None for an upload, where it follows at the end.
+        from_digest: BLAKE3 of what a ``step`` is added to; None for whole payloads.
     """
 
     name: PayloadName
@@ -43,6 +44,7 @@ class Payload:
     codec: str = IDENTITY_CODEC
     encoded_bytes: int
     digest: Digest | None = None
+    from_digest: Digest | None = None
 
 
 def payload_to_proto(payload: Payload) -> tensors_pb2.PayloadDescriptor:
@@ -53,6 +55,7 @@ def payload_to_proto(payload: Payload) -> tensors_pb2.PayloadDescriptor:
         codec=payload.codec,
         encoded_bytes=payload.encoded_bytes,
         digest=payload.digest or b"",
+        from_digest=payload.from_digest or b"",
     )
 
 
@@ -82,6 +85,7 @@ def payload_from_proto(message: tensors_pb2.PayloadDescriptor, *, with_digest: b
         codec=message.codec,
         encoded_bytes=message.encoded_bytes,
         digest=check_digest(message.digest, f"payload {name}") if with_digest else None,
+        from_digest=check_digest(message.from_digest, f"what {name} is added to") if message.from_digest else None,
     )
 
 

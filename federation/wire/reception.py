@@ -2,6 +2,7 @@
 
 Order, size and CRC-32 (a damaged chunk is a transport fault: the transfer ends and resumes), finite-ness and norm, then
 the spool, then the digest. A chunk counts only once it is written, so whatever fails, `held` is what is really there.
+A compressed payload is stored as it comes; once its digest is right, `check_decoded` reads it as what it stands for.
 """
 
 from __future__ import annotations
@@ -9,14 +10,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from federation.errors import Refusal, UpdateRejectedError
+from federation.storage.encoded import DecodedPayload
 from federation.tensors import NotFiniteError, TensorScan, TensorSchema
 from federation.wire.chunks import ChunkReceiver
+from federation.wire.payloads import IDENTITY_CODEC
 
 if TYPE_CHECKING:
     from federation.names import Digest
+    from federation.plan import PayloadPlan
+    from federation.storage.disk import Readable
     from federation.storage.spool import SpoolPayload
     from federation.v1 import tensors_pb2
     from federation.wire.payloads import Payload
+
+_BLOCK_BYTES = 1 << 19
+"""A whole number of codec blocks, of float32 and of float64."""
 
 
 class PayloadReception:
@@ -24,16 +32,17 @@ class PayloadReception:
 
     Args:
         payload: as announced and checked.
-        schema: layout of its flat buffer, of exactly the announced size.
+        schema: layout of its flat buffer, of exactly the announced size unless it is compressed.
         sink: where it goes; nothing received yet.
     """
 
     def __init__(self, payload: Payload, schema: TensorSchema, sink: SpoolPayload) -> None:
-        if schema.nbytes != payload.encoded_bytes or sink.nbytes != schema.nbytes or sink.received:
+        self._scan = TensorScan(schema) if payload.codec == IDENTITY_CODEC else None
+        nbytes = payload.encoded_bytes if self._scan is None else schema.nbytes
+        if payload.encoded_bytes != nbytes or sink.nbytes != nbytes or sink.received:
             raise ValueError(f"payload {payload.name} does not fit its schema or its place in the spool")
         self.payload = payload
         self._receiver = ChunkReceiver(payload.encoded_bytes)
-        self._scan = TensorScan(schema)
         self._sink = sink
         self._refusal: UpdateRejectedError | None = None
 
@@ -44,8 +53,8 @@ class PayloadReception:
 
     @property
     def norm(self) -> float:
-        """L2 norm of the float elements so far."""
-        return self._scan.norm
+        """L2 norm of the float elements so far; 0 of a compressed payload."""
+        return self._scan.norm if self._scan is not None else 0.0
 
     def accept(self, chunk: tensors_pb2.Chunk) -> None:
         """Check and store the next chunk.
@@ -62,7 +71,8 @@ class PayloadReception:
         # Stored before it is scanned: a scan cannot be taken back, a write at the same place can be made again.
         self._sink.pwrite(self._receiver.received, data)
         try:
-            self._scan.feed(data)
+            if self._scan is not None:
+                self._scan.feed(data)
         except NotFiniteError as error:
             self._refusal = UpdateRejectedError(
                 Refusal.NOT_FINITE, f"payload {self.payload.name}: {error}; the local training has diverged"
@@ -87,3 +97,35 @@ class PayloadReception:
                 Refusal.CORRUPT,
                 f"payload {self.payload.name} has digest {found.hex()[:16]}…, its sender says {digest.hex()[:16]}…",
             )
+
+
+def check_decoded(plan: PayloadPlan, source: Readable) -> float:
+    """Decode a compressed payload once, block by block, and return its L2 norm. Blocks.
+
+    Args:
+        plan: what it must be.
+        source: its bytes, whole, with the digest their sender gave.
+
+    Raises:
+        UpdateRejectedError: WRONG_CODEC, it is no frame of the plan's codec; NOT_FINITE.
+        StorageError: the disk failed.
+    """
+    scan = TensorScan(plan.schema)
+    try:
+        payload = DecodedPayload(source, plan)
+        block = memoryview(bytearray(min(_BLOCK_BYTES, plan.schema.nbytes)))
+        for segment in plan.schema.segments:
+            for start in range(0, segment.nbytes, _BLOCK_BYTES):
+                view = block[: min(_BLOCK_BYTES, segment.nbytes - start)]
+                payload.pread_into(segment.offset + start, view)
+                scan.feed(view)
+        scan.finish()
+    except NotFiniteError as error:
+        raise UpdateRejectedError(
+            Refusal.NOT_FINITE, f"payload {plan.name}: {error}; the local training has diverged"
+        ) from error
+    except ValueError as error:
+        raise UpdateRejectedError(
+            Refusal.WRONG_CODEC, f"payload {plan.name!r} is not a {plan.codec} frame: {error}"
+        ) from error
+    return scan.norm

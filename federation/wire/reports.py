@@ -35,6 +35,9 @@ def report_to_proto(record: RoundRecord) -> director_pb2.RoundReport:
         bytes_down=record.bytes_down,
         bytes_up=record.bytes_up,
         update_norm=record.update_norm,
+        simulated_seconds=record.simulated_seconds,
+        algorithm_scalars=record.algorithm_scalars,
+        total_sites=record.total_sites,
     )
 
 
@@ -69,6 +72,9 @@ def report_from_proto(message: director_pb2.RoundReport) -> RoundRecord:
         bytes_down=message.bytes_down,
         bytes_up=message.bytes_up,
         update_norm=_at_least_0(message.update_norm, "update_norm"),
+        simulated_seconds=seconds_from_proto(message.simulated_seconds, "simulated_seconds"),
+        algorithm_scalars=metrics_from_proto(message.algorithm_scalars, "algorithm_scalars"),
+        total_sites=message.total_sites,
     )
 
 
@@ -88,6 +94,9 @@ def _site_to_proto(record: SiteRecord) -> director_pb2.Contribution:
         metrics=record.metrics,
         update_digest=record.update_digest,
         validation_examples=record.validation_examples,
+        oracle_calls=record.oracle_calls,
+        peak_memory=record.peak_memory,
+        staleness=record.staleness,
     )
 
 
@@ -117,6 +126,9 @@ def _site_from_proto(message: director_pb2.Contribution) -> SiteRecord:
         metrics=metrics_from_proto(message.metrics, f"metrics of {site}"),
         update_digest=_hex(message.update_digest, "update_digest") if message.update_digest else "",
         validation_examples=message.validation_examples,
+        oracle_calls=message.oracle_calls,
+        peak_memory=message.peak_memory,
+        staleness=message.staleness,
     )
 
 

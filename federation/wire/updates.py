@@ -46,6 +46,8 @@ class UpdateAnnouncement:
         train_seconds: time the trainer took, seconds.
         model_digest: BLAKE3 of the model the update starts from.
         steps: local optimizer steps taken.
+        oracle_calls: gradients of single examples computed.
+        peak_memory: most memory the trainer had resident at once, bytes; 0 if not known.
     """
 
     experiment: ExperimentId
@@ -59,6 +61,8 @@ class UpdateAnnouncement:
     train_seconds: float = 0.0
     model_digest: Digest
     steps: int = 0
+    oracle_calls: int = 0
+    peak_memory: int = 0
 
     def to_bytes(self) -> bytes:
         """Return it for a file; equal announcements give equal bytes."""
@@ -91,6 +95,8 @@ def announcement_to_proto(announcement: UpdateAnnouncement) -> aggregator_pb2.Up
         train_seconds=announcement.train_seconds,
         model_digest=announcement.model_digest,
         steps=announcement.steps,
+        oracle_calls=announcement.oracle_calls,
+        peak_memory=announcement.peak_memory,
     )
 
 
@@ -121,6 +127,8 @@ def announcement_from_proto(message: aggregator_pb2.UpdateHeader) -> UpdateAnnou
         train_seconds=seconds_from_proto(message.train_seconds, "train_seconds"),
         model_digest=check_digest(message.model_digest, "the model the update starts from"),
         steps=_count(message.steps, "steps"),
+        oracle_calls=_count(message.oracle_calls, "oracle_calls"),
+        peak_memory=_count(message.peak_memory, "peak_memory"),
     )
 
 

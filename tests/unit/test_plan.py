@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from typing import Any
 
 import pydantic
@@ -13,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.errors import PlanError
-from federation.plan import BestModel, EarlyStopping, ExperimentSpec, Plan, check_metrics, tensor_rows
+from federation.plan import (
+    BestModel,
+    EarlyStopping,
+    ExperimentSpec,
+    PayloadRow,
+    Plan,
+    TensorRow,
+    check_metrics,
+    tensor_rows,
+)
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec
 
 SCHEMA = TensorSchema.of(
@@ -223,3 +233,81 @@ def test_metrics_are_those_the_plan_fixes_and_finite() -> None:
 
 def test_early_stopping_needs_patience() -> None:
     assert EarlyStopping(patience=1).min_delta == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"local_seconds": 2.0, "local_epochs": 1}, "give local_epochs or local_seconds, not both"),
+        ({"local_seconds": 0.0}, "local_seconds"),
+        ({"server_learning_rate": 0.0}, "server_learning_rate"),
+        ({"algorithm": "../fedavg"}, "algorithm"),
+        ({"compression": "top_k:a b"}, "expected a name and its parameters"),
+        ({"downlink": "Top_K"}, "downlink is 'Top_K'"),
+        ({"sampler": ""}, "sampler is ''"),
+        ({"server_schedule": "cosine:"}, "server_schedule"),
+        ({"estimator": "subset:0"}, "expected minibatch, full or subset:SIZE"),
+        ({"options": {"mu": [1]}}, "options.mu"),
+        ({"options": {"mu": float("nan")}}, "options.mu"),
+    ],
+)
+def test_a_method_that_is_not_written_as_one_is_refused(fields, text):
+    with pytest.raises(PlanError, match=re.escape(text)):
+        Plan(**fields)
+
+
+@given(
+    options=st.dictionaries(
+        st.from_regex(r"[a-z_]{1,8}", fullmatch=True),
+        st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        max_size=4,
+    )
+)
+def test_options_keep_value_and_type_on_the_wire(options):
+    plan = Plan(algorithm="fedprox", options=options, compression="dithering:8,2", estimator="subset:64")
+    again = Plan.model_validate_json(plan.model_dump_json())
+    assert again == plan and again.options == options
+    assert [type(value) for value in again.options.values()] == [type(value) for value in options.values()]
+
+
+def test_fixed_time_training_may_have_a_cap_of_steps_and_has_no_epochs():
+    assert Plan(local_seconds=1.5).epochs is None
+    plan = Plan(local_seconds=1.5, local_steps=10)
+    assert (plan.epochs, plan.local_steps) == (None, 10)
+
+
+def test_a_methods_payloads_follow_the_models_own():
+    control = PayloadRow(name="control", like="parameters", codec="rand_k:0.1")
+    row = TensorRow(name="loss", dtype=DType.FLOAT64, shape=(), role=TensorRole.PARAMETER)
+    made = spec(
+        plan={"compression": "top_k:0.1"},
+        uplink=(control, PayloadRow(name="scalars", tensors=(row,))),
+        downlink=(PayloadRow(name="control", like="parameters"),),
+    )
+    schema = made.schema_
+    names = ["delta", "buffers"] if schema.buffers.nbytes else ["delta"]
+    assert [payload.name for payload in made.uploads()] == [*names, "control", "scalars"]
+    delta, *_, sent, scalars = made.uploads()
+    assert (delta.schema, delta.codec) == (schema.parameters, "top_k:0.1")
+    assert (sent.schema, sent.codec) == (schema.parameters, "rand_k:0.1")
+    assert (scalars.schema.nbytes, scalars.codec) == (8, "identity")
+    assert [(payload.name, payload.codec) for payload in made.downloads()] == [("control", "identity")]
+    assert ExperimentSpec.parse(made.canonical_json()) == made
+    assert [payload.codec for payload in spec().uploads()] == ["identity"] * len(names)
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"name": "delta", "like": "parameters"}, "payload name 'delta' is taken; choose another"),
+        ({"name": "step", "like": "parameters"}, "is taken"),
+        ({"name": "Control", "like": "parameters"}, "payload name"),
+        ({"name": "control"}, "must be like the parameters or have tensors"),
+        ({"name": "control", "like": "parameters", "codec": "rand k"}, "codec of payload 'control'"),
+    ],
+)
+def test_a_payload_that_is_not_sound_is_refused(row, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        PayloadRow(**row)
+    with pytest.raises(PlanError, match="payload names of the uplink must be unique"):
+        spec(uplink=(PayloadRow(name="control", like="parameters"),) * 2)

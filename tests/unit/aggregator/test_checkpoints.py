@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
-from federation.aggregator.checkpoints import Checkpoints, Contribution
+from federation.aggregator.candidates import Contribution
+from federation.aggregator.checkpoints import Checkpoints
 from federation.errors import PlanError, StorageError
-from federation.names import ExperimentId, RoundNumber, SiteName
+from federation.names import ExperimentId, PayloadName, RoundNumber, SiteName
 from federation.plan import ExperimentSpec, Plan, tensor_rows
 from federation.storage.checkpoints import ModelFile, read_model, write_model
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack
@@ -49,9 +52,11 @@ def contribution(change):
     state = {"momentum": np.full(4, change, dtype=np.float32)}
     return Contribution(
         site=SiteName("a"),
-        weight=1.0,
-        delta=Bytes(pack(SCHEMA.parameters, ones)),
-        optimizer=Bytes(pack(STATE, state)),
+        examples=1,
+        payloads={
+            PayloadName("delta"): Bytes(pack(SCHEMA.parameters, ones)),
+            PayloadName("optimizer"): Bytes(pack(STATE, state)),
+        },
     )
 
 
@@ -107,7 +112,7 @@ def test_a_kill_between_the_files_of_one_commit_goes_back_with_all_of_them(shelf
     checkpoints.prepare(RoundNumber(0), RoundNumber(0))
     commit(checkpoints, 1)
     half = checkpoints.combine(RoundNumber(2), [contribution(5.0)])
-    for writer in half._writers[:files]:
+    for writer in list(half._writers.values())[:files]:
         writer.commit()
     half.abort()
     again = shelf()
@@ -164,3 +169,76 @@ def test_an_initial_model_of_another_shape_is_refused(shelf, tmp_path):
     write_model(tmp_path / "initial.safetensors", other, {"weight": np.zeros(5, dtype=np.float32)})
     with pytest.raises(PlanError):
         shelf().prepare(RoundNumber(0), RoundNumber(0))
+
+
+@pytest.fixture
+def adam(tmp_path):
+    plan = Plan(algorithm="fedadam", sites=3)
+    spec = ExperimentSpec(name="x", shard="s", plan=plan, tensors=tensor_rows(FULL), metrics=("loss",))
+    write_model(tmp_path / "initial.safetensors", FULL, {"weight": np.zeros(4, dtype=np.float32)})
+    return lambda: Checkpoints(tmp_path, ExperimentId("x-00000001"), spec)
+
+
+FULL = TensorSchema.of([TensorSpec(name="weight", dtype=DType.FLOAT32, shape=(4,))])
+
+
+def step(checkpoints, number, change=1.0):
+    delta = Bytes(np.full(4, change, dtype="<f4").tobytes())
+    row = Contribution(site=SiteName("a"), examples=1, payloads={PayloadName("delta"): delta})
+    return checkpoints.combine(RoundNumber(number), [row], connected=1)
+
+
+def state(checkpoints):
+    """What a round goes on from: the model, each slot, and N."""
+    with checkpoints.open_model() as model:
+        found = {"model": model.digest(), "sites": model.metadata["sites"]}
+    for name, slot in checkpoints.open_slots().items():
+        found[name] = slot.digest()
+        slot.close()
+    return found
+
+
+def test_the_state_of_a_method_begins_as_it_says(adam):
+    checkpoints = adam()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    slots = checkpoints.open_slots()
+    assert weight(slots["momentum"]) == 0
+    assert weight(slots["variance"]) == np.float32(checkpoints.algorithm.server().initial("variance")) > 0
+
+
+@pytest.mark.parametrize("round_number", [1, 2], ids=["first round", "second round"])
+@pytest.mark.parametrize("files", [0, 1, 2, 3])
+def test_a_kill_at_each_step_of_a_commit_leaves_model_and_state_of_one_round(adam, round_number, files):
+    checkpoints = adam()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    if round_number == 2:
+        step(checkpoints, 1).commit()
+    before = state(checkpoints)
+    half = step(checkpoints, round_number, 5.0)
+    expected = {"model": half.digest, **half.slot_digests, "sites": "3"}
+    writers = list(half._writers.values())
+    for writer in writers[:files]:
+        writer.commit()
+    for writer in writers[files:]:
+        os.close(writer._descriptor)  # a killed process lets go of its files, and leaves them where they are
+        writer._descriptor = -1
+    again = adam()
+    again.prepare(RoundNumber(round_number - 1), RoundNumber(0))
+    assert state(again) == before
+    candidate = step(again, round_number, 5.0)
+    candidate.commit()
+    assert state(again) == expected
+    after = adam()
+    after.prepare(RoundNumber(round_number), RoundNumber(0))
+    assert state(after) == expected
+
+
+def test_sites_the_method_counts_with_never_become_fewer(adam):
+    checkpoints = adam()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    delta = Bytes(np.ones(4, dtype="<f4").tobytes())
+    row = Contribution(site=SiteName("a"), examples=1, payloads={PayloadName("delta"): delta})
+    first = checkpoints.combine(RoundNumber(1), [row], connected=7)
+    first.commit()
+    assert first.total_sites == 7
+    assert step(checkpoints, 2).total_sites == 7

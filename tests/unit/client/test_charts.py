@@ -78,3 +78,19 @@ def test_any_history_gives_well_formed_svg_within_its_frame(points: list[tuple[i
         for pair in (line.get("points") or "").split():
             x, y = (float(part) for part in pair.split(","))
             assert -1 <= x <= 561 and -1 <= y <= 301
+
+
+def test_a_band_is_drawn_behind_its_line_and_counts_for_the_axis() -> None:
+    chart = line_chart("t", [Line(name="a", points=[(1, 1.0), (2, 1.0)], band=[(1, 0.0, 9.0), (2, 0.5, 1.5)])])
+    assert chart.index("<polygon") < chart.index("<polyline")
+    assert ">10</text>" in chart
+
+
+def test_a_logarithmic_axis_shows_the_values_themselves_and_leaves_out_what_is_not_above_0() -> None:
+    chart = line_chart("t", [Line(name="a", points=[(1, 1.0), (2, 0.0), (3, 1e-10)])], is_log=True)
+    assert ">1e-10</text>" in chart and ">1</text>" in chart
+    assert chart.split('points="')[1].split('"')[0].count(",") == 2
+
+
+def test_an_x_axis_of_seconds_has_ticks_between_whole_numbers() -> None:
+    assert ">0.2</text>" in line_chart("t", [Line(name="a", points=[(0.1, 1.0), (0.4, 2.0)])], x_label="seconds")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     "quickstart", "pki", "submit", "list", "show", "watch", "cancel", "logs", "download", "report", "envoys", "doctor",
+    "simulate", "compare", "sweep",
 )  # fmt: skip
 
 

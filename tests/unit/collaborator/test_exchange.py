@@ -83,3 +83,16 @@ def test_a_fixed_file_is_held_only_with_its_digest(tmp_path: Path) -> None:
     digest = _write(files.path(exchange.BASE), b"base")
     assert files.find_held(exchange.BASE, digest, 4)
     assert not files.find_held(exchange.BASE, Digest(b"1" * 32), 4)
+
+
+@pytest.mark.parametrize("size", [0, 9])
+def test_an_encoded_result_has_at_least_a_byte_and_no_more_than_its_codec_makes(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "up-control.bin"
+    path.write_bytes(bytes(size))
+    with pytest.raises(TaskError, match="WrongResult") as caught:
+        exchange.open_encoded(path, 8)
+    assert f"{size} bytes" in caught.value.traceback
+    path.write_bytes(bytes(8))
+    descriptor, nbytes = exchange.open_encoded(path, 8)
+    os.close(descriptor)
+    assert nbytes == 8

@@ -10,11 +10,15 @@ from federation.collaborator.protection import (
     PIECE_BYTES,
     EvaluationClaim,
     TrainingClaim,
+    check_encoded,
     check_evaluation,
     check_payload,
     check_training,
 )
+from federation.compression import encode_payload, load_codec
 from federation.errors import TaskError
+from federation.names import PayloadName
+from federation.plan import PayloadPlan
 from federation.tensors import DType, TensorSchema, TensorSpec, pack
 from federation.tensors.digest import payload_digest
 
@@ -94,3 +98,49 @@ def test_an_evaluation_over_more_examples_than_there_are_is_refused() -> None:
     claim = EvaluationClaim(examples=11, metrics={"loss": 1.0}, seconds=0.1)
     with pytest.raises(TaskError):
         check_evaluation(claim, shard_examples=10, metrics=("loss",))
+
+
+def _encoded(codec: str, announced: str = "rand_k:0.1") -> tuple[bytes, PayloadPlan]:
+    arrays = {spec.name: np.ones(spec.shape, dtype=spec.dtype.numpy) for spec in SCHEMA}
+    plan = PayloadPlan(name=PayloadName("delta"), schema=SCHEMA, codec=announced)
+    return encode_payload(SCHEMA, arrays, load_codec(codec), seed=3), plan
+
+
+@pytest.mark.parametrize("codec", ["rand_k:0.1", "identity"])
+def test_an_encoded_payload_passes_and_gives_the_digest_of_its_bytes(tmp_path: Path, codec: str) -> None:
+    data, plan = _encoded(codec)
+    descriptor = _file(tmp_path / "p", data)
+    assert check_encoded(descriptor, len(data), plan) == payload_digest(data)
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("data", "error_class"),
+    [
+        pytest.param(_encoded("rand_k:0.1")[0][:-1], "WrongResult", id="cut"),
+        pytest.param(b"\0" * 100, "WrongResult", id="no frame"),
+        pytest.param(_encoded("natural")[0], "WrongResult", id="another codec"),
+        pytest.param(
+            _encoded("identity")[0].replace(np.float32(1).tobytes(), np.float32(np.nan).tobytes(), 1),
+            "NotFinite",
+            id="not finite",
+        ),
+    ],
+)
+def test_an_encoded_payload_that_does_not_decode_to_numbers_does_not_leave_the_site(
+    tmp_path: Path, data: bytes, error_class: str
+) -> None:
+    descriptor = _file(tmp_path / "p", data)
+    with pytest.raises(TaskError) as caught:
+        check_encoded(descriptor, len(data), _encoded("identity")[1])
+    assert caught.value.error_class == error_class
+    os.close(descriptor)
+
+
+def test_an_encoded_payload_that_becomes_shorter_is_refused(tmp_path: Path) -> None:
+    data, plan = _encoded("rand_k:0.1")
+    descriptor = _file(tmp_path / "p", data)
+    with pytest.raises(TaskError) as caught:
+        check_encoded(descriptor, len(data) + 1, plan)
+    assert caught.value.error_class == "WrongResult"
+    os.close(descriptor)

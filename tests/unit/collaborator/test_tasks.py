@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from federation.collaborator.ordering import UnsignedPlanError
-from federation.collaborator.tasks import read_base, read_task, upload_schemas
+from federation.collaborator.tasks import read_base, read_task
 from federation.errors import MalformedMessageError
 from federation.names import Digest
-from federation.plan import ExperimentSpec, Plan, tensor_rows
+from federation.plan import ExperimentSpec, PayloadRow, Plan, tensor_rows
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec
 from federation.v1 import aggregator_pb2, tensors_pb2
 
@@ -88,5 +88,20 @@ def test_the_tensors_that_stay_are_the_signed_ones() -> None:
 
 
 def test_local_tensors_are_never_sent() -> None:
-    names = [spec.name for schema in upload_schemas(SPEC).values() for spec in schema]
+    names = [spec.name for plan in SPEC.uploads() for spec in plan.schema]
     assert names == ["w", "mean"]
+
+
+SCAFFOLD = SPEC.model_copy(update={"downlink": (PayloadRow(name="control", like="parameters"),), "plan": SPEC.plan})
+
+
+def test_a_training_task_brings_what_the_algorithm_broadcasts() -> None:
+    payloads = [_descriptor("model", SCHEMA.federated), _descriptor("control", SCHEMA.parameters)]
+    assert list(read_task(_task(payloads=payloads), SCAFFOLD, FIRST).extras) == ["control"]
+    with pytest.raises(MalformedMessageError, match="expected model, control"):
+        read_task(_task(), SCAFFOLD, FIRST)
+
+
+def test_an_evaluation_brings_the_model_alone() -> None:
+    order = read_task(_task(kind=aggregator_pb2.TASK_KIND_EVALUATE), SCAFFOLD, FIRST)
+    assert not order.extras

@@ -64,3 +64,24 @@ def test_every_plan_field_is_explained() -> None:
 
     rows = generate.PARTS["plan-fields"]()
     assert all(f"| `{name}` | " in rows for name in Plan.model_fields)
+
+
+def test_every_method_has_its_page_with_its_options() -> None:
+    from federation.algorithms.registry import BUILT_IN
+
+    assert generate.new_pages() == {}, "run `python docs/generate.py`"
+    for name, method in BUILT_IN.items():
+        text = (ROOT / "docs" / "methods" / f"{name.replace('_', '-')}.md").read_text(encoding="utf-8")
+        assert text.count("\n# ") + text.startswith("# ") == 1 and method.source in text
+        rows = [line for line in text.splitlines() if line.startswith("| `")]
+        assert [row.split("`")[1] for row in rows] == list(method.model_fields)
+        assert [row for row in rows if row.split(" | ")[2].strip(" |") == ""] == []
+
+
+def test_every_codec_is_in_its_table() -> None:
+    from federation.compression.registry import BUILT_IN
+
+    written = [
+        line.split("`")[1].partition(":")[0] for line in generate.codecs().splitlines() if line.startswith("| `")
+    ]
+    assert written == list(BUILT_IN)

@@ -8,7 +8,7 @@ import pytest
 
 from federation.errors import Refusal, UpdateRejectedError
 from federation.names import Attempt, Digest, Epoch, ExperimentId, PayloadName, RoundNumber
-from federation.rounds.admission import Claim, Expectation, check_claim, check_norm, check_task
+from federation.rounds.admission import Claim, Expectation, ExpectedPayload, check_claim, check_norm, check_task
 
 SCHEMA, MODEL = Digest(b"s" * 32), Digest(b"m" * 32)
 EXPECTED = Expectation(
@@ -18,7 +18,7 @@ EXPECTED = Expectation(
     attempt=Attempt(2),
     is_open=True,
     model_digest=MODEL,
-    payloads=((PayloadName("delta"), SCHEMA, 40),),
+    payloads=(ExpectedPayload(PayloadName("delta"), SCHEMA, 40),),
     metrics=("loss",),
 )
 GOOD = Claim(
@@ -86,3 +86,27 @@ def test_refuses_a_norm_beyond_the_plans_and_only_then():
     with pytest.raises(UpdateRejectedError) as caught:
         check_norm(2.1, 2.0)
     assert caught.value.refusal is Refusal.NORM
+
+
+COMPRESSED = replace(EXPECTED, payloads=(ExpectedPayload(PayloadName("delta"), SCHEMA, 40, "top_k:0.1"),))
+
+
+@pytest.mark.parametrize("size", [1, 39, 40])
+def test_a_compressed_payload_may_be_of_any_size_its_codec_can_make(size):
+    claim = replace(GOOD, payloads=(("delta", SCHEMA, "top_k:0.1", size),))
+    check_claim(claim, COMPRESSED, examples_cap=100)
+
+
+@pytest.mark.parametrize(
+    ("codec", "size", "refusal"),
+    [
+        ("top_k:0.1", 41, Refusal.TRUNCATED),
+        ("top_k:0.1", 0, Refusal.TRUNCATED),
+        ("identity", 40, Refusal.WRONG_CODEC),
+        ("top_k:0.2", 40, Refusal.WRONG_CODEC),
+    ],
+)
+def test_a_compressed_payload_of_other_codec_or_size_is_refused(codec, size, refusal):
+    with pytest.raises(UpdateRejectedError, match=r"top_k:0\.1") as caught:
+        check_claim(replace(GOOD, payloads=(("delta", SCHEMA, codec, size),)), COMPRESSED, examples_cap=100)
+    assert caught.value.refusal is refusal

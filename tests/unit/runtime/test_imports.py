@@ -30,3 +30,21 @@ def test_the_ground_does_not_load(heavy: str) -> None:
 def test_the_ground_can_be_imported_where_linux_only_things_are_missing() -> None:
     missing = "import asyncio, os, sys; sys.modules['resource'] = sys.modules['fcntl'] = None; del os.pidfd_open\n"
     assert "federation.runtime.children" in _run(missing + LOADED.format(modules=GROUND)).split()
+
+
+PORTABLE = (
+    "federation.client.command",
+    "federation.client.federation",
+    "federation.client.report",
+    "federation.simulation",
+)
+
+
+@pytest.mark.parametrize("module", PORTABLE)
+def test_what_a_laptop_runs_can_be_imported_where_linux_only_things_are_missing(module: str) -> None:
+    missing = (
+        "import asyncio, os, sys, subprocess\n"
+        "for name in ('resource', 'fcntl', 'grp', 'pwd'): sys.modules[name] = None\n"
+        "for name in ('pidfd_open', 'preadv', 'pwritev'): delattr(os, name)\n"
+    )
+    assert module in _run(missing + LOADED.format(modules=[module])).split()

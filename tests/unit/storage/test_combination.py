@@ -17,6 +17,8 @@ from federation.errors import PlanError
 from federation.names import SiteName
 from federation.storage.checkpoints import ModelFile, ModelWriter, read_model, write_model
 from federation.storage.combination import (
+    BUFFERS,
+    DELTA,
     Combined,
     SiteUpdate,
     combine_model,
@@ -90,8 +92,10 @@ def updates_of(schema: TensorSchema, weights: list[float]) -> tuple[list[SiteUpd
             SiteUpdate(
                 site=SiteName(f"site-{index}"),
                 weight=weight,
-                delta=InMemory(bytes(pack(schema.parameters, delta))),
-                buffers=InMemory(bytes(pack(schema.buffers, values))) if schema.buffers.nbytes else None,
+                payloads={
+                    DELTA: InMemory(bytes(pack(schema.parameters, delta))),
+                    **({BUFFERS: InMemory(bytes(pack(schema.buffers, values)))} if schema.buffers.nbytes else {}),
+                },
             )
         )
     return updates, deltas, buffers
@@ -183,7 +187,7 @@ def test_changes_too_small_for_half_precision_add_up_in_the_master(tmp_path: Pat
         write_master(writer, model)
         writer.commit()
     tiny = np.full(3, 1e-4, dtype=dtype.numpy)
-    update = [SiteUpdate(site=SiteName("a"), weight=1.0, delta=InMemory(tiny.tobytes()))]
+    update = [SiteUpdate(site=SiteName("a"), weight=1.0, payloads={DELTA: InMemory(tiny.tobytes())})]
     step(tmp_path, update)
     assert (read_model(tmp_path / "y")[1]["w"].astype(float) == 1.0).all()
     for _ in range(50):
@@ -222,14 +226,14 @@ def test_a_model_that_overflows_is_refused(tmp_path: Path, dtype: DType, value: 
         writer.commit()
     delta = np.full(3, change, dtype=dtype.numpy)
     with pytest.raises(PlanError, match="diverged"):
-        step(tmp_path, [SiteUpdate(site=SiteName("a"), weight=1.0, delta=InMemory(delta.tobytes()))])
+        step(tmp_path, [SiteUpdate(site=SiteName("a"), weight=1.0, payloads={DELTA: InMemory(delta.tobytes())})])
     assert not (tmp_path / "y").exists()
 
 
 def test_an_update_without_its_buffers_is_refused(tmp_path: Path) -> None:
     start(tmp_path, NETWORK)
     update = updates_of(NETWORK, [1.0])[0][0]
-    stripped = SiteUpdate(site=update.site, weight=1.0, delta=update.delta)
+    stripped = SiteUpdate(site=update.site, weight=1.0, payloads={DELTA: update.delta})
     with pytest.raises(ValueError, match="lacks the buffers"):
         step(tmp_path, [stripped])
 
@@ -286,7 +290,7 @@ def test_memory_is_a_few_tiles_whatever_model_and_sites(tmp_path: Path, sites: i
         ModelFile.open(tmp_path / "x") as model,
         ModelWriter(tmp_path / "y", schema) as writer,
     ):
-        updates = [SiteUpdate(site=SiteName(f"site-{i}"), weight=1.0, delta=delta) for i in range(sites)]
+        updates = [SiteUpdate(site=SiteName(f"site-{i}"), weight=1.0, payloads={DELTA: delta}) for i in range(sites)]
         tracemalloc.start()
         combine_model(model=model, writer=writer, rule=WeightedMean(), updates=updates)
         _, peak = tracemalloc.get_traced_memory()

@@ -159,3 +159,47 @@ def test_aggregating_the_state_of_an_optimizer_that_has_none_is_refused() -> Non
     plan = Plan(optimizer_state="aggregate")
     with pytest.raises(PlanError, match="has none"):
         _experiment(model=lambda: nn.Linear(3, 1), task=SupervisedTask(), plan=plan).build()
+
+
+class Problem(Task):
+    """A task that could be corrected."""
+
+    def problem(self, model, data, round):
+        raise AssertionError("building an experiment runs no task")
+
+
+def test_an_algorithm_object_becomes_part_of_the_plan_and_its_payloads_of_the_spec() -> None:
+    from federation.algorithms.scaffold import Scaffold
+
+    experiment = _experiment(task=Problem(), model=lambda: {"w": np.zeros(3)}, algorithm=Scaffold(option=2))
+    spec = experiment.build().spec
+    assert (spec.plan.algorithm, spec.plan.options) == ("scaffold", {"option": 2})
+    assert [plan.name for plan in spec.uploads()] == ["delta", "control"]
+    assert [plan.name for plan in spec.downloads()] == ["control"]
+
+
+def test_a_plan_names_an_algorithm_as_well() -> None:
+    plan = Plan(algorithm="ditto", options={"strength": 0.5})
+    spec = _experiment(task=Problem(), plan=plan).build().spec
+    assert spec.metrics == ("loss", "personal_loss")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        pytest.param({"plan": Plan(algorithm="scaffold")}, r"task Task has no method problem\(\)", id="no problem"),
+        pytest.param({"plan": Plan(estimator="full")}, "estimator 'full' draws its batches", id="estimator"),
+        pytest.param({"plan": Plan(algorithm="scafold")}, "scaffold", id="typo"),
+        pytest.param({"algorithm": "scaffold"}, "algorithm is a str; give an Algorithm", id="name as object"),
+        pytest.param({"data": 3}, "data is a int; give a callable", id="data"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_a_way_out(changes, text) -> None:
+    with pytest.raises(PlanError, match=text):
+        _experiment(**changes).build()
+
+
+def test_the_whole_dataset_is_not_part_of_what_is_signed() -> None:
+    with_data, without = _experiment(data="module:Whole"), _experiment()
+    assert with_data.data == "module:Whole"
+    assert with_data.build().spec.digest == without.build().spec.digest

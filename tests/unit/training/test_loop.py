@@ -104,7 +104,7 @@ def test_a_round_sends_changes_of_parameters_and_values_of_buffers(tmp_path) -> 
     assert delta.keys() == {"w"}
     assert delta["w"].tolist() == [1, 1]
     assert buffers["n"].item() == 6
-    assert (done.examples, done.steps, done.metrics) == (6, 0, {"loss": 0.5})
+    assert (done.examples, done.steps, done.oracle_calls, done.metrics) == (6, 0, 6, {"loss": 0.5})
 
 
 def test_a_task_is_told_what_the_signed_plan_says(tmp_path) -> None:

@@ -121,3 +121,27 @@ def test_kept_state_is_always_the_last_pending_one_that_counted(tmp_path_factory
             store.settle(number, attempt, counted=step == "counted")
         got = store.kept.tensors.get("head")
         assert (None if got is None else got[0]) == kept
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_a_method_keeps_is_settled_like_the_rest(tmp_path, durable: bool) -> None:
+    folder = tmp_path / "made" if not durable else tmp_path
+    method = {"control/layer.weight": np.ones(3), "feedback.delta/error/layer.weight": np.full(3, 2.0)}
+    StateStore(folder, durable=durable).set_pending(4, 1, LocalState(method=method))
+    store = StateStore(folder, durable=durable)
+    store.settle(4, 1, counted=True)
+    for one in (store, StateStore(folder, durable=durable)):
+        assert {key: value.tolist() for key, value in one.kept.method.items()} == {
+            key: value.tolist() for key, value in method.items()
+        }
+        assert not one.kept.tensors
+
+
+def test_state_without_a_folder_lives_in_its_object() -> None:
+    store = StateStore(None)
+    store.set_pending(1, 1, _state(1))
+    store.settle(1, 1, counted=True)
+    assert store.kept.tensors["head"].tolist() == [1, 1]
+    store.set_pending(2, 1, _state(2))
+    store.settle(2, 1, counted=False)
+    assert store.kept.tensors["head"].tolist() == [1, 1]

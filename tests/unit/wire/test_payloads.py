@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,3 +75,12 @@ def test_two_payloads_of_one_name_are_refused() -> None:
 def test_too_many_payloads_are_refused() -> None:
     with pytest.raises(MalformedMessageError, match="more than"):
         payloads_from_proto([payload_to_proto(DOWN)] * (MAX_PAYLOADS + 1), with_digest=True)
+
+
+def test_a_step_says_what_it_is_added_to() -> None:
+    step = replace(DOWN, from_digest=Digest(b"f" * 32))
+    assert payload_from_proto(payload_to_proto(step), with_digest=True) == step
+    message = payload_to_proto(step)
+    message.from_digest = b"short"
+    with pytest.raises(MalformedMessageError, match="what model is added to"):
+        payload_from_proto(message, with_digest=True)

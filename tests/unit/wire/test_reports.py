@@ -38,6 +38,9 @@ RECORD = RoundRecord(
             metrics={"accuracy": 0.9},
             update_digest="ab" * 32,
             validation_examples=30,
+            oracle_calls=640,
+            peak_memory=1 << 33,
+            staleness=2,
         ),
         SiteRecord(site=SiteName("beta"), outcome=SiteOutcome.FAILED, reason="ValueError"),
     ),
@@ -48,6 +51,9 @@ RECORD = RoundRecord(
     bytes_down=7,
     bytes_up=5 << 30,
     update_norm=0.5,
+    simulated_seconds=1.5,
+    total_sites=7,
+    algorithm_scalars={"eta": 0.5, "share": 0.25},
 )
 
 
@@ -80,6 +86,10 @@ def strange_phase(message: director_pb2.RoundReport) -> None:
     message.phase_seconds["<script>"] = 1.0
 
 
+def infinite_scalar(message: director_pb2.RoundReport) -> None:
+    message.algorithm_scalars["eta"] = math.inf
+
+
 def infinite_metric(message: director_pb2.RoundReport) -> None:
     message.metrics["accuracy"] = math.inf
 
@@ -92,6 +102,8 @@ def infinite_metric(message: director_pb2.RoundReport) -> None:
         on_report(seconds=-1.0),
         on_report(started_at=math.nan),
         on_report(update_norm=math.inf),
+        on_report(simulated_seconds=-1.0),
+        infinite_scalar,
         on_report(model_digest="not hex"),
         on_site(site="a/b"),
         on_site(outcome="won"),

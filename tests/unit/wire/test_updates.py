@@ -35,6 +35,8 @@ ANNOUNCEMENT = UpdateAnnouncement(
     train_seconds=1.5,
     model_digest=Digest(b"m" * 32),
     steps=40,
+    oracle_calls=1280,
+    peak_memory=1 << 33,
 )
 
 
@@ -89,6 +91,7 @@ def many_metrics(message: aggregator_pb2.UpdateHeader) -> None:
         set_to(round=2**60),
         set_to(examples=2**60),
         set_to(steps=2**64 - 1),
+        set_to(oracle_calls=2**64 - 1),
         set_to(train_seconds=-1.0),
         set_to(train_seconds=math.nan),
         set_to(train_seconds=math.inf),

@@ -1,0 +1,102 @@
+"""What a round is made of, and what it makes: contributions in, a candidate of several files out.
+
+The files of a candidate are committed one after another and named by one journal line, so model, optimizer state and
+the method's state are always of the same round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from federation.names import Digest, PayloadName, RoundNumber, SiteName
+    from federation.storage.checkpoints import ModelFile, ModelWriter
+    from federation.storage.disk import Readable
+
+MODEL, OPTIMIZER = "model", "optimizer"
+
+
+def slot_file(slot: str) -> str:
+    """Return the name of the file of a vector of the method's state."""
+    return f"method-{slot}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """One admitted update.
+
+    Attributes:
+        site: whose it is.
+        payloads: as they lie in the spool, compressed or not.
+        examples: training examples behind it.
+        steps: local optimizer steps.
+    """
+
+    site: SiteName
+    payloads: Mapping[PayloadName, Readable]
+    examples: int
+    steps: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Candidate:
+    """A finished model that is not committed, with the state of optimizer and method that goes with it.
+
+    Attributes:
+        round: round it would commit.
+        digest: BLAKE3 of its ``model`` payload.
+        optimizer_digest: BLAKE3 of the aggregated optimizer state; None without one.
+        slot_digests: BLAKE3 of each vector of the method's state.
+        update_norm: L2 norm of the aggregated change of the parameters.
+        weights: weight of each contribution's change, in name order.
+        scalars: what the method computed for the round.
+        total_sites: N, sites the method counts with.
+    """
+
+    round: RoundNumber
+    digest: Digest
+    optimizer_digest: Digest | None = None
+    slot_digests: Mapping[str, Digest] = field(default_factory=dict)
+    update_norm: float
+    weights: tuple[float, ...] = ()
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    total_sites: int = 0
+    _writers: dict[str, ModelWriter] = field(default_factory=dict)
+
+    def open(self) -> ModelFile:
+        """Open its model for reading, to be evaluated."""
+        return self._writers[MODEL].reader()
+
+    def open_optimizer(self) -> ModelFile:
+        """Open its optimizer state for reading."""
+        return self._writers[OPTIMIZER].reader()
+
+    def open_slot(self, name: str) -> ModelFile:
+        """Open a vector of the method's state for reading."""
+        return self._writers[slot_file(name)].reader()
+
+    def sync(self) -> None:
+        """Begin to make it durable, so that `commit` is quick; while it is being evaluated.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        for writer in self._writers.values():
+            writer.sync()
+
+    def commit(self) -> None:
+        """Make it durable under its names.
+
+        Raises:
+            StorageError: the disk failed; a restart finds the earlier model.
+        """
+        for writer in self._writers.values():
+            writer.commit()
+
+    def abort(self) -> None:
+        """Forget it; nothing happens after `commit`."""
+        for writer in self._writers.values():
+            writer.abort()

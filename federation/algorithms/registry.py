@@ -1,0 +1,194 @@
+"""Which methods there are, and which experiments they accept.
+
+1. A method's server half runs in the aggregator, so it is built in or a plugin that the operator installed (entry-point
+   group ``federation.algorithms``); built-in names cannot be taken. In simulation any `Algorithm` object serves.
+2. `check` is asked wherever an experiment enters: when it is built, at the director, at the aggregator. It refuses what
+   would be wrong, with the reason and what to do instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from federation.algorithms.algorithm import Algorithm
+from federation.algorithms.dcgd import Dcgd
+from federation.algorithms.diana import Diana
+from federation.algorithms.ditto import Ditto
+from federation.algorithms.ef21 import Ef21
+from federation.algorithms.fedasync import FedAsync
+from federation.algorithms.fedavg import FedAvg
+from federation.algorithms.fedbuff import FedBuff
+from federation.algorithms.fedcurv import FedCurv
+from federation.algorithms.feddyn import FedDyn
+from federation.algorithms.fednova import FedNova
+from federation.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from federation.algorithms.fedprox import FedProx
+from federation.algorithms.fedsgd import FedSgd
+from federation.algorithms.fixed_time import FixedTime
+from federation.algorithms.marina import Marina
+from federation.algorithms.mixing import Mixing
+from federation.algorithms.partial import FedBN, FedPer, FedRep
+from federation.algorithms.per_fedavg import PerFedAvg
+from federation.algorithms.personal_fedavg import PersonalFedAvg
+from federation.algorithms.qfedavg import QFedAvg
+from federation.algorithms.scaffold import Scaffold
+from federation.algorithms.stale import StaleCompensation
+from federation.compression import load_codec
+from federation.errors import ConfigurationError, PlanError
+from federation.rounds.sampling import check_sampler
+from federation.rounds.schedules import check_schedules
+from federation.tensors import DType
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from federation.plan import ExperimentSpec, Plan
+
+ENTRY_POINT_GROUP = "federation.algorithms"
+
+BUILT_IN: dict[str, type[Algorithm]] = {
+    method.name: method
+    for method in (
+        FedAvg,
+        FedSgd,
+        FedProx,
+        FixedTime,
+        Scaffold,
+        FedNova,
+        FedAvgM,
+        FedAdagrad,
+        FedAdam,
+        FedYogi,
+        FedDyn,
+        QFedAvg,
+        FedCurv,
+        Dcgd,
+        Diana,
+        Marina,
+        Ef21,
+        Ditto,
+        FedPer,
+        FedRep,
+        FedBN,
+        PersonalFedAvg,
+        PerFedAvg,
+        Mixing,
+        FedAsync,
+        FedBuff,
+        StaleCompensation,
+    )
+}
+"""Every built-in method by name, in the order of the documentation."""
+
+
+def algorithm_names() -> list[str]:
+    """Return the names a plan may use here: ours and those of installed plugins."""
+    return sorted({*BUILT_IN, *(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def load_algorithm(plan: Plan, own: Algorithm | None = None) -> Algorithm:
+    """Return the plan's method with the plan's options.
+
+    Args:
+        plan: names the method and its options.
+        own: the experiment's own method object, where one is at hand (simulation, trainer); it serves if it has the
+            plan's name.
+
+    Raises:
+        PlanError: there is no such method here, or its options are not valid.
+        ConfigurationError: a plugin's entry point cannot be loaded.
+    """
+    name = plan.algorithm
+    if name in BUILT_IN:
+        return BUILT_IN[name](**plan.options)
+    if own is not None and own.name == name:
+        return type(own)(**plan.options)
+    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        return _load_plugin(entry)(**plan.options)
+    names = algorithm_names()
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise PlanError(
+        f"there is no algorithm {name[:80]!r} here, only {', '.join(names)}{hint} A method of your own runs on a "
+        f"server only as a plugin its operator installed (entry point group {ENTRY_POINT_GROUP}); simulate it meanwhile"
+    )
+
+
+def _load_plugin(entry: EntryPoint) -> type[Algorithm]:
+    try:
+        method = entry.load()
+    except Exception as error:
+        raise ConfigurationError(f"algorithm {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
+    if not (isinstance(method, type) and issubclass(method, Algorithm)):
+        raise ConfigurationError(f"algorithm {entry.name!r} ({entry.value}) is not a subclass of Algorithm")
+    return method
+
+
+def check(spec: ExperimentSpec, own: Algorithm | None = None) -> None:
+    """Refuse an experiment whose method, options, codecs and rule do not fit together.
+
+    Args:
+        spec: the experiment.
+        own: its own method object, where one is at hand.
+
+    Raises:
+        PlanError: says what does not fit and what to change.
+    """
+    plan = spec.plan
+    algorithm = load_algorithm(plan, own)
+    name = algorithm.name
+    if (spec.uplink, spec.downlink) != algorithm.payload_rows(plan):
+        raise PlanError(
+            f"the experiment was packed for another version of algorithm {name!r}: its payload rows differ; "
+            "pack it again with this release"
+        )
+    check_sampler(plan)
+    check_schedules(plan)
+    _check_dtypes(spec, algorithm)
+    _check_compression(plan, algorithm)
+    if algorithm.only_mean and plan.rule != "mean":
+        raise PlanError(
+            f"algorithm {name!r} sums what sites send and cannot stand behind rule {plan.rule!r}; use rule 'mean'"
+        )
+    if algorithm.sets_server_step and (plan.server_learning_rate != 1 or plan.server_schedule != "constant"):
+        raise PlanError(
+            f"algorithm {name!r} sets the server's step itself: leave server_learning_rate at 1 and server_schedule "
+            "constant"
+        )
+    algorithm.check(spec)
+
+
+def _check_dtypes(spec: ExperimentSpec, algorithm: Algorithm) -> None:
+    """Refuse half-precision parameters where state and differences would be rounded to them."""
+    if not (algorithm.slots or algorithm.vectors or algorithm.site_state):
+        return
+    for tensor in spec.schema_.parameters:
+        if tensor.dtype in (DType.FLOAT16, DType.BFLOAT16):
+            raise PlanError(
+                f"algorithm {algorithm.name!r} keeps a vector per parameter and needs float32 or float64; "
+                f"tensor {tensor.name!r} is {tensor.dtype.value}: widen it or use fedavg"
+            )
+
+
+def _check_compression(plan: Plan, algorithm: Algorithm) -> None:
+    """Refuse codecs that break the method, and error feedback where there is none to feed back or too much."""
+    name, codec = algorithm.name, load_codec(plan.compression)
+    load_codec(plan.downlink)
+    if plan.error_feedback and algorithm.has_own_feedback:
+        raise PlanError(f"error_feedback must be off: algorithm {name!r} carries its own")
+    if plan.error_feedback and codec.is_unbiased:
+        raise PlanError(
+            f"compression {plan.compression!r} is unbiased; error_feedback is for biased codecs: leave it out"
+        )
+    if algorithm.needs_unbiased and not codec.is_unbiased:
+        raise PlanError(
+            f"algorithm {name!r} needs an unbiased codec, and {plan.compression!r} is biased: use ef21, or a "
+            "codec such as 'rand_k:0.1'"
+        )
+    if algorithm.has_own_feedback and codec.takes_own_feedback:
+        raise PlanError(
+            f"compression {plan.compression!r} keeps a feedback of its own, and so does algorithm {name!r}: use dcgd "
+            "or fedavg with it, or another codec"
+        )

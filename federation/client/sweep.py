@@ -1,0 +1,146 @@
+"""`federation sweep`: every cell of a grid is one child process ``federation simulate``, several at a time.
+
+1. A cell lies in ``OUT/<digest>``; one that has ended well is skipped, one that was stopped goes on where it was.
+2. A cell that fails does not stop the others; the sweep then ends with its exit code.
+3. Ctrl-C starts no further cell, lets each running one end its round and keep a checkpoint, and a second one ends them.
+
+Each child is waited for by a thread of its own; nothing is polled. What it prints goes to ``OUT/<digest>.log``.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from federation.client.runs import is_finished
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from federation.client.grid import Cell
+
+SIMULATE = (sys.executable, "-m", "federation.client.command", "simulate")
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """One cell of a sweep that is over.
+
+    Attributes:
+        cell: which.
+        folder: its run folder.
+        code: exit code of its process; 0 for one that was skipped.
+        was_skipped: it had ended well before.
+        message: last line it printed to standard error, if it failed.
+    """
+
+    cell: Cell
+    folder: Path
+    code: int
+    was_skipped: bool = False
+    message: str = ""
+
+
+class Sweep:
+    """Runs cells.
+
+    Args:
+        experiment: folder of the experiment.
+        shared: arguments of ``federation simulate`` that all cells have.
+        out: folder of the run folders.
+        parallel: processes at a time.
+        command: what is run; its arguments follow.
+    """
+
+    def __init__(
+        self,
+        experiment: Path,
+        *,
+        shared: Sequence[str],
+        out: Path,
+        parallel: int = 1,
+        command: Sequence[str] = SIMULATE,
+    ) -> None:
+        self._experiment = experiment
+        self._shared = list(shared)
+        self._out = out
+        self._parallel = parallel
+        self._command = list(command)
+        self._children: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._is_stopping = False
+
+    def folder_of(self, cell: Cell) -> Path:
+        """Return where a cell lies."""
+        return self._out / cell.digest(self._experiment.resolve().name, self._shared)
+
+    def run(self, cells: Sequence[Cell], on_finished: Callable[[Finished], None]) -> list[Finished]:
+        """Run the cells that have not ended yet; returns all, in grid order.
+
+        Args:
+            cells: of the grid.
+            on_finished: told of each as it ends, in this thread.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the running cells have kept checkpoints.
+        """
+        self._out.mkdir(parents=True, exist_ok=True)
+        done: dict[Path, Finished] = {}
+        waiting: deque[Cell] = deque()
+        for cell in cells:
+            folder = self.folder_of(cell)
+            if is_finished(folder):
+                done[folder] = Finished(cell=cell, folder=folder, code=0, was_skipped=True)
+                on_finished(done[folder])
+            else:
+                waiting.append(cell)
+        with ThreadPoolExecutor(self._parallel, thread_name_prefix="sweep") as pool:
+            running = {pool.submit(self._run_cell, cell) for cell in waiting}
+            try:
+                while running:
+                    ended, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in ended:
+                        finished = future.result()
+                        done[finished.folder] = finished
+                        on_finished(finished)
+            except KeyboardInterrupt:
+                self._end(signal.SIGINT)
+                try:
+                    wait(running)
+                except KeyboardInterrupt:
+                    self._end(signal.SIGTERM)
+                raise
+        return [done[self.folder_of(cell)] for cell in cells]
+
+    def _run_cell(self, cell: Cell) -> Finished:
+        folder = self.folder_of(cell)
+        log = folder.with_suffix(".log")
+        arguments = [str(self._experiment), *self._shared, *cell.arguments(), "--out", str(folder)]
+        with log.open("wb") as output:
+            with self._lock:
+                if self._is_stopping:
+                    return Finished(cell=cell, folder=folder, code=_INTERRUPTED, message="not started")
+                child = subprocess.Popen(
+                    [*self._command, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C reaches them once, through us: a second one ends a run at once
+                )  # fmt: skip
+                self._children.add(child)
+            code = child.wait()
+            with self._lock:
+                self._children.discard(child)
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if code else []
+        return Finished(cell=cell, folder=folder, code=code, message=lines[-1] if lines else "")
+
+    def _end(self, how: signal.Signals) -> None:
+        with self._lock:
+            self._is_stopping = True
+            for child in self._children:
+                child.send_signal(how)  # nothing if it has ended and was waited for

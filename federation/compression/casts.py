@@ -1,0 +1,198 @@
+"""Narrower floats: float16 and bfloat16, to the nearest or stochastically. With scales: `federation.compression.int8`.
+
+Rounding to the nearest is biased and goes with error feedback; with ``stochastic`` a value goes up with probability
+equal to how far up it lies, which is unbiased. Bodies are 2 bytes an element.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from federation.compression.bits import noise, words
+from federation.compression.codec import BLOCK_ELEMENTS, Codec, block_size, blocks_of, expect_bytes, read_array
+from federation.compression.natural import single
+from federation.compression.options import arguments_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from federation.compression.codec import Array, Shapes, Source
+
+_HALF_MAX = 65504.0
+_HALF_NORMAL = np.float32(2.0**-14)
+_BRAIN_MAX = np.uint32(0x7F7F)
+
+
+def is_stochastic(arguments: Sequence[str], form: str) -> bool:
+    """Read the one optional argument ``stochastic``.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not arguments:
+        return False
+    if arguments[0] != "stochastic":
+        raise ValueError(f"got {arguments[0]!r}; write it as {form}")
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Half(Codec):
+    """IEEE half precision; values beyond ±65504 are refused.
+
+    Stochastic: unbiased, ω = 2^-22 for elements of at least 2^-14; smaller ones lie on a grid of 2^-24 and have a
+    variance of at most 2^-50 each. Nearest: ‖C(x) − x‖ ≤ ‖x‖ and, for elements of at least 2^-14, ≤ 2^-11‖x‖; α is 0
+    since no bound below 1 holds for tiny vectors.
+
+    Attributes:
+        stochastic: round stochastically.
+    """
+
+    stochastic: bool = False
+    name: ClassVar[str] = "float16"
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> Half:
+        """Make it from ``float16`` or ``float16:stochastic``."""
+        arguments_of("float16[:stochastic]", arguments, 0, 1)
+        return cls(is_stochastic(arguments, "float16[:stochastic]"))
+
+    @property
+    def spec(self) -> str:
+        """``float16`` or ``float16:stochastic``."""
+        return "float16:stochastic" if self.stochastic else "float16"
+
+    @property
+    def is_unbiased(self) -> bool:
+        """True if stochastic."""
+        return self.stochastic
+
+    @property
+    def is_elementwise(self) -> bool:
+        """True."""
+        return True
+
+    def omega(self, elements: int) -> float:
+        """Return 2^-22 if stochastic."""
+        return 2.0**-22 if self.stochastic else math.inf
+
+    def max_bytes(self, elements: int, itemsize: int, shapes: Shapes) -> int:
+        """Return 2 · d."""
+        return 2 * elements
+
+    def encode(self, vector: Array, seed: int, shapes: Shapes) -> bytes:
+        """Return the body."""
+        if max(abs(float(vector.min())), abs(float(vector.max()))) > _HALF_MAX:
+            raise ValueError(f"a value is beyond float16's {_HALF_MAX:g}; use bfloat16 or int8:4096")
+        stream = noise(seed)
+        parts = []
+        for start, end in blocks_of(vector.size):
+            block = vector[start:end]
+            if self.stochastic:
+                block = _to_half_grid(single(self.name, block), words(stream, block.size))
+            parts.append(block.astype("<f2").tobytes())
+        return b"".join(parts)
+
+    def decoder(self, body: Source, elements: int, dtype: np.dtype[Any], shapes: Shapes) -> CastDecoder:
+        """Return the decoder."""
+        expect_bytes(self.name, body, 2 * elements)
+        return CastDecoder(body, elements, brain=False)
+
+
+def _to_half_grid(x: Array, drawn: Array) -> Array:
+    """Return float32 `x` rounded stochastically to numbers that float16 holds exactly."""
+    rounded = ((x.view(np.uint32) + (drawn >> np.uint32(19))) & np.uint32(0xFFFFE000)).view(np.float32)
+    magnitude = np.abs(x)
+    small = np.flatnonzero(magnitude < _HALF_NORMAL)
+    if small.size:
+        coin = (drawn[small] >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+        steps = np.floor(magnitude[small] * np.float32(2.0**24) + coin)
+        rounded[small] = np.copysign(steps * np.float32(2.0**-24), x[small])
+    return rounded
+
+
+@dataclass(frozen=True, slots=True)
+class Brain(Codec):
+    """bfloat16: float32's range with eight significant bits; what would round beyond its largest number stays there.
+
+    Stochastic: unbiased, ω = 2^-16. Nearest: biased, α = 1 − 2^-16. Both for normal float32 numbers up to 3.38e38.
+
+    Attributes:
+        stochastic: round stochastically.
+    """
+
+    stochastic: bool = False
+    name: ClassVar[str] = "bfloat16"
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> Brain:
+        """Make it from ``bfloat16`` or ``bfloat16:stochastic``."""
+        arguments_of("bfloat16[:stochastic]", arguments, 0, 1)
+        return cls(is_stochastic(arguments, "bfloat16[:stochastic]"))
+
+    @property
+    def spec(self) -> str:
+        """``bfloat16`` or ``bfloat16:stochastic``."""
+        return "bfloat16:stochastic" if self.stochastic else "bfloat16"
+
+    @property
+    def is_unbiased(self) -> bool:
+        """True if stochastic."""
+        return self.stochastic
+
+    @property
+    def is_elementwise(self) -> bool:
+        """True."""
+        return True
+
+    def omega(self, elements: int) -> float:
+        """Return 2^-16 if stochastic."""
+        return 2.0**-16 if self.stochastic else math.inf
+
+    def alpha(self, elements: int) -> float:
+        """Return 1/(1 + ω) if stochastic, else 1 − 2^-16."""
+        return 1 / (1 + 2.0**-16) if self.stochastic else 1 - 2.0**-16
+
+    def max_bytes(self, elements: int, itemsize: int, shapes: Shapes) -> int:
+        """Return 2 · d."""
+        return 2 * elements
+
+    def encode(self, vector: Array, seed: int, shapes: Shapes) -> bytes:
+        """Return the body."""
+        stream = noise(seed)
+        parts = []
+        for start, end in blocks_of(vector.size):
+            bits = single(self.name, vector[start:end]).view(np.uint32)
+            sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
+            magnitude = bits & np.uint32(0x7FFFFFFF)
+            if self.stochastic:
+                magnitude += words(stream, bits.size) >> np.uint32(16)
+            else:
+                magnitude += np.uint32(0x7FFF) + ((magnitude >> np.uint32(16)) & np.uint32(1))  # ties to even
+            kept = np.minimum(magnitude >> np.uint32(16), _BRAIN_MAX)
+            parts.append((kept | sign).astype("<u2").tobytes())
+        return b"".join(parts)
+
+    def decoder(self, body: Source, elements: int, dtype: np.dtype[Any], shapes: Shapes) -> CastDecoder:
+        """Return the decoder."""
+        expect_bytes(self.name, body, 2 * elements)
+        return CastDecoder(body, elements, brain=True)
+
+
+class CastDecoder:
+    """Widens two-byte floats: the upper half of a float32 if `brain`, IEEE half precision if not."""
+
+    def __init__(self, body: Source, elements: int, *, brain: bool) -> None:
+        self._body, self._elements, self._brain = body, elements, brain
+
+    def read(self, block: int, out: Array) -> None:
+        """Decode block number `block` into `out`."""
+        size = block_size(self._elements, block)
+        raw = read_array(self._body, block * BLOCK_ELEMENTS * 2, size, "<u2")
+        out[:] = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32) if self._brain else raw.view("<f2")
+        if not math.isfinite(float(out.min())) or not math.isfinite(float(out.max())):
+            raise ValueError(f"block {block} holds a value that is not finite")

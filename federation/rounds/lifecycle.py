@@ -1,0 +1,342 @@
+"""What every way to run rounds has in common: joining, pausing, evaluating, committing and ending.
+
+Events go into `Lifecycle.step`, actions come out; nothing here waits, reads a clock or touches a file. `machine` asks
+sites round by round, `asynchronous` whenever one is free; both say only how updates are gathered. Rules they share:
+
+1. **Joining.** The first round starts when `plan.sites_wanted` sites are ready. When `join_timeout_s` runs out it
+   starts with fewer, if there are enough for a round; otherwise the experiment fails. A restarted aggregator waits for
+   the sites of the last committed round instead, `REJOIN_S` at most, then for enough.
+2. **Pausing.** With fewer than `plan.sites_needed` sites that are connected or have an admitted update in the spool the
+   experiment is paused until enough are back, or fails after `join_timeout_s`.
+3. **Evaluating.** The phase ends when each site that was asked has answered, failed or is lost, or at the deadline; the
+   metrics are the mean of those that answered. No answer at all leaves the round without metrics, and it is committed
+   all the same.
+4. **Committing.** Best model and early stopping follow the plan's measure. A round with fewer counted updates than
+   planned makes the experiment degraded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from federation.names import Attempt, RoundNumber, SiteName
+from federation.rounds import events, scoring
+from federation.rounds.events import Action, Event, Phase, Progress, Standing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from federation.plan import Plan
+
+REJOIN_S = 30.0
+"""Seconds a restarted aggregator waits for the sites it had: they redial within a few."""
+Transitions = dict[tuple[Phase, Phase], str]
+"""Which phase may follow which, and why."""
+
+
+def draw_states(transitions: Mapping[tuple[Phase, Phase], str]) -> str:
+    """Return a state diagram as Mermaid text, for the documentation."""
+    lines = ["stateDiagram-v2", f"    [*] --> {Phase.JOINING.value}"]
+    lines += [f"    {source.value} --> {target.value}: {why}" for (source, target), why in transitions.items()]
+    return "\n".join([*lines, f"    {Phase.ENDED.value} --> [*]"]) + "\n"
+
+
+class Lifecycle:
+    """State of one experiment's rounds, but for how updates are gathered.
+
+    Args:
+        plan: what the experiment does.
+        resume: where to go on; by default before the first round.
+    """
+
+    transitions: ClassVar[Transitions]
+
+    def __init__(self, plan: Plan, resume: events.Resume | None = None) -> None:
+        resume = resume or events.Resume()
+        self.phase = Phase.JOINING
+        self.round = resume.round
+        self.attempt = resume.attempt
+        self.score = resume.score
+        self.connected: set[SiteName] = set()
+        self.standings: dict[SiteName, Standing] = {
+            site: Standing(progress=Progress.ADMITTED) for site in resume.admitted
+        }
+        self._plan = plan
+        self._expected = frozenset(resume.expected)
+        self._has_waited = False
+        self._evaluating: set[SiteName] = set()
+        self._evaluations: dict[SiteName, events.SiteEvaluated] = {}
+        self._actions: list[Action] = []
+
+    # --- what a machine decides
+
+    @property
+    def asked(self) -> tuple[SiteName, ...]:
+        """Sites that are asked to train, or were and have answered, in name order."""
+        raise NotImplementedError
+
+    @property
+    def has_closed(self) -> bool:
+        """Whether no more updates are taken for now; False while no round has opened yet."""
+        raise NotImplementedError
+
+    def is_asked(self, site: SiteName) -> bool:
+        """Whether an update of this site would be taken now."""
+        raise NotImplementedError
+
+    def _select(self) -> None:
+        """Open a round, or pause."""
+        raise NotImplementedError
+
+    def _on_came_back(self, site: SiteName) -> None:
+        """Take in a site that is ready, joining, pausing and evaluating aside."""
+        raise NotImplementedError
+
+    def _on_round_deadline(self) -> None:
+        """Take in that the timer of an open round has run out."""
+        raise NotImplementedError
+
+    def _look_at_collection(self) -> None:
+        """See whether the round can close."""
+        raise NotImplementedError
+
+    def _on_held(self, event: events.ModelHeld) -> None:
+        raise NotImplementedError
+
+    def _on_admitted(self, event: events.UpdateAdmitted) -> None:
+        raise NotImplementedError
+
+    def _on_miss_recorded(self, event: events.MissRecorded) -> None:
+        raise NotImplementedError
+
+    def _on_combined(self, event: events.Combined) -> None:
+        raise NotImplementedError
+
+    def _on_committed(self, event: events.Committed) -> None:
+        raise NotImplementedError
+
+    def _commit(self) -> None:
+        """Decide about the candidate model."""
+        raise NotImplementedError
+
+    # --- what is the same for all
+
+    @property
+    def done(self) -> int:
+        """How many of the asked sites have answered, or will not."""
+        return sum(1 for site in self.asked if self.standings[site].progress is not Progress.ASKED)
+
+    def is_admitted(self, site: SiteName) -> bool:
+        """Whether this site's update for this round is in."""
+        return self._is(site, Progress.ADMITTED)
+
+    def is_evaluating(self, site: SiteName) -> bool:
+        """Whether metrics of the candidate are awaited from this site."""
+        return self.phase is Phase.EVALUATE and site in self._evaluating
+
+    def start(self) -> list[Action]:
+        """Return the first actions. To be called once, before any event."""
+        self._actions = [events.EnterPhase(Phase.JOINING, self.round)]
+        if self.round > self._plan.rounds or scoring.stop_reason(self._plan, self.score):
+            # The process died between its last commit and the end: nothing is left to do but to say so.
+            self.phase = Phase.COMMIT
+            self._end_or_go_on()
+        else:
+            timeout = min(REJOIN_S, self._plan.join_timeout_s) if self._expected else self._plan.join_timeout_s
+            self._do(events.StartTimer(timeout))
+        return self._take()
+
+    def step(self, event: Event) -> list[Action]:
+        """Take in one event and return what to do, in order. Events that mean nothing now are ignored."""
+        handler: Callable[[Any], None] = getattr(self, _HANDLERS[type(event)])
+        handler(event)
+        return self._take()
+
+    # --- events about sites
+
+    def _on_ready(self, event: events.SiteReady) -> None:
+        self.connected.add(event.site)
+        if self.phase is Phase.JOINING:
+            self._maybe_begin()
+        elif self.phase is Phase.PAUSED:
+            if len(self._participants()) >= self._plan.sites_needed:
+                self._select()
+        elif self.is_evaluating(event.site):
+            self._do(events.AskEvaluate(self.round, (event.site,)))
+        else:
+            self._on_came_back(event.site)
+
+    def _on_lost(self, event: events.SiteLost) -> None:
+        self.connected.discard(event.site)
+        self._set_aside(event.site, Progress.LOST, event.reason)
+
+    def _on_failed(self, event: events.SiteFailed) -> None:
+        if event.permanent:
+            self.connected.discard(event.site)
+        self._set_aside(event.site, Progress.FAILED, event.reason)
+
+    def _on_refused(self, event: events.UpdateRefused) -> None:
+        if self.is_asked(event.site):
+            self._set_aside(event.site, Progress.REFUSED, event.reason)
+
+    def _set_aside(self, site: SiteName, progress: Progress, reason: str) -> None:
+        if self.is_asked(site):
+            self.standings[site] = Standing(progress=progress, reason=reason)
+            self._look_at_collection()
+        elif self.is_evaluating(site):
+            self._evaluating.discard(site)
+            self._look_at_evaluation()
+
+    # --- joining and pausing
+
+    def _participants(self) -> set[SiteName]:
+        admitted = {site for site, standing in self.standings.items() if standing.progress is Progress.ADMITTED}
+        return self.connected | admitted
+
+    def _maybe_begin(self) -> None:
+        # A site whose update is in the spool is waited for all the same: it should evaluate, and take part from now on.
+        here = len(self.connected)
+        if self._has_waited:
+            enough = len(self._participants()) >= self._plan.sites_needed
+        elif self._expected:
+            enough = self.connected >= self._expected and here >= self._plan.sites_needed
+        else:
+            enough = here >= max(self._plan.sites_wanted, self._plan.sites_needed)
+        if enough:
+            self._select()
+
+    def _on_deadline(self, _: events.DeadlinePassed) -> None:
+        if self.phase is Phase.JOINING:
+            self._on_join_timeout()
+        elif self.phase is Phase.PAUSED:
+            present = len(self._participants())
+            self._finish(
+                "failed", f"{present} sites are connected, {self._plan.sites_needed} are needed, and no more came back"
+            )
+        elif self.phase is Phase.EVALUATE:
+            self._evaluating.clear()
+            self._look_at_evaluation()
+        else:
+            self._on_round_deadline()
+
+    def _on_join_timeout(self) -> None:
+        present = len(self._participants())
+        if present >= self._plan.sites_needed:
+            self._select()
+        elif self._expected and not self._has_waited:
+            self._has_waited = True
+            self._do(events.StartTimer(self._plan.join_timeout_s))
+        else:
+            self._finish("failed", f"{present} sites joined in time, but a round needs {self._plan.sites_needed}")
+
+    def _pause_if_too_few(self) -> bool:
+        present = len(self._participants())
+        if present >= self._plan.sites_needed:
+            return False
+        self._enter(Phase.PAUSED, f"{present} sites are connected, a round needs {self._plan.sites_needed}")
+        self._do(events.StartTimer(self._plan.join_timeout_s))
+        return True
+
+    # --- the candidate model
+
+    def _evaluate(self, sites: set[SiteName]) -> None:
+        """Have these sites evaluate the candidate if the plan wants it, then commit."""
+        self._evaluations = {}
+        self._evaluating = sites if self._plan.is_evaluated(self.round) else set()
+        if not self._evaluating:
+            self._commit()
+            return
+        self._enter(Phase.EVALUATE)
+        self._do(events.StartTimer(self._plan.deadline_s))
+        self._do(events.AskEvaluate(self.round, tuple(sorted(self._evaluating))))
+
+    def _on_evaluated(self, event: events.SiteEvaluated) -> None:
+        if self.is_evaluating(event.site):
+            self._evaluating.discard(event.site)
+            self._evaluations[event.site] = event
+            self._look_at_evaluation()
+
+    def _look_at_evaluation(self) -> None:
+        if not self._evaluating:
+            self._do(events.StopTimer())
+            self._commit()
+
+    def _commit_round(self, standings: Mapping[SiteName, Standing], *, is_degraded: bool) -> None:
+        self._enter(Phase.COMMIT)
+        metrics = scoring.federated_metrics(self._evaluations)
+        self.score, is_best = scoring.judge(self._plan, self.score, self.round, metrics, is_degraded=is_degraded)
+        self._do(
+            events.Commit(
+                round=self.round,
+                attempt=self.attempt,
+                standings=dict(sorted(standings.items())),
+                metrics=metrics,
+                evaluations=dict(sorted(self._evaluations.items())),
+                is_best=is_best,
+                score=self.score,
+            )
+        )
+
+    def _go_on(self) -> None:
+        self.round = RoundNumber(self.round + 1)
+        self.attempt = Attempt(1)
+        self._end_or_go_on()
+
+    def _try_again(self, reason: str) -> None:
+        if self.attempt > self._plan.max_failures:
+            self._finish("failed", f"round {self.round} missed its quorum {self.attempt} times in a row; {reason}")
+            return
+        self.attempt = Attempt(self.attempt + 1)
+        self._select()
+
+    def _end_or_go_on(self) -> None:
+        reason = scoring.stop_reason(self._plan, self.score)
+        if self.round > self._plan.rounds:
+            self._finish("completed", f"all {self._plan.rounds} rounds are committed")
+        elif reason:
+            self._finish("completed", reason)
+        else:
+            self._select()
+
+    # --- bookkeeping
+
+    def _finish(self, outcome: str, reason: str) -> None:
+        self._enter(Phase.ENDED, reason)
+        self._do(events.StopTimer())
+        self._do(events.Finish(outcome, reason, self.score.is_degraded))
+
+    def _enter(self, phase: Phase, reason: str = "") -> None:
+        if (self.phase, phase) not in self.transitions:
+            raise RuntimeError(f"no transition from {self.phase.value} to {phase.value}")
+        self.phase = phase
+        self._do(events.EnterPhase(phase, self.round, reason))
+
+    def _must_be(self, phase: Phase, what: str) -> None:
+        if self.phase is not phase:
+            raise RuntimeError(f"{what} in phase {self.phase.value}")
+
+    def _is(self, site: SiteName, *progress: Progress) -> bool:
+        standing = self.standings.get(site)
+        return standing is not None and standing.progress in progress
+
+    def _do(self, action: Action) -> None:
+        self._actions.append(action)
+
+    def _take(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
+
+
+_HANDLERS: Mapping[type, str] = {
+    events.SiteReady: "_on_ready",
+    events.SiteLost: "_on_lost",
+    events.ModelHeld: "_on_held",
+    events.UpdateAdmitted: "_on_admitted",
+    events.UpdateRefused: "_on_refused",
+    events.SiteFailed: "_on_failed",
+    events.SiteEvaluated: "_on_evaluated",
+    events.DeadlinePassed: "_on_deadline",
+    events.MissRecorded: "_on_miss_recorded",
+    events.Combined: "_on_combined",
+    events.Committed: "_on_committed",
+}

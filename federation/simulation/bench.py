@@ -1,0 +1,179 @@
+"""The work of simulated sites in one process: one resident model, and each site's turn with it.
+
+A bench is what a worker is made of, in this process, in a child or in an actor. It answers orders and never raises for
+what a task did: a failure is an answer, as it is over the wire.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from federation.data.local import LocalData
+from federation.simulation.memory import Arena, MemoryExchange
+from federation.training.state import StateStore
+from federation.training.work import Resident, SiteWork
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from federation.data.shard import Shard
+    from federation.names import Attempt, RoundNumber, SiteName
+    from federation.plan import ExperimentSpec
+    from federation.training.experiment import Experiment
+    from federation.training.work import Trained, Worked
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOrder:
+    """One site's training task: the generation it starts from, and the slot its update goes to."""
+
+    site: SiteName
+    round: RoundNumber
+    attempt: Attempt
+    generation: int
+    slot: int
+    has_optimizer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOrder:
+    """One site's evaluation of the model of a generation."""
+
+    site: SiteName
+    round: RoundNumber
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeepOrder:
+    """A verdict for one site: promote or drop what an attempt left."""
+
+    site: SiteName
+    round: RoundNumber
+    attempt: Attempt
+    counted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a site could not do its task: class and text of what was raised, and where."""
+
+    error_class: str
+    text: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainAnswer:
+    """The answer to a `TrainOrder`."""
+
+    site: SiteName
+    trained: Trained | None = None
+    failure: Failure | None = None
+    has_pending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateAnswer:
+    """The answer to an `EvaluateOrder`."""
+
+    site: SiteName
+    worked: Worked | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Premises:
+    """What every worker of a simulation starts from.
+
+    Attributes:
+        experiment: as its author wrote it.
+        spec: what runs.
+        base: flat buffer of the LOCAL tensors as submitted; None if there are none.
+        shards: data of each site.
+        state: folder in which sites keep state; None: in memory.
+        is_shared: any of several benches may serve a site, so what it keeps is read anew each time.
+    """
+
+    experiment: Experiment
+    spec: ExperimentSpec
+    base: bytes | None
+    shards: Mapping[SiteName, Shard]
+    state: Path | None
+    is_shared: bool = False
+
+
+class Bench:
+    """A worker's own part: the resident model and the sites it has met.
+
+    Args:
+        premises: what to work on.
+        arena: where models come from and updates go.
+
+    Raises:
+        PlanError: the experiment does not make the model of the spec.
+    """
+
+    def __init__(self, premises: Premises, arena: Arena) -> None:
+        self._premises = premises
+        self._arena = arena
+        self._resident = Resident(experiment=premises.experiment, spec=premises.spec, base=premises.base)
+        self._data: dict[SiteName, LocalData] = {}
+        self._works: dict[SiteName, SiteWork] = {}
+
+    def train(self, order: TrainOrder) -> TrainAnswer:
+        """Train one site's round."""
+        exchange = MemoryExchange(self._arena, order.generation, order.slot, has_optimizer=order.has_optimizer)
+        try:
+            work = self._work(order.site)
+            trained = work.train(order.round, order.attempt, exchange, exchange)
+        except Exception as error:
+            return TrainAnswer(order.site, failure=_failure(error))
+        return TrainAnswer(order.site, trained, has_pending=work.has_pending)
+
+    def evaluate(self, order: EvaluateOrder) -> EvaluateAnswer:
+        """Evaluate the model of a round at one site."""
+        try:
+            exchange = MemoryExchange(self._arena, order.generation)
+            worked = self._work(order.site).evaluate(order.round, exchange)
+        except Exception as error:
+            return EvaluateAnswer(order.site, failure=_failure(error))
+        return EvaluateAnswer(order.site, worked)
+
+    def keep(self, order: KeepOrder) -> None:
+        """Promote or drop what an attempt left.
+
+        Raises:
+            StorageError: it cannot be moved.
+        """
+        self._work(order.site).keep(order.round, order.attempt, counted=order.counted)
+
+    def _work(self, site: SiteName) -> SiteWork:
+        found = self._works.get(site)
+        if found is not None:
+            return found
+        data = self._data.get(site)
+        if data is None:
+            data = self._data[site] = LocalData(self._premises.shards[site])
+        folder = self._premises.state
+        store = StateStore(None if folder is None else folder / site, durable=False)
+        work = SiteWork(self._resident, site=site, data=data, state=store)
+        if not self._premises.is_shared:
+            self._works[site] = work
+        return work
+
+
+def settle(state: Path, order: KeepOrder) -> None:
+    """Promote or drop what an attempt left in files, from a process that has no bench.
+
+    Raises:
+        StorageError: it cannot be moved.
+    """
+    StateStore(state / order.site, durable=False).settle(order.round, order.attempt, counted=order.counted)
+
+
+def _failure(error: Exception) -> Failure:
+    return Failure(type(error).__name__, str(error), "".join(traceback.format_exception(error)))

@@ -1,0 +1,159 @@
+"""What a simulated round took and what each site did in it, made into the record that a federated round leaves.
+
+Bytes are payload bytes, as over the wire: a site that holds a payload already, by digest, is not sent it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from federation.names import Epoch
+from federation.rounds.events import Phase, Progress
+from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord, weighted_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from federation.names import Attempt, PayloadName, RoundNumber, SiteName
+    from federation.rounds.events import Commit, Standing
+    from federation.simulation.models import Candidate
+    from federation.training.work import Trained
+
+_TIMED = frozenset({Phase.SELECT, Phase.BROADCAST, Phase.COLLECT, Phase.AGGREGATE, Phase.EVALUATE, Phase.COMMIT})
+_OUTCOMES = {
+    Progress.ADMITTED: SiteOutcome.COUNTED,
+    Progress.REFUSED: SiteOutcome.REFUSED,
+    Progress.FAILED: SiteOutcome.FAILED,
+    Progress.LOST: SiteOutcome.LOST,
+    Progress.LATE: SiteOutcome.LATE,
+    Progress.ASKED: SiteOutcome.LATE,
+}
+MAX_REASON = 500
+"""Characters of a reason that are kept, as over the wire."""
+_EPOCH = Epoch(1)
+"""A simulation has one server, which is never succeeded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """An update that is in its slot: whose, of which asking, what training gave, and the norm of its change."""
+
+    site: SiteName
+    round: RoundNumber
+    attempt: Attempt
+    slot: int
+    trained: Trained
+    norm: float
+    has_pending: bool
+
+
+class RoundBook:
+    """Times and bytes of the round in progress, over all its attempts; what sites hold, over all rounds."""
+
+    def __init__(self) -> None:
+        self.held: dict[SiteName, dict[PayloadName, bytes]] = {}
+        self._phase: Phase | None = None
+        self._entered = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a round."""
+        self._started_at = time.time()
+        self._started = time.perf_counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._down: defaultdict[SiteName, int] = defaultdict(int)
+
+    def enter(self, phase: Phase) -> None:
+        """Note that a phase begins, and so the one before ends."""
+        now = time.perf_counter()
+        if self._phase in _TIMED:
+            self._seconds[self._phase.value] += now - self._entered
+        self._phase, self._entered = phase, now
+
+    def send(self, site: SiteName, payloads: Mapping[PayloadName, tuple[bytes, int]]) -> int:
+        """Note that a site is sent payloads, by name their digest and size; returns the bytes it lacks of them."""
+        held = self.held.setdefault(site, {})
+        sent = 0
+        for name, (digest, nbytes) in payloads.items():
+            if held.get(name) != digest:
+                held[name] = digest
+                sent += nbytes
+        self._down[site] += sent
+        return sent
+
+    def record(
+        self,
+        commit: Commit,
+        candidate: Candidate,
+        updates: Mapping[SiteName, Update],
+        *,
+        simulated_seconds: float,
+        total_sites: int,
+    ) -> RoundRecord:
+        """Return the record of the round that is about to be committed.
+
+        Args:
+            commit: what the round machine decided.
+            candidate: the model.
+            updates: what it is made of, in name order.
+            simulated_seconds: what the round took, by the time model.
+            total_sites: N.
+        """
+        now = time.perf_counter()
+        seconds = dict(self._seconds)
+        if self._phase in _TIMED:
+            seconds[self._phase.value] = seconds.get(self._phase.value, 0.0) + now - self._entered
+        whole = sum(candidate.weights)
+        shares = {site: weight / whole for site, weight in zip(updates, candidate.weights, strict=True)}
+        sites = [
+            self._site(site, standing, updates.get(site), shares.get(site, 0.0), commit)
+            for site, standing in commit.standings.items()
+        ]
+        trained = [update.trained for update in updates.values()]
+        return RoundRecord(
+            round=commit.round,
+            epoch=_EPOCH,
+            started_at=self._started_at,
+            seconds=now - self._started,
+            phase_seconds=seconds,
+            sites=tuple(sites),
+            train_metrics=weighted_mean([(row.examples, row.metrics) for row in trained]),
+            metrics=commit.metrics,
+            model_digest=candidate.digest.hex(),
+            is_best=commit.is_best,
+            bytes_down=sum(self._down.values()),
+            bytes_up=sum(row.bytes_up for row in sites),
+            update_norm=candidate.update_norm,
+            simulated_seconds=simulated_seconds,
+            total_sites=total_sites,
+        )
+
+    def _site(
+        self, site: SiteName, standing: Standing, update: Update | None, share: float, commit: Commit
+    ) -> SiteRecord:
+        evaluated = commit.evaluations.get(site)
+        row = SiteRecord(
+            site=site,
+            outcome=_OUTCOMES[standing.progress],
+            reason=standing.reason[:MAX_REASON],
+            bytes_down=self._down.get(site, 0),
+            metrics=evaluated.metrics if evaluated else {},
+            validation_examples=evaluated.examples if evaluated else 0,
+        )
+        if update is None:
+            return row
+        trained = update.trained
+        return replace(
+            row,
+            examples=trained.examples,
+            weight=share,
+            update_norm=update.norm,
+            train_seconds=trained.seconds,
+            bytes_up=sum(trained.payload_bytes.values()),
+            train_metrics=dict(trained.metrics),
+            oracle_calls=trained.oracle_calls,
+            staleness=max(commit.round - update.round, 0),
+        )

@@ -1,0 +1,374 @@
+"""The one loop of a simulation: obeys the round machine as the aggregator's driver does, in simulated time.
+
+Rules:
+
+1. Events happen in the order of (simulated time, site name). Work is done when it is ordered, whatever its simulated
+   time: what decides is the time at which its answer would have come.
+2. The next event is taken only when every action of the last one is done, so nothing overlaps but workers' own work.
+3. Deadlines are simulated seconds. They pass while answers are awaited only if a time model or a script is given:
+   without one nobody asked for stragglers, and the default times are merely reported.
+4. A site that a script took away is ready again before the round it comes back in is drawn, or, while the experiment is
+   paused for want of sites, next of all.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Protocol
+
+from federation.algorithms.server import count_sites
+from federation.errors import PlanError, TaskError, UpdateRejectedError
+from federation.rounds import events
+from federation.rounds.events import Phase
+from federation.simulation.admission import Admission
+from federation.simulation.bench import EvaluateOrder, KeepOrder, TrainOrder
+from federation.simulation.book import RoundBook, Update
+from federation.simulation.models import Payload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from federation.names import PayloadName, RoundNumber, SiteName
+    from federation.plan import ExperimentSpec
+    from federation.rounds.history import RoundRecord
+    from federation.simulation.bench import EvaluateAnswer, Failure, TrainAnswer
+    from federation.simulation.executors import Executor
+    from federation.simulation.models import Models
+    from federation.simulation.script import Fate, Script
+    from federation.simulation.times import TimeModel
+
+
+class Machine(Protocol):
+    """What the engine asks of a round machine, synchronous or not."""
+
+    phase: Phase
+    round: RoundNumber
+    connected: set[SiteName]
+
+    @property
+    def asked(self) -> tuple[SiteName, ...]:
+        """Sites that were asked and are not settled."""
+        ...
+
+    def start(self) -> list[events.Action]:
+        """Return the first actions."""
+        ...
+
+    def step(self, event: events.Event) -> list[events.Action]:
+        """Take in one event and return what to do."""
+        ...
+
+
+class Spans(Protocol):
+    """Where time of the engine's parts is noted, if anybody profiles."""
+
+    def span(self, name: str) -> AbstractContextManager[object]:
+        """Return a context that lasts as long as the part."""
+        ...
+
+
+class NoSpans:
+    """Notes nothing."""
+
+    _nothing: AbstractContextManager[object] = nullcontext()
+
+    def span(self, name: str) -> AbstractContextManager[object]:
+        """See `Spans.span`."""
+        return self._nothing
+
+
+class Engine:
+    """Runs one simulation to its end.
+
+    Args:
+        spec: the experiment.
+        machine: its round machine, not started.
+        sites: every site there is, with its training examples.
+        models: models and server state.
+        executor: who works for the sites.
+        times: what takes how long.
+        script: what goes wrong.
+        enforces_deadlines: rule 3.
+        on_commit: told of each committed round, after the models have changed places.
+        is_stopping: asked after each commit; True ends the run, to be resumed.
+        profile: where times are noted.
+
+    Attributes:
+        clock: simulated seconds since the start of the experiment.
+        absent: round at which each site that is away is ready.
+        score: of the last commit.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: ExperimentSpec,
+        machine: Machine,
+        sites: Mapping[SiteName, int],
+        models: Models,
+        executor: Executor,
+        times: TimeModel,
+        script: Script,
+        enforces_deadlines: bool,
+        on_commit: Callable[[RoundRecord, events.Commit], None],
+        is_stopping: Callable[[], bool] = lambda: False,
+        profile: Spans | None = None,
+    ) -> None:
+        self.clock = 0.0
+        self.book = RoundBook()
+        self.absent: dict[SiteName, int] = {}
+        self.failures: list[tuple[RoundNumber, SiteName, Failure]] = []
+        self._spec = spec
+        self._machine = machine
+        self._sites = sites
+        self._models = models
+        self._executor = executor
+        self._times = times
+        self._script = script
+        self._enforces_deadlines = enforces_deadlines
+        self._on_commit = on_commit
+        self._is_stopping = is_stopping
+        self._spans = profile or NoSpans()
+        self._admission = Admission(spec)
+        self._heap: list[tuple[float, SiteName, int, events.Event]] = []
+        self._sequence = itertools.count()
+        self._actions: deque[events.Action] = deque()
+        self._timer: float | None = None
+        self._updates: dict[SiteName, Update] = {}
+        self._combined: dict[SiteName, Update] = {}
+        self._free = list(range(executor.arena.layout.slots - 1, -1, -1))
+        self._round_began = 0.0
+        self._finish: events.Finish | None = None
+
+    def run(self) -> events.Finish | None:
+        """Run to the end and return it; None if `is_stopping` said so first.
+
+        Raises:
+            SimulationError: a worker died, twice.
+            StorageError: the state of a site, or the run folder, cannot be written.
+        """
+        self._round_began = self.clock
+        self._actions.extend(self._machine.start())
+        for site in sorted(self._sites):
+            if self._script.joining(site) > self._machine.round:
+                self.absent.setdefault(site, self._script.joining(site))
+            if self.absent.get(site, 0) <= self._machine.round:
+                self.absent.pop(site, None)
+                self._push(self.clock, site, events.SiteReady(site))
+        try:
+            while self._finish is None:
+                while self._actions:
+                    if self._perform(self._actions.popleft()):
+                        return None
+                if self._finish is None:
+                    self._actions.extend(self._machine.step(self._next_event()))
+        except PlanError as error:
+            return events.Finish("failed", f"round {self._machine.round}: {error}", True)
+        return self._finish
+
+    # --- events in
+
+    def _push(self, at: float, site: SiteName, event: events.Event) -> None:
+        heapq.heappush(self._heap, (at, site, next(self._sequence), event))
+
+    def _next_event(self) -> events.Event:
+        timer_first = self._enforces_deadlines and self._timer is not None
+        if self._heap and not (timer_first and self._timer is not None and self._heap[0][0] > self._timer):
+            at, _, _, event = heapq.heappop(self._heap)
+            self.clock = max(self.clock, at)
+            return event
+        if self._machine.phase is Phase.PAUSED and self.absent:
+            site = min(self.absent, key=lambda name: (self.absent[name], name))
+            del self.absent[site]
+            return events.SiteReady(site)
+        if self._timer is None:
+            raise RuntimeError(f"nothing is left to happen in phase {self._machine.phase.value}")
+        if self._enforces_deadlines and self._machine.phase is not Phase.JOINING:
+            # Sites that are still to come at the start, by the script, are not waited for: no time passes.
+            self.clock = max(self.clock, self._timer)
+        self._timer = None
+        return events.DeadlinePassed()
+
+    # --- actions out
+
+    def _perform(self, action: events.Action) -> bool:
+        """Do what the machine says; returns whether the run is to stop here."""
+        if isinstance(action, events.EnterPhase):
+            self.book.enter(action.phase)
+        elif isinstance(action, events.StartTimer):
+            self._timer = self.clock + action.seconds
+        elif isinstance(action, events.StopTimer):
+            self._timer = None
+        elif isinstance(action, events.AskTrain):
+            self._train(action)
+        elif isinstance(action, events.AskEvaluate):
+            self._evaluate(action)
+        elif isinstance(action, events.Combine):
+            self._combine(action)
+        elif isinstance(action, events.Commit):
+            return self._commit(action)
+        elif isinstance(action, events.SendVerdicts):
+            self._settle(action)
+        elif isinstance(action, events.RecordMiss):
+            self._actions.extend(self._machine.step(events.MissRecorded()))
+        else:
+            self._finish = action
+        return False
+
+    def _train(self, action: events.AskTrain) -> None:
+        fates: dict[SiteName, Fate] = {}
+        downs: dict[SiteName, int] = {}
+        orders = []
+        self._models.keep_version(action.round)
+        for site in action.sites:
+            fate = self._script.fate(seed=self._spec.plan.seed, round_number=action.round, site=site)
+            downs[site] = self.book.send(site, self._models.sent)
+            if fate.end:
+                self._end_of(site, fate, downs[site])
+                continue
+            fates[site] = fate
+            orders.append(
+                TrainOrder(
+                    site,
+                    action.round,
+                    action.attempt,
+                    self._models.generation,
+                    self._free.pop(),
+                    self._models.has_optimizer,
+                )
+            )
+        # Longest first, so that workers finish together.
+        orders.sort(key=lambda order: -self._sites[order.site])
+        slots = {order.site: order.slot for order in orders}
+        with self._spans.span("train"):
+            for answer in self._executor.train(orders):
+                self._take(answer, action, slots[answer.site], fates[answer.site], downs[answer.site])
+
+    def _end_of(self, site: SiteName, fate: Fate, down: int) -> None:
+        """What a script says instead of an answer; it shows once the site would have begun."""
+        at = self.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
+        if fate.end == "lose":
+            self.absent[site] = fate.back
+            self.book.held.pop(site, None)
+            self._push(at, site, events.SiteLost(site, "lost by the script"))
+        else:
+            self._push(at, site, events.SiteFailed(site, "failed by the script"))
+
+    def _take(self, answer: TrainAnswer, action: events.AskTrain, slot: int, fate: Fate, down: int) -> None:
+        site, trained = answer.site, answer.trained
+        if trained is None:
+            assert answer.failure is not None  # noqa: S101 - an answer is one or the other
+            self._free.append(slot)
+            self._fail(action.round, site, answer.failure)
+            at = self.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
+            self._push(at, site, events.SiteFailed(site, answer.failure.error_class))
+            return
+        at = self.clock + fate.delay_s
+        at += self._times.training_s(
+            site=site,
+            seed=self._spec.plan.seed,
+            bytes_down=down,
+            bytes_up=sum(trained.payload_bytes.values()),
+            oracle_calls=trained.oracle_calls,
+        )
+        payloads = {name: self._payload(slot, name, size) for name, size in trained.payload_bytes.items()}
+        event: events.Event = events.UpdateAdmitted(site, asked_round=action.round)
+        norm = 0.0
+        try:
+            norm = self._admission.check(payloads, trained.examples)
+        except TaskError as error:
+            event = events.SiteFailed(site, error.error_class)
+        except UpdateRejectedError as error:
+            event = events.UpdateRefused(site, str(error))
+        if isinstance(event, events.SiteFailed):
+            self._free.append(slot)
+        else:
+            self._updates[site] = Update(site, action.round, action.attempt, slot, trained, norm, answer.has_pending)
+        self._push(at, site, event)
+
+    def _payload(self, slot: int, name: PayloadName, size: int) -> Payload:
+        return Payload(self._executor.arena.update(slot, name)[:size])
+
+    def _fail(self, round_number: RoundNumber, site: SiteName, failure: Failure) -> None:
+        self.failures.append((round_number, site, failure))
+
+    def _evaluate(self, action: events.AskEvaluate) -> None:
+        sent = self._models.candidate_sent
+        at = {
+            site: self.clock + self._times.evaluation_s(bytes_down=self.book.send(site, sent)) for site in action.sites
+        }
+        generation = self._models.next_generation
+        orders = [EvaluateOrder(site, action.round, generation) for site in action.sites]
+        with self._spans.span("evaluate"):
+            answers: Iterable[EvaluateAnswer] = self._executor.evaluate(orders)
+            for answer in answers:
+                event: events.Event
+                if answer.worked is not None:
+                    worked = answer.worked
+                    event = events.SiteEvaluated(answer.site, worked.examples, worked.metrics)
+                else:
+                    assert answer.failure is not None  # noqa: S101 - an answer is one or the other
+                    self._fail(action.round, answer.site, answer.failure)
+                    event = events.SiteFailed(answer.site, answer.failure.error_class)
+                self._push(at[answer.site], answer.site, event)
+
+    def _combine(self, action: events.Combine) -> None:
+        self.clock += self._times.server_s
+        self._combined = {site: self._updates[site] for site in action.sites}
+        total = count_sites(self._models.total, len(self._machine.connected), self._spec.plan)
+        with self._spans.span("combine"):
+            try:
+                self._models.combine(action.round, list(self._combined.values()), total)
+            except ValueError as error:
+                raise PlanError(str(error)) from error
+        self._actions.extend(self._machine.step(events.Combined()))
+
+    def _commit(self, action: events.Commit) -> bool:
+        candidate = self._models.candidate
+        if candidate is None:
+            raise RuntimeError("there is no candidate to commit")
+        total = count_sites(self._models.total, len(self._machine.connected), self._spec.plan)
+        record = self.book.record(
+            action,
+            candidate,
+            self._combined,
+            simulated_seconds=self.clock - self._round_began,
+            total_sites=total,
+        )
+        with self._spans.span("commit"):
+            self._models.commit()
+            self._settle_counted(action)
+            self._on_commit(record, action)
+        self.book.begin()
+        self._round_began = self.clock
+        is_last = action.round >= self._spec.plan.rounds
+        if self._is_stopping() and not is_last:
+            return True
+        self._return(action.round + 1)
+        self._actions.extend(self._machine.step(events.Committed()))
+        return False
+
+    def _return(self, round_number: int) -> None:
+        """Rule 4: sites that are back for a round are ready before it is drawn."""
+        for site in sorted(site for site, back in self.absent.items() if back <= round_number):
+            del self.absent[site]
+            self._actions.extend(self._machine.step(events.SiteReady(site)))
+
+    def _settle_counted(self, action: events.Commit) -> None:
+        """Promote the state of sites that counted before the round is recorded: a checkpoint has both or neither."""
+        self._keep([update for update in self._combined.values()], counted=True)
+
+    def _settle(self, action: events.SendVerdicts) -> None:
+        """Drop what did not count; what did was promoted with the commit. Their slots are free again."""
+        updates = [self._updates.pop(site) for site in action.reasons if site in self._updates]
+        self._keep([row for row in updates if action.reasons[row.site]], counted=False)
+        self._free.extend(row.slot for row in updates)
+        self._models.forget_versions({row.round for row in self._updates.values()})
+
+    def _keep(self, updates: Sequence[Update], *, counted: bool) -> None:
+        orders = [KeepOrder(row.site, row.round, row.attempt, counted) for row in updates if row.has_pending]
+        if orders:
+            self._executor.keep(orders)

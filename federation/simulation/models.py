@@ -1,0 +1,278 @@
+"""The server's models in a simulation: the present one, the candidate, and the state of the method beside them.
+
+What is broadcast lies in the arena, twice: a candidate is written into the generation that is not in use, and a commit
+changes places. What stays at the server (slots that are not broadcast, masters of half-precision parameters) lies in
+memory of our own, twice likewise. The arithmetic is `combine_round`, the aggregator's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from federation.aggregation.rule import load_rule
+from federation.algorithms.server import ServerRound, SiteFacts
+from federation.names import PayloadName
+from federation.rounds.schedules import server_rate
+from federation.simulation.memory import GENERATIONS
+from federation.storage import combination
+from federation.storage.memory import MemoryModel, MemoryWriter
+from federation.storage.method_combination import combine_round, read_scalars, write_slot
+from federation.tensors import pack
+from federation.training.exchange import MODEL, OPTIMIZER, SCALARS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from federation.algorithms import Algorithm
+    from federation.names import Digest, RoundNumber, SiteName
+    from federation.plan import ExperimentSpec
+    from federation.simulation.book import Update
+    from federation.simulation.memory import Arena
+    from federation.tensors import TensorSchema
+    from federation.tensors.buffers import Array
+    from federation.training.exchange import Buffer
+
+_MASTER = PayloadName("master")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A finished model that is not committed: its digest, L2 norm of the change, and weight of each site."""
+
+    digest: Digest
+    update_norm: float
+    weights: tuple[float, ...]
+
+
+class Models:
+    """Models and server state of one simulation.
+
+    Args:
+        spec: the experiment.
+        algorithm: its method.
+        arena: where broadcast payloads lie.
+        arrays: initial value of every tensor of the model.
+
+    Attributes:
+        generation: that sites train from.
+        sent: digest and bytes of each payload a training task brings.
+        total: N of the last committed round; 0 before the first.
+    """
+
+    def __init__(self, spec: ExperimentSpec, algorithm: Algorithm, arena: Arena, arrays: Mapping[str, Array]) -> None:
+        self._spec = spec
+        self._algorithm = algorithm
+        self._arena = arena
+        self._rule = load_rule(spec.plan.rule)
+        self._schema = spec.schema_
+        self._base = {each.name: arrays[each.name].copy() for each in self._schema.local}
+        self._uploads = {plan.name: plan.schema for plan in spec.uploads()}
+        self._own = self._make_own()
+        self._versions: dict[RoundNumber, bytes] = {}
+        self.generation = 0
+        self.total = 0
+        self.has_optimizer = False
+        self.candidate: Candidate | None = None
+        self._begin(arrays)
+        self.sent = self._describe(0)
+        self._next_sent = self.sent
+
+    # --- what is there
+
+    @property
+    def slots(self) -> tuple[PayloadName, ...]:
+        """Names of the method's server state."""
+        return tuple(PayloadName(name) for name in self._algorithm.slots)
+
+    @property
+    def next_generation(self) -> int:
+        """The generation a candidate is written into, and evaluated from."""
+        return (self.generation + 1) % GENERATIONS
+
+    @property
+    def candidate_sent(self) -> Mapping[PayloadName, tuple[bytes, int]]:
+        """Digest and bytes of what an evaluation task brings: the candidate."""
+        return {MODEL: self._next_sent[MODEL]}
+
+    def names(self) -> tuple[PayloadName, ...]:
+        """Return everything a checkpoint needs, the model first."""
+        optimizer = (OPTIMIZER,) if self.has_optimizer else ()
+        return (MODEL, *optimizer, *self.slots, *((_MASTER,) if _MASTER in self._own else ()))
+
+    def schema_of(self, name: PayloadName) -> TensorSchema:
+        """Return the layout of one of `names`."""
+        if name in self._own:
+            return self._own[name][0]
+        return self._arena.layout.broadcast[name]
+
+    def model(self, name: PayloadName = MODEL, *, is_next: bool = False) -> MemoryModel:
+        """Return one of `names`, of the present generation or the next; it is overwritten two commits later."""
+        return MemoryModel(
+            self.schema_of(name), self._memory(name, self.next_generation if is_next else self.generation)
+        )
+
+    def arrays(self) -> dict[str, Array]:
+        """Return a copy of the whole present model, local tensors as they were submitted."""
+        federated = self.model().arrays()
+        return {
+            each.name: (federated[each.name] if each.name in federated else self._base[each.name]).copy()
+            for each in self._schema
+        }
+
+    # --- rounds
+
+    def keep_version(self, round_number: RoundNumber) -> None:
+        """Remember the present model as what sites asked in this round train from, if the method asks for it."""
+        if self._algorithm.needs_base and round_number not in self._versions:
+            self._versions[round_number] = bytes(self._memory(MODEL, self.generation))
+
+    def forget_versions(self, needed: set[RoundNumber]) -> None:
+        """Forget models that nobody trains from any more."""
+        for round_number in self._versions.keys() - needed:
+            del self._versions[round_number]
+
+    def combine(self, round_number: RoundNumber, updates: Sequence[Update], total: int) -> None:
+        """Make the candidate of a round.
+
+        Args:
+            round_number: the round.
+            updates: what it is made of, in name order.
+            total: N.
+
+        Raises:
+            PlanError: the result is not finite.
+            ValueError: a payload is not well-formed.
+        """
+        payloads = {update.site: self._payloads(update) for update in updates}
+        facts = tuple(self._facts(update, round_number, payloads[update.site]) for update in updates)
+        plan = self._spec.plan
+        server_round = ServerRound(
+            number=round_number, plan=plan, sites=facts, total=total, learning_rate=server_rate(plan, round_number)
+        )
+        has_master = _MASTER in self._own
+        combined = combine_round(
+            algorithm=self._algorithm,
+            round=server_round,
+            spec=self._spec,
+            model=self.model(),
+            slots={name: self.model(name) for name in self.slots},
+            writer=self._writer(MODEL),
+            slot_writers={name: self._writer(name) for name in self.slots},
+            rule=self._rule,
+            updates=[combination.SiteUpdate(site=site, payloads=parts) for site, parts in payloads.items()],
+            base=self._bases(updates),
+            previous_total=self.total,
+            master=self.model(_MASTER) if has_master else None,
+            master_writer=self._writer(_MASTER) if has_master else None,
+        )
+        weights = combined.weights or tuple(self._algorithm.server().weights(server_round)["delta"])
+        if OPTIMIZER in self._uploads:
+            rows = [(site, weight, payloads[site][OPTIMIZER]) for site, weight in zip(payloads, weights, strict=True)]
+            combination.combine_values(writer=self._writer(OPTIMIZER), rule=self._rule, updates=rows)
+        self.candidate = Candidate(digest=combined.digest, update_norm=combined.update_norm, weights=weights)
+        self._next_total = total
+        self._next_sent = self._describe(self.next_generation, model=combined.digest)
+
+    def commit(self) -> None:
+        """Let the candidate be the model that sites train from."""
+        self.generation = self.next_generation
+        self.total = self._next_total
+        self.has_optimizer = OPTIMIZER in self._uploads
+        self.sent = self._next_sent
+        self.candidate = None
+
+    def restore(self, payloads: Mapping[PayloadName, Buffer], total: int) -> None:
+        """Go back to a checkpoint.
+
+        Args:
+            payloads: flat buffer of each of `names` as they were then.
+            total: N then.
+
+        Raises:
+            ValueError: one is missing, or has another size.
+        """
+        self.has_optimizer = OPTIMIZER in payloads
+        for name in self.names():
+            if name not in payloads:
+                raise ValueError(f"{name!r} is missing")
+            self._memory(name, self.generation)[:] = payloads[name]
+        self.total = total
+        self.sent = self._describe(self.generation)
+
+    # --- inside
+
+    def _make_own(self) -> dict[PayloadName, tuple[TensorSchema, list[bytearray]]]:
+        layouts = {name: self._schema.parameters for name in self.slots if name not in self._arena.layout.broadcast}
+        if combination.needs_master(self._schema.federated):
+            layouts[_MASTER] = combination.master_schema(self._schema.federated)
+        return {
+            name: (schema, [bytearray(schema.nbytes) for _ in range(GENERATIONS)]) for name, schema in layouts.items()
+        }
+
+    def _begin(self, arrays: Mapping[str, Array]) -> None:
+        self._memory(MODEL, 0)[:] = pack(self._schema.federated, arrays)
+        server = self._algorithm.server()
+        for name in self.slots:
+            write_slot(self._writer(name, 0), server.initial(name))
+        if _MASTER in self._own:
+            combination.write_master(self._writer(_MASTER, 0), self.model())
+
+    def _memory(self, name: PayloadName, generation: int) -> memoryview:
+        if name in self._own:
+            return memoryview(self._own[name][1][generation])
+        return self._arena.broadcast(generation, name)
+
+    def _writer(self, name: PayloadName, generation: int | None = None) -> MemoryWriter:
+        place = self.next_generation if generation is None else generation
+        return MemoryWriter(self.schema_of(name), self._memory(name, place))
+
+    def _describe(self, generation: int, model: Digest | None = None) -> dict[PayloadName, tuple[bytes, int]]:
+        sent: dict[PayloadName, tuple[bytes, int]] = {}
+        for name, schema in self._arena.layout.broadcast.items():
+            if name == MODEL and model is not None:
+                sent[name] = (model, schema.nbytes)
+            elif name != OPTIMIZER or self.has_optimizer or model is not None:
+                sent[name] = (MemoryModel(schema, self._memory(name, generation)).digest(), schema.nbytes)
+        return sent
+
+    def _payloads(self, update: Update) -> dict[PayloadName, Payload]:
+        return {
+            name: Payload(self._arena.update(update.slot, name)[:nbytes])
+            for name, nbytes in update.trained.payload_bytes.items()
+        }
+
+    def _facts(self, update: Update, round_number: RoundNumber, payloads: Mapping[PayloadName, Payload]) -> SiteFacts:
+        scalars = read_scalars(self._uploads[SCALARS], payloads[SCALARS]) if SCALARS in self._uploads else {}
+        return SiteFacts(
+            site=update.site,
+            examples=update.trained.examples,
+            steps=update.trained.steps,
+            scalars=scalars,
+            staleness=max(round_number - update.round, 0),
+        )
+
+    def _bases(self, updates: Sequence[Update]) -> dict[SiteName, MemoryModel] | None:
+        if not self._algorithm.needs_base:
+            return None
+        schema = self._schema.federated
+        return {update.site: MemoryModel(schema, self._versions[update.round]) for update in updates}
+
+
+class Payload:
+    """One payload of an update as it lies in its slot. Implements `Readable`."""
+
+    __slots__ = ("_view", "nbytes")
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self.nbytes = view.nbytes
+
+    def pread_into(self, offset: int, view: Buffer) -> None:
+        """Fill `view` with the payload's bytes from `offset` on."""
+        target = memoryview(view).cast("B")
+        target[:] = self._view[offset : offset + target.nbytes]
+
+    def bytes(self) -> memoryview:
+        """Return the payload's memory."""
+        return self._view

@@ -1,0 +1,254 @@
+"""Workers as processes: one resident model each, models and updates in shared memory, orders over pipes.
+
+Rules:
+
+1. Where the system can fork, workers are copies of this process, made before torch computes in it, so that nothing is
+   pickled and nothing loaded twice. Elsewhere they are spawned, and load the experiment from its folder.
+2. Orders and answers are small; models and updates lie in shared memory and are read and written in place.
+3. A worker has two parcels of orders at hand and gets the next when it answers: it does not wait for the parent, and
+   all finish together. A parcel is one order, or as many as take `PARCEL_S`, so that telling costs less than doing. Any
+   worker may serve any site, so what sites keep is in files.
+4. A worker that dies is started again once, and its orders are given again: they give the same answers. The second time
+   the run ends, with the site named.
+5. Workers do not see Ctrl-C, and end when the parent does, however it ends: their pipe closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections import deque
+from dataclasses import replace
+from multiprocessing import connection, shared_memory
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from federation.errors import PlanError
+from federation.simulation.bench import Bench, EvaluateAnswer, EvaluateOrder, TrainAnswer, TrainOrder, settle
+from federation.simulation.executors import SimulationError
+from federation.simulation.memory import Arena
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
+
+    from federation.simulation.bench import KeepOrder, Premises
+    from federation.simulation.memory import Layout
+
+_Order = TypeVar("_Order", TrainOrder, EvaluateOrder)
+_AT_HAND = 2
+"""Parcels a worker holds: the one it works on, and the next."""
+PARCEL_S = 0.002
+"""Seconds of work worth a message: telling a worker and hearing from it takes a twentieth of it."""
+
+
+class ProcessExecutor:
+    """Several worker processes.
+
+    Args:
+        premises: what to work on.
+        layout: of the memory.
+        workers: how many processes, 1 or more.
+        source: the experiment's folder, for systems that cannot fork.
+
+    Raises:
+        PlanError: this system cannot fork and the experiment cannot be pickled.
+        SimulationError: a worker could not load the experiment.
+    """
+
+    def __init__(self, premises: Premises, layout: Layout, *, workers: int, source: Path | None) -> None:
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if premises.state is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="federation-simulation-")
+            premises = replace(premises, state=Path(self._temporary.name))
+        self._premises = replace(premises, is_shared=workers > 1)
+        self._layout = layout
+        self._source = source
+        self._memory = shared_memory.SharedMemory(create=True, size=layout.nbytes)
+        self.arena = Arena(layout, self._memory.buf)
+        self._workers: list[_Worker] = []
+        self._seconds = 0.0
+        try:
+            for number in range(workers):
+                self._workers.append(self._start(number))
+        except BaseException:
+            self.close()
+            raise
+
+    def train(self, orders: Sequence[TrainOrder]) -> Iterator[TrainAnswer]:
+        """See `Executor.train`."""
+        return self._serve(orders)
+
+    def evaluate(self, orders: Sequence[EvaluateOrder]) -> Iterator[EvaluateAnswer]:
+        """See `Executor.evaluate`."""
+        return self._serve(orders)
+
+    def keep(self, orders: Sequence[KeepOrder]) -> None:
+        """See `Executor.keep`."""
+        assert self._premises.state is not None  # noqa: S101 - made above
+        for order in orders:
+            settle(self._premises.state, order)
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+        self.arena.release()
+        with contextlib.suppress(BufferError):  # a view that somebody still holds keeps the mapping, not the name
+            self._memory.close()
+        with contextlib.suppress(FileNotFoundError):
+            self._memory.unlink()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def _start(self, number: int) -> _Worker:
+        pipes = [worker.pipe for worker in self._workers]
+        return _Worker.start(number, self._premises, self.arena, self._memory.name, self._source, pipes)
+
+    def _serve(self, orders: Sequence[_Order]) -> Iterator[Any]:
+        waiting = self._parcels(orders)
+        began, left = time.perf_counter(), len(orders)
+        for _ in range(_AT_HAND):
+            for worker in self._workers:
+                if waiting:
+                    worker.give(waiting.popleft())
+        while left:
+            busy = {worker.pipe: worker for worker in self._workers if worker.orders}
+            for pipe in connection.wait(list(busy)):
+                worker = busy[pipe]  # type: ignore[index]  # only pipes are waited for
+                try:
+                    answers = worker.take()
+                except (EOFError, ConnectionError):
+                    self._replace(worker)
+                    continue
+                if waiting:
+                    worker.give(waiting.popleft())
+                left -= len(answers)
+                if not left:
+                    self._seconds = (time.perf_counter() - began) * len(self._workers) / len(orders)
+                yield from answers
+
+    def _parcels(self, orders: Sequence[_Order]) -> deque[Sequence[_Order]]:
+        """Rule 3: dealt like cards where each worker gets one parcel, as orders come longest first."""
+        most = -(-len(orders) // len(self._workers))
+        size = max(1, min(most, int(PARCEL_S / self._seconds))) if self._seconds else 1
+        count = -(-len(orders) // size)
+        return deque(orders[place::count] for place in range(count))
+
+    def _replace(self, worker: _Worker) -> None:
+        """Rule 4."""
+        place = self._workers.index(worker)
+        lost, site = list(worker.orders), worker.orders[0][0].site
+        worker.end()
+        if worker.is_second:
+            raise SimulationError(
+                f"a worker died while site {site} worked (exit code {worker.process.exitcode}), as did the one before; "
+                "look for what ends it, such as too little memory, or use fewer workers"
+            )
+        fresh = self._start(worker.number)
+        fresh.is_second = True
+        self._workers[place] = fresh
+        for parcel in lost:
+            for order in parcel:  # one by one: should it die again, it is known where
+                fresh.give([order])
+
+
+class _Worker:
+    """The parent's end of one worker."""
+
+    def __init__(self, number: int, process: BaseProcess, pipe: Connection) -> None:
+        self.number = number
+        self.process = process
+        self.pipe = pipe
+        self.orders: deque[Any] = deque()
+        self.is_second = False
+
+    @classmethod
+    def start(
+        cls,
+        number: int,
+        premises: Premises,
+        arena: Arena,
+        memory: str,
+        source: Path | None,
+        pipes: Sequence[Connection],
+    ) -> _Worker:
+        can_fork = sys.platform == "linux"
+        context = multiprocessing.get_context("fork" if can_fork else "spawn")
+        ours, theirs = context.Pipe()
+        sent = premises if can_fork or source is None else replace(premises, experiment=source)  # type: ignore[arg-type]
+        process = context.Process(  # type: ignore[attr-defined]  # both contexts have it
+            target=_work,
+            args=(sent, arena if can_fork else (arena.layout, memory), theirs, [ours, *pipes] if can_fork else []),
+            daemon=True,
+        )
+        try:
+            with warnings.catch_warnings():
+                # BLAS keeps threads that idle; it looks after itself across a fork, and torch has not started any.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+        except (TypeError, AttributeError, ValueError) as error:
+            raise PlanError(
+                f"workers > 1 needs an experiment folder or a picklable experiment here ({error}); use workers=1"
+            ) from error
+        theirs.close()
+        worker = cls(number, process, ours)
+        try:
+            problem = ours.recv()
+        except EOFError:
+            problem = "it ended"
+        if problem is not None:
+            worker.end()
+            raise SimulationError(f"worker {number} could not load the experiment: {problem}")
+        return worker
+
+    def give(self, order: Any) -> None:
+        self.orders.append(order)
+        with contextlib.suppress(BrokenPipeError):  # it died: the next `take` finds out
+            self.pipe.send(order)
+
+    def take(self) -> Any:
+        answer = self.pipe.recv()
+        self.orders.popleft()
+        return answer
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.join()
+
+
+def _work(
+    premises: Premises, memory: Arena | tuple[Layout, str], pipe: Connection, inherited: Sequence[Connection]
+) -> None:
+    """A worker's life."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for other in inherited:
+        other.close()  # else our copies of the parent's ends would keep pipes open when the parent is gone
+    try:
+        if isinstance(premises.experiment, Path):
+            from federation.training.importing import load_experiment
+
+            premises = replace(premises, experiment=load_experiment(premises.experiment))
+        if isinstance(memory, Arena):
+            arena = memory
+        else:
+            block = shared_memory.SharedMemory(memory[1])
+            arena = Arena(memory[0], block.buf)
+        bench = Bench(premises, arena)
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+        return
+    pipe.send(None)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            orders = pipe.recv()
+            pipe.send(
+                [bench.train(order) if isinstance(order, TrainOrder) else bench.evaluate(order) for order in orders]
+            )

@@ -1,0 +1,461 @@
+"""`simulate`: an experiment from its folder or object to its last model, in this process and its workers.
+
+In order: the experiment is built as at home, with the plan's sites those simulated; its data is divided; workers are
+started, before torch works in this process; the run folder is opened and, if it is a run that was stopped, models,
+history and what sites keep are brought to its last checkpoint; the engine runs.
+
+One seed gives one result, whatever the number of workers, and the result that a federation of the same sites gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from federation.algorithms import Algorithm, load_algorithm
+from federation.data.shard import count_examples
+from federation.errors import ConflictError, PlanError
+from federation.names import RoundNumber, SiteName
+from federation.plan import ExperimentSpec, Plan
+from federation.rounds import events
+from federation.rounds.asynchronous import machine_for
+from federation.simulation.bench import Premises
+from federation.simulation.engine import Engine, Machine, NoSpans, Spans
+from federation.simulation.interruption import Interruption
+from federation.simulation.launching import ExecutorName, launch
+from federation.simulation.memory import Layout
+from federation.simulation.models import Models
+from federation.simulation.population import check_data, report_of, shards_of, site_names
+from federation.simulation.run_folder import FORMAT, RunFolder, Standpoint
+from federation.simulation.script import Script
+from federation.simulation.times import TimeModel
+from federation.tensors import pack
+from federation.training.experiment import Built, Experiment
+from federation.training.importing import load_experiment
+from federation.training.seeding import seeded
+
+if TYPE_CHECKING:
+    from federation.data.partitions.report import PartitionReport
+    from federation.data.shard import Shard
+    from federation.rounds.history import RoundRecord
+    from federation.tensors.buffers import Array
+
+CHECKPOINT_ROUNDS = 10
+CHECKPOINT_S = 10.0
+"""A checkpoint is written after every tenth round, and after a round that ends this long after the last one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a simulation gave.
+
+    Attributes:
+        spec: what ran.
+        records: every committed round, in order.
+        arrays: the last model, whole, by tensor name; owned by the caller.
+        best: the best model by the plan's measure, whole; the last one if nothing was evaluated.
+        best_round: its round; 0 if nothing was evaluated.
+        outcome: ``completed`` or ``failed``.
+        reason: why it ended.
+        folder: its run folder; None without one.
+        report: how the data was divided; None if targets are no classes.
+    """
+
+    spec: ExperimentSpec
+    records: tuple[RoundRecord, ...]
+    arrays: dict[str, Array]
+    best: dict[str, Array]
+    best_round: int
+    outcome: str
+    reason: str
+    folder: Path | None = None
+    report: PartitionReport | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Setting:
+    """A simulation, ready to start."""
+
+    experiment: Experiment
+    built: Built
+    algorithm: Algorithm
+    shards: dict[SiteName, Shard]
+    script: Script
+    times: TimeModel
+    enforces_deadlines: bool
+    workers: int
+    executor: ExecutorName | None
+    source: Path | None
+
+
+def simulate(
+    experiment: Experiment | Path | str,
+    *,
+    sites: int | Sequence[str] = 10,
+    data: Shard | Mapping[str, Shard] | Callable[[], Shard] | str | None = None,
+    partition: str = "iid",
+    sample: int | None = None,
+    workers: int = 1,
+    executor: Literal["serial", "processes", "threads", "ray"] | None = None,
+    folder: Path | str | None = None,
+    seed: int | None = None,
+    on_round: Callable[[RoundRecord], None] | None = None,
+    script: Script | None = None,
+    times: TimeModel | None = None,
+    resume: bool = True,
+    trackers: Sequence[Any] = (),
+    profile: Spans | None = None,
+    changes: Mapping[str, Any] | None = None,
+    label: str = "",
+    command: str = "",
+) -> RunResult:
+    """Run an experiment on simulated sites, to the model that a federation of the same sites would give.
+
+    Args:
+        experiment: the experiment, or its folder.
+        sites: how many, or their names.
+        data: a shard with the whole dataset, a callable or ``"module:Class[:json]"`` that gives one, or each site's
+            shard by name. None: what the experiment names.
+        partition: how the whole is divided, such as ``"dirichlet:0.3"``.
+        sample: sites asked each round, instead of the plan's.
+        workers: how many sites train at once.
+        executor: ``serial`` or ``processes`` (``threads`` and ``ray`` are not in this release). None: serial for one
+            worker, else processes.
+        folder: run folder, made if missing; None: nothing is written, and the run cannot be resumed.
+        seed: root seed instead of the plan's; also decides the division of the data.
+        on_round: told of each round after its commit.
+        script: failures, losses, delays, late joiners.
+        times: what takes how long; deadlines of the plan are then enforced, in simulated time.
+        resume: go on with the run in `folder`, if there is one; False: begin anew.
+        trackers: told of the start, each round and the end; see `federation.tracking`.
+        profile: where times of the parts are noted; see `federation.simulation.profiling`.
+        changes: plan fields to replace.
+        label: what comparisons call the run.
+        command: for the run folder: how it was asked for.
+
+    Raises:
+        PlanError: experiment, plan, data or script do not go together; the text says what to change.
+        ConfigurationError: the executor is not available here.
+        ConflictError: `folder` is of another plan.
+        SimulationError: a worker died, twice.
+        StorageError: the run folder cannot be read or written.
+        KeyboardInterrupt: Ctrl-C; the round under way was committed, and the same call goes on from there.
+    """
+    setting = _prepare(
+        experiment, sites, data, partition, sample, workers, executor, seed, script, times, changes or {}
+    )
+    run = _Run(setting, trackers=trackers, on_round=on_round, profile=profile or NoSpans())
+    description = _describe(setting, partition=partition, data=data, label=label, command=command)
+    run_folder = None if folder is None else RunFolder(Path(folder), description, resume=resume)
+    with seeded(setting.built.spec.plan.seed):
+        return run.go(run_folder, description)
+
+
+def _prepare(
+    experiment: Experiment | Path | str,
+    sites: int | Sequence[str],
+    data: Any,
+    partition: str,
+    sample: int | None,
+    workers: int,
+    executor: ExecutorName | None,
+    seed: int | None,
+    script: Script | None,
+    times: TimeModel | None,
+    changes: Mapping[str, Any],
+) -> _Setting:
+    source = None if isinstance(experiment, Experiment) else Path(experiment)
+    loaded = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
+    names = site_names(sites)
+    if workers < 1:
+        raise PlanError(f"{workers} workers; give at least 1")
+    loaded = copy.copy(loaded)
+    loaded.plan = _plan_of(loaded.plan, len(names), script or Script(), sample, seed, changes)
+    if loaded.algorithm is not None and loaded.plan.algorithm != loaded.algorithm.name:
+        loaded.algorithm = None  # `changes` chose another
+    _check_script(script or Script(), names)
+    _limit_torch(loaded.plan.threads)
+    built = loaded.build()
+    if built.spec.plan.downlink != "identity":
+        raise PlanError("downlink compression is not simulated in this release; leave downlink out")
+    shards = shards_of(loaded, names, data, partition, built.spec.plan.seed)
+    check_data(built.spec, shards)
+    algorithm = load_algorithm(built.spec.plan, loaded.algorithm)
+    return _Setting(
+        experiment=loaded,
+        built=built,
+        algorithm=algorithm,
+        shards=shards,
+        script=script or Script(),
+        times=times or TimeModel(),
+        enforces_deadlines=times is not None or script is not None or algorithm.ends_at_deadline,
+        workers=workers,
+        executor=executor,
+        source=source,
+    )
+
+
+def _plan_of(
+    plan: Plan, sites: int, script: Script, sample: int | None, seed: int | None, changes: Mapping[str, Any]
+) -> Plan:
+    """Return the plan with the simulated sites as its own: all of them join, but for those a script holds back."""
+    late = sum(1 for number in script.join_round.values() if number > 1)
+    values = {**plan.model_dump(), **changes}
+    values["sites"] = max(sites - late, 1)
+    values["minimum_sites"] = min(int(values["minimum_sites"]), values["sites"])
+    if sample is not None:
+        values["sample"] = sample
+    if seed is not None:
+        values["seed"] = seed
+    return Plan(**values)
+
+
+def _check_script(script: Script, names: Sequence[SiteName]) -> None:
+    unknown = sorted(script.join_round.keys() - set(names))
+    if unknown:
+        raise PlanError(f"the script makes {unknown[0]!r} join, but sites are {names[0]} to {names[-1]}")
+
+
+def _limit_torch(threads: int) -> None:
+    """Keep torch from starting threads here: children are made by fork, which copies none of them."""
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _describe(setting: _Setting, *, partition: str, data: Any, label: str, command: str) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    spec = setting.built.spec
+    source = data if data is not None else setting.experiment.data
+    return {
+        "format": FORMAT,
+        "kind": "simulated",
+        "name": spec.name,
+        "digest": _digest_of(setting, partition),
+        "spec": spec.model_dump(mode="json"),
+        "seed": spec.plan.seed,
+        "sites": list(setting.shards),
+        "partition": partition if not isinstance(data, Mapping) else "",
+        "data": source if isinstance(source, str) else getattr(source, "__qualname__", type(source).__name__),
+        "command": command,
+        "software": f"federation {version('federation')}",
+        "label": label,
+        "outcome": "",
+    }
+
+
+def _digest_of(setting: _Setting, partition: str) -> str:
+    """Name everything that decides the result; workers and executor do not."""
+    import hashlib
+    import json
+
+    parts = [
+        setting.built.spec.digest.hex(),
+        partition,
+        list(setting.shards),
+        repr(setting.script),
+        asdict(setting.times),
+        setting.enforces_deadlines,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class _Run:
+    """One call of `simulate`, from its setting to its result."""
+
+    def __init__(
+        self,
+        setting: _Setting,
+        *,
+        trackers: Sequence[Any],
+        on_round: Callable[[RoundRecord], None] | None,
+        profile: Spans,
+    ) -> None:
+        self._setting = setting
+        self._spec = setting.built.spec
+        self._trackers = trackers
+        self._on_round = on_round
+        self._profile = profile
+        self._records: list[RoundRecord] = []
+        self._best: dict[str, Array] | None = None
+        self._standpoint = Standpoint()
+        self._saved_at = time.monotonic()
+        self._interruption = Interruption()
+        self._noted = 0
+
+    def go(self, folder: RunFolder | None, description: Mapping[str, Any]) -> RunResult:
+        """Run, or return what the folder has if the run is over."""
+        finished = _finished(folder)
+        if folder is not None and finished:
+            return self._reread(folder, finished)
+        setting, spec = self._setting, self._spec
+        plan = spec.plan
+        is_buffered = setting.algorithm.mode == "buffer"
+        may_ask_all = is_buffered or type(setting.algorithm).asks_all is not Algorithm.asks_all
+        is_sampled = plan.sample is not None and plan.sampler == "uniform" and not may_ask_all
+        slots = min(plan.sample or 1, len(setting.shards)) if is_sampled else len(setting.shards)
+        base = bytes(pack(spec.schema_.local, setting.built.arrays)) if spec.schema_.local else None
+        premises = Premises(
+            experiment=setting.experiment,
+            spec=spec,
+            base=base,
+            shards=setting.shards,
+            state=None if folder is None else folder.state,
+        )
+        executor = launch(
+            premises, Layout(spec, slots), workers=setting.workers, name=setting.executor, source=setting.source
+        )
+        try:
+            models = Models(spec, setting.algorithm, executor.arena, setting.built.arrays)
+            if folder is not None:
+                self._recover(folder, models, is_buffered=is_buffered)
+            engine = self._engine(executor, models, folder)
+            for tracker in self._trackers:
+                tracker.start(description)
+            with self._interruption:
+                finish = engine.run()
+            self._note(engine, folder)
+            return self._end(finish, models, folder)
+        finally:
+            executor.close()
+            if folder is not None:
+                folder.close()
+
+    def _engine(self, executor: Any, models: Models, folder: RunFolder | None) -> Engine:
+        setting, standpoint = self._setting, self._standpoint
+        engine = Engine(
+            spec=self._spec,
+            machine=_machine(setting, standpoint),
+            sites={name: count_examples(shard.train) for name, shard in setting.shards.items()},
+            models=models,
+            executor=executor,
+            times=setting.times,
+            script=setting.script,
+            enforces_deadlines=setting.enforces_deadlines,
+            on_commit=lambda record, commit: self._committed(record, commit, engine, models, folder),
+            is_stopping=self._interruption.is_set,
+            profile=self._profile,
+        )
+        engine.clock = standpoint.clock
+        engine.absent = dict(standpoint.absent)
+        engine.book.held = {site: dict(held) for site, held in standpoint.held.items()}
+        return engine
+
+    def _recover(self, folder: RunFolder, models: Models, *, is_buffered: bool) -> None:
+        self._standpoint, self._records = folder.recover(models)
+        if is_buffered and self._standpoint.round:
+            raise ConflictError(
+                f"run folder {folder.path} is of an asynchronous run, which cannot be resumed: updates were under way; "
+                "begin anew with --fresh"
+            )
+        self._best = folder.read("best") if self._standpoint.score.best_round else None
+
+    def _committed(
+        self, record: RoundRecord, commit: events.Commit, engine: Engine, models: Models, folder: RunFolder | None
+    ) -> None:
+        self._records.append(record)
+        if record.is_best:
+            self._best = models.arrays()
+        self._standpoint = Standpoint(
+            round=record.round,
+            score=commit.score,
+            total=models.total,
+            clock=engine.clock,
+            absent=dict(engine.absent),
+            held=engine.book.held,
+        )
+        if folder is not None:
+            folder.append(record)
+            self._note(engine, folder)
+            due = record.round % CHECKPOINT_ROUNDS == 0 or time.monotonic() - self._saved_at >= CHECKPOINT_S
+            if due or self._interruption.is_set():
+                folder.save(self._standpoint, models, self._best, self._spec.schema_)
+                self._saved_at = time.monotonic()
+        for tracker in self._trackers:
+            tracker.round(record)
+        if self._on_round is not None:
+            self._on_round(record)
+
+    def _note(self, engine: Engine, folder: RunFolder | None) -> None:
+        for number, site, failure in engine.failures[self._noted :]:
+            if folder is not None:
+                folder.note(number, site, failure)
+        self._noted = len(engine.failures)
+
+    def _end(self, finish: events.Finish | None, models: Models, folder: RunFolder | None) -> RunResult:
+        if finish is None:
+            for tracker in self._trackers:
+                tracker.end("interrupted")
+            if folder is not None:
+                folder.save(self._standpoint, models, self._best, self._spec.schema_)
+            raise KeyboardInterrupt(
+                f"stopped after round {self._standpoint.round}"
+                + ("; run the same command again to go on" if folder is not None else "")
+            )
+        for tracker in self._trackers:
+            tracker.end(finish.outcome)
+        arrays = models.arrays()
+        outcome = {
+            "outcome": finish.outcome,
+            "reason": finish.reason,
+            "degraded": finish.is_degraded,
+            "best_round": self._standpoint.score.best_round,
+        }
+        if folder is not None:
+            folder.save(self._standpoint, models, self._best, self._spec.schema_)
+            folder.finish(self._spec.schema_, arrays, self._best, outcome)
+        return self._result(finish.outcome, finish.reason, arrays, self._best or arrays, folder)
+
+    def _reread(self, folder: RunFolder, description: Mapping[str, Any]) -> RunResult:
+        self._records = folder.records()
+        arrays, best = folder.read("model"), folder.read("best")
+        if arrays is None:
+            raise PlanError(f"run folder {folder.path} says it is complete but has no model; begin anew with --fresh")
+        self._standpoint = Standpoint(score=events.Score(best_round=RoundNumber(int(description.get("best_round", 0)))))
+        return self._result(
+            str(description["outcome"]), str(description.get("reason", "")), arrays, best or arrays, folder
+        )
+
+    def _result(
+        self, outcome: str, reason: str, arrays: dict[str, Array], best: dict[str, Array], folder: RunFolder | None
+    ) -> RunResult:
+        return RunResult(
+            spec=self._spec,
+            records=tuple(self._records),
+            arrays=arrays,
+            best={name: np.array(value) for name, value in best.items()},
+            best_round=self._standpoint.score.best_round,
+            outcome=outcome,
+            reason=reason,
+            folder=None if folder is None else folder.path,
+            report=report_of(self._setting.shards),
+        )
+
+
+def _finished(folder: RunFolder | None) -> dict[str, Any]:
+    if folder is None:
+        return {}
+    description = folder.description()
+    return description if description.get("outcome") == "completed" else {}
+
+
+def _machine(setting: _Setting, standpoint: Standpoint) -> Machine:
+    algorithm, spec = setting.algorithm, setting.built.spec
+    return machine_for(
+        spec.plan,
+        algorithm.mode,
+        events.Resume(round=RoundNumber(standpoint.round + 1), score=standpoint.score),
+        asks_all=lambda number: algorithm.asks_all(spec, number),
+        weights={name: count_examples(shard.train) for name, shard in setting.shards.items()},
+        buffer=algorithm.buffer_size(spec.plan),
+        ends_at_deadline=algorithm.ends_at_deadline,
+    )

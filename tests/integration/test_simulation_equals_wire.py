@@ -1,0 +1,116 @@
+"""A synchronous plan gives bit for bit the same model in simulation and over the wire, and the same history.
+
+The same three sites with the same parts of the digits: once as processes behind real mutual TLS, once simulated with
+one worker and with two. What differs by nature is not compared: times, the journal's sequence, memory, and the digests
+by which uploads are told apart.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from federation.client.local import LocalFederation, LocalSite
+from federation.simulation import simulate
+from federation.storage.checkpoints import read_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+pytestmark = [pytest.mark.needs_torch, pytest.mark.timeout(240)]
+
+SITES = ("east", "north", "west")
+WHOLE = "federation.data.samples:WholeDigits"
+PARTITION = "dirichlet:1.0"
+METHODS: dict[str, dict[str, Any]] = {
+    "fedavg": {"algorithm": "fedavg"},
+    "scaffold": {"algorithm": "scaffold"},
+    "diana": {"algorithm": "diana", "compression": "rand_k:0.1"},
+}
+EXPERIMENT = """
+import torch
+from federation import Experiment, Plan, SupervisedTask
+
+def make_model():
+    return torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Dropout(0.1), torch.nn.Linear(32, 10)
+    )
+
+experiment = Experiment(
+    name="{name}",
+    model=make_model,
+    task=SupervisedTask(metrics=("accuracy",)),
+    shard="digits",
+    data="{whole}",
+    plan=Plan(rounds=3, sites=3, minimum_sites=3, local_epochs=2, learning_rate=0.1, seed=11, {options}),
+)
+"""
+
+
+def write(folder: Path, name: str) -> Path:
+    """Write the experiment of one method."""
+    folder.mkdir()
+    options = ", ".join(f"{key}={value!r}" for key, value in METHODS[name].items())
+    (folder / "experiment.py").write_text(EXPERIMENT.format(name=name, whole=WHOLE, options=options))
+    return folder
+
+
+def site(part: int, name: str) -> LocalSite:
+    options = {"base": WHOLE, "scheme": PARTITION, "part": part, "of": len(SITES), "seed": 11}
+    shard = {"name": "digits", "kind": "digits", "factory": "federation.data.part:PartShard", "options": options}
+    return LocalSite(name=name, shards=[shard], settings={"policy": {"release_logs": True}})
+
+
+@pytest.fixture(scope="module", name="federated")
+def _federated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, tuple[Any, dict[str, Any]]]]:
+    """Run every method over the wire and return its rounds and its last model, by name."""
+    folder = tmp_path_factory.mktemp("wire")
+    found = {}
+    with LocalFederation(folder / "federation", sites=[site(*row) for row in enumerate(SITES)]) as local:
+        with local.connect() as client:
+            for name in METHODS:
+                experiment = client.submit(write(folder / name, name))
+                story = [f"{event.kind} {event.site}: {event.text}" for event in client.watch(experiment)]
+                details = client.show(experiment)
+                assert details.summary.state == "completed", f"{details.summary.reason}\n" + "\n".join(story)
+                target = folder / f"{name}.safetensors"
+                client.download(experiment, "last.safetensors", target)
+                found[name] = (details.rounds, read_model(target)[1])
+    yield found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_model_of_every_round_is_the_same_to_the_bit(
+    federated: Mapping[str, tuple[Any, dict[str, Any]]], tmp_path: Path, name: str, workers: int
+) -> None:
+    rounds, model = federated[name]
+    result = simulate(write(tmp_path / name, name), sites=SITES, partition=PARTITION, workers=workers)
+    assert result.outcome == "completed", result.reason
+    assert [record.model_digest for record in result.records] == [entry.model_digest for entry in rounds]
+    assert sorted(model) == sorted(result.arrays)
+    for tensor, value in model.items():
+        assert value.tobytes() == result.arrays[tensor].tobytes(), tensor
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_history_is_the_same_but_for_times(
+    federated: Mapping[str, tuple[Any, dict[str, Any]]], tmp_path: Path, name: str
+) -> None:
+    rounds, _ = federated[name]
+    result = simulate(write(tmp_path / name, name), sites=SITES, partition=PARTITION)
+    for record, entry in zip(result.records, rounds, strict=True):
+        for field in ("round", "metrics", "train_metrics", "is_best", "bytes_up", "bytes_down"):
+            assert getattr(record, field) == getattr(entry, field), (record.round, field)
+        # Norms enter no arithmetic; their sums are cut as the bytes came, so they are equal to rounding only.
+        assert record.update_norm == pytest.approx(entry.update_norm, rel=1e-12)
+        for ours, theirs in zip(record.sites, entry.contributions, strict=True):
+            assert ours.outcome.value == theirs.outcome
+            assert ours.update_norm == pytest.approx(theirs.update_norm, rel=1e-6)
+            for field in (
+                "site", "reason", "examples", "weight", "bytes_up", "bytes_down", "train_metrics",
+                "metrics",
+            ):  # fmt: skip
+                assert getattr(ours, field) == getattr(theirs, field), (record.round, ours.site, field)

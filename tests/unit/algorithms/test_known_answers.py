@@ -1,0 +1,121 @@
+"""Published answers on least squares with a chosen spectrum, each asserted for every seed, through `simulate`.
+
+The problem, its start (all ones) and the order of its singular values are those of ``examples/quadratics``; ‖∇f‖² is of
+the whole objective. d = 20, ten sites of 100 rows, full gradients, all sites in every round. Bounds are
+those published with the answers, or one to two orders above or below them, so each can fail.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+    from federation.simulation import RunResult
+
+FOLDER = Path(__file__).parents[3] / "examples" / "quadratics"
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def quadratics() -> Iterator[ModuleType]:
+    """Import the example as its studies do: its folder first on the path."""
+    spec = importlib.util.spec_from_file_location("quadratics_experiment", FOLDER / "experiment.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(FOLDER))
+        sys.modules.pop("generator", None)
+
+
+def gradient_square(result: RunResult) -> float:
+    """‖∇f‖² after the last round."""
+    assert result.outcome == "completed"
+    return result.records[-1].metrics["gradient_square"]
+
+
+def scaffold(quadratics: ModuleType, seed: int, **fields: Any) -> float:
+    plan = {"learning_rate": 1.0, "server_learning_rate": 0.5, "rounds": 100, "evaluate_every": 100, **fields}
+    return gradient_square(quadratics.run(seed=seed, smoothness=2.0, algorithm="scaffold", **plan))
+
+
+def descent(quadratics: ModuleType, seed: int, *, tau: int = 1, rounds: int = 100, **fields: Any) -> float:
+    """L = 5, η_l = 0.15, η_g = 1/τ: the total step is the same for every τ."""
+    plan = {"learning_rate": 0.15, "local_steps": tau, "server_learning_rate": 1 / tau, "rounds": rounds, **fields}
+    return gradient_square(quadratics.run(seed=seed, smoothness=5.0, evaluate_every=rounds, **plan))
+
+
+def test_the_hessian_has_the_chosen_spectrum_whatever_the_sites_hold(quadratics: ModuleType) -> None:
+    for iid in (True, False):
+        problem = quadratics.make_quadratic(smoothness=5.0, iid=iid, seed=4)
+        assert np.linalg.eigvalsh(problem.hessian()) == pytest.approx(np.linspace(1.0, 5.0, 20))
+        assert np.linalg.norm(problem.gradient(problem.minimiser())) < 1e-12
+    own = [np.linalg.eigvalsh(problem.hessian(site)) for site in range(10)]
+    assert min(values[0] for values in own) < 1.0 < 5.0 < max(values[-1] for values in own)
+
+
+def test_the_smallest_curvature_lies_on_the_direction_that_dominates(quadratics: ModuleType) -> None:
+    values, vectors = np.linalg.eigh(quadratics.make_quadratic(seed=0).hessian())
+    assert abs(vectors[:, 0] @ np.ones(20)) / math.sqrt(20) > 0.99
+    assert values[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("codec", "bound"), [("identity", 1e-28), ("rand_k:0.4", 1e-17), ("rand_k:0.2", 1e-4)])
+def test_scaffold_with_rand_k_reaches_what_was_published(
+    quadratics: ModuleType, seed: int, codec: str, bound: float
+) -> None:
+    assert scaffold(quadratics, seed, compression=codec) < bound
+
+
+@pytest.mark.parametrize("method", ["diana", "marina"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_local_steps_do_not_help_once_the_total_step_is_fixed(quadratics: ModuleType, seed: int, method: str) -> None:
+    one, five = (descent(quadratics, seed, tau=tau, algorithm=method, compression="bernoulli:0.8") for tau in (1, 5))
+    assert one < 1e-11
+    assert five > 100 * one
+
+
+@pytest.mark.parametrize("method", ["diana", "marina"])
+def test_local_steps_stall_where_sites_differ(quadratics: ModuleType, method: str) -> None:
+    reached = descent(quadratics, 0, tau=5, iid=False, algorithm=method, compression="bernoulli:0.8")
+    assert 1e-4 < reached < 1e-2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_dcgd_stalls_where_sites_differ_and_diana_does_not(quadratics: ModuleType, seed: int) -> None:
+    fields = {"iid": False, "compression": "bernoulli:0.8"}
+    assert descent(quadratics, seed, algorithm="dcgd", **fields) > 1e-5
+    assert descent(quadratics, seed, algorithm="diana", **fields) < 1e-11
+    assert descent(quadratics, seed, rounds=200, algorithm="diana", **fields) < 1e-25
+
+
+def relative(one: RunResult, other: RunResult) -> float:
+    x, y = one.arrays["x"], other.arrays["x"]
+    return float(np.linalg.norm(x - y) / np.linalg.norm(y))
+
+
+@pytest.mark.parametrize(("method", "fields"), [
+    ("fedprox", {"options": {"mu": 0.0}}), ("qfedavg", {"options": {"q": 0.0}, "learning_rate": 0.1}),
+    ("fedsgd", {"local_steps": 1}), ("diana", {"local_steps": 1}), ("marina", {"local_steps": 1}),
+])  # fmt: skip
+def test_methods_that_come_down_to_fedavg_give_its_model(
+    quadratics: ModuleType, method: str, fields: dict[str, Any]
+) -> None:
+    plan = {"seed": 5, "smoothness": 2.0, "iid": False, "rounds": 20, "local_steps": 3, "learning_rate": 0.1, **fields}
+    average = {name: value for name, value in plan.items() if name != "options"}
+    own, plain = quadratics.run(algorithm=method, **plan), quadratics.run(algorithm="fedavg", **average)
+    assert relative(own, plain) < 1e-12

@@ -1,0 +1,189 @@
+"""Which methods there are, and which experiments they accept: each refusal says what to do instead."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from typing import Any, ClassVar
+
+import pytest
+
+from federation.algorithms import Algorithm, algorithm_names, check, load_algorithm, registry
+from federation.algorithms.fedavg import FedAvg
+from federation.errors import ConfigurationError, PlanError
+from federation.plan import ExperimentSpec, Plan, TensorRow
+from federation.tensors import DType, TensorRole
+
+
+class Mine(Algorithm):
+    """A researcher's own."""
+
+    name: ClassVar[str] = "mine"
+    title: ClassVar[str] = "Mine"
+    source: ClassVar[str] = "unpublished"
+    strength: float = 1.0
+
+
+def _spec(*, dtype: DType = DType.FLOAT32, tensors: tuple[TensorRow, ...] = (), **plan: Any) -> ExperimentSpec:
+    made = Plan(evaluate_every=0, **plan)
+    algorithm = load_algorithm(made, Mine())
+    uplink, downlink = algorithm.payload_rows(made)
+    weight = TensorRow(name="weight", dtype=dtype, shape=(200,), role=TensorRole.PARAMETER)
+    return ExperimentSpec(
+        name="try", shard="none", plan=made, tensors=(*tensors, weight), uplink=uplink, downlink=downlink
+    )
+
+
+def _installed(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    """Make entry points as an operator's installed plugins would."""
+
+    def entry_points(*, group: str, name: str | None = None) -> list[EntryPoint]:
+        found = [EntryPoint(name=key, value=value, group=group) for key, value in values.items()]
+        return [entry for entry in found if name is None or entry.name == name]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+
+
+def test_finds_methods_by_name_with_the_plans_options():
+    algorithm = load_algorithm(Plan(algorithm="scaffold", options={"option": 2}))
+    assert (algorithm.name, algorithm.options()) == ("scaffold", {"option": 2})
+
+
+def test_an_unknown_name_says_which_there_are_and_which_is_near():
+    with pytest.raises(PlanError, match=r"no algorithm 'scafold' here.*did you mean 'scaffold'\?.*simulate it"):
+        load_algorithm(Plan(algorithm="scafold"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("scaffold", {"option": 3}, r"option: Input should be 1 or 2 \(got '3'\); its options are: option"),
+        ("fedprox", {"nu": 1.0}, r"nu: Extra inputs are not permitted.*its options are: mu, gamma"),
+        ("fedavg", {"mu": 1.0}, "its options are: none"),
+        ("fedprox", {"mu": -1.0}, "greater than or equal to 0"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(name, options, text):
+    with pytest.raises(PlanError, match=f"options of algorithm '{name}' are not valid: .*{text}"):
+        load_algorithm(Plan(algorithm=name, options=options))
+
+
+def test_ones_own_method_serves_under_its_name_with_the_plans_options():
+    plan = Plan(algorithm="mine", options={"strength": 2.0})
+    algorithm = load_algorithm(plan, Mine(strength=5.0))
+    assert isinstance(algorithm, Mine)
+    assert algorithm.strength == 2.0
+    with pytest.raises(PlanError, match="no algorithm 'mine' here"):
+        load_algorithm(plan)
+
+
+def test_built_in_names_cannot_be_taken():
+    class Impostor(FedAvg):
+        """Calls itself fedavg."""
+
+    assert type(load_algorithm(Plan(), Impostor())) is FedAvg
+
+
+def test_plugins_the_operator_installed_are_found(monkeypatch):
+    _installed(monkeypatch, other="federation.algorithms.fedavg:FedAvg", fedavg="nowhere:Nothing")
+    assert "other" in algorithm_names()
+    assert load_algorithm(Plan(algorithm="other")) == FedAvg()
+    assert load_algorithm(Plan()) == FedAvg()
+
+
+@pytest.mark.parametrize("value", ["nowhere:Nothing", "federation.plan:Plan"])
+def test_a_plugin_that_is_broken_or_no_algorithm_is_the_operators_to_mend(monkeypatch, value):
+    _installed(monkeypatch, other=value)
+    with pytest.raises(ConfigurationError, match=r"algorithm 'other' \("):
+        load_algorithm(Plan(algorithm="other"))
+
+
+@pytest.mark.parametrize("name", sorted(registry.BUILT_IN))
+def test_every_method_accepts_a_plain_plan_once_it_has_what_it_needs(name):
+    needs = {"fixed_time": {"local_seconds": 1.0}, "fedper": {"local": ("head",)}, "fedrep": {"local": ("head",)}}
+    head = TensorRow(name="head", dtype=DType.FLOAT32, shape=(2,), role=TensorRole.LOCAL)
+    check(_spec(algorithm=name, tensors=(head,) if "local" in needs.get(name, {}) else (), **needs.get(name, {})))
+
+
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        ({"algorithm": "diana", "rule": "krum"}, "'diana' sums what sites send and cannot stand behind rule 'krum'"),
+        ({"algorithm": "fednova", "rule": "median"}, "cannot stand behind rule 'median'; use rule 'mean'"),
+        ({"algorithm": "ef21", "error_feedback": True}, "error_feedback must be off: algorithm 'ef21' carries its own"),
+        ({"compression": "rand_k:5", "error_feedback": True}, "is unbiased; error_feedback is for biased codecs"),
+        ({"compression": "randk:5"}, "no codec 'randk' here.*did you mean 'rand_k'"),
+        ({"downlink": "randk:5"}, "no codec 'randk' here"),
+        ({"algorithm": "fedprox", "options": {"gamma": 0.5}, "local_steps": 5}, "give local_epochs, not local_steps"),
+        ({"algorithm": "fixed_time"}, "needs a time budget: set local_seconds"),
+        ({"algorithm": "fednova", "options": {"mu": 1.0, "momentum": 0.5}}, "takes momentum or mu, not both"),
+        ({"algorithm": "fednova", "options": {"mu": 200.0}}, "learning_rate · mu below 1, got 2"),
+        ({"algorithm": "feddyn", "server_learning_rate": 0.5}, "leave server_learning_rate at 1"),
+        ({"algorithm": "qfedavg", "server_schedule": "cosine"}, "leave server_learning_rate at 1"),
+        ({"algorithm": "marina", "local_schedule": "cosine"}, "set local_schedule = 'constant'"),
+        ({"algorithm": "marina", "quorum": 1}, "leave quorum out"),
+        ({"algorithm": "marina", "optimizer_state": "keep"}, "set optimizer_state = 'reset'"),
+        ({"algorithm": "fedper"}, "name its tensors in local"),
+        ({"algorithm": "fedrep"}, "name its tensors in local"),
+    ],
+    ids=str,
+)
+def test_unsound_combinations_are_refused_with_advice(plan, text):
+    with pytest.raises(PlanError, match=text):
+        check(_spec(**plan))
+
+
+@pytest.mark.parametrize("name", ["diana", "marina"])
+def test_methods_for_unbiased_codecs_refuse_biased_ones(name):
+    with pytest.raises(PlanError, match=r"needs an unbiased codec, and 'top_k:0\.1' is biased: use ef21"):
+        check(_spec(algorithm=name, compression="top_k:0.1"))
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fedadam", "ditto"])
+def test_methods_that_keep_vectors_refuse_half_precision(name):
+    with pytest.raises(PlanError, match=r"needs float32 or float64; tensor 'weight' is bfloat16: widen it"):
+        check(_spec(algorithm=name, dtype=DType.BFLOAT16))
+    check(_spec(algorithm="fedprox", dtype=DType.BFLOAT16))
+
+
+def test_fedbn_lists_the_layers_that_must_stay_local():
+    layers = [
+        TensorRow(name=f"{layer}.{part}", dtype=DType.FLOAT32, shape=(4,), role=role)
+        for layer in ("bn1", "bn2")
+        for part, role in (("bias", TensorRole.PARAMETER), ("running_mean", TensorRole.BUFFER))
+    ]
+    with pytest.raises(PlanError, match=r"add \['bn1\.\*', 'bn2\.\*'\] to local"):
+        check(_spec(algorithm="fedbn", tensors=tuple(layers)))
+    local = tuple(row.model_copy(update={"role": TensorRole.LOCAL}) for row in layers)
+    check(_spec(algorithm="fedbn", tensors=local, local=("bn1.*", "bn2.*")))
+
+
+def test_an_experiment_packed_for_other_payloads_is_refused():
+    spec = _spec(algorithm="scaffold")
+    with pytest.raises(PlanError, match="packed for another version of algorithm 'scaffold'"):
+        check(spec.model_copy(update={"uplink": ()}))
+
+
+def test_payload_rows_carry_the_plans_codec_for_vectors_and_none_for_scalars():
+    uplink, downlink = load_algorithm(Plan(algorithm="scaffold")).payload_rows(Plan(compression="rand_k:5"))
+    assert [(row.name, row.like, row.codec) for row in uplink] == [("control", "parameters", "rand_k:5")]
+    assert [(row.name, row.like, row.codec) for row in downlink] == [("control", "parameters", "identity")]
+    (scalars,), _ = load_algorithm(Plan(algorithm="qfedavg")).payload_rows(Plan(compression="rand_k:5"))
+    assert (scalars.name, scalars.codec, [row.name for row in scalars.tensors]) == ("scalars", "identity", ["loss"])
+
+
+def test_only_methods_that_change_the_sites_work_need_a_problem():
+    without = {"dcgd", "fedadagrad", "fedadam", "fedasync", "fedavg", "fedavgm", "fedbuff", "fednova", "fedper"}
+    without |= {"fedyogi", "stale"}
+    assert {name for name, method in registry.BUILT_IN.items() if not method().needs_problem} == without
+    for plan in (
+        {"algorithm": "fednova", "options": {"momentum": 0.5}},
+        {"algorithm": "fedasync", "options": {"rho": 1}},
+    ):
+        assert load_algorithm(Plan(**plan)).needs_problem
+
+
+def test_personal_methods_report_every_metric_twice():
+    assert load_algorithm(Plan(algorithm="ditto")).metric_names(("loss", "f1")) == (
+        "loss", "f1", "personal_loss", "personal_f1",
+    )  # fmt: skip
+    assert load_algorithm(Plan()).metric_names(("loss",)) == ("loss",)

@@ -1,0 +1,105 @@
+"""A sweep runs what has not ended, skips what has, survives a failing cell, and passes Ctrl-C on once.
+
+The child here is a small script in place of ``federation simulate``: it writes the run folder it is told to.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from federation.client.grid import make_grid
+from federation.client.sweep import Finished, Sweep
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CHILD = """
+import json, pathlib, sys
+args = sys.argv[1:]
+out = pathlib.Path(args[args.index("--out") + 1])
+if "a=bad" in args:
+    sys.exit("federation: this one fails")
+out.mkdir(parents=True, exist_ok=True)
+(out / "count").write_text(str(len(list(out.glob("count"))) + 1))
+(out / "run.json").write_text(json.dumps({"outcome": "completed", "args": args}))
+"""
+
+
+def sweep_of(tmp_path: Path, parallel: int = 2) -> Sweep:
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    return Sweep(tmp_path / "digits", shared=["--sites", "3"], out=tmp_path / "runs", parallel=parallel,
+                 command=[sys.executable, str(script)])  # fmt: skip
+
+
+def test_every_cell_runs_once_and_a_second_sweep_skips_them(tmp_path: Path) -> None:
+    cells, seen = make_grid([("a", ["1", "2"])], [0, 1]), list[Finished]()
+    first = sweep_of(tmp_path).run(cells, seen.append)
+    assert [finished.cell for finished in first] == cells
+    assert {finished.code for finished in first} == {0} and len(seen) == 4
+    again = sweep_of(tmp_path).run(cells, seen.append)
+    assert all(finished.was_skipped for finished in again)
+    assert {(finished.folder / "count").read_text() for finished in again} == {"1"}
+
+
+def test_a_larger_grid_runs_only_what_is_new(tmp_path: Path) -> None:
+    sweep_of(tmp_path).run(make_grid([("a", ["1"])], [0]), lambda finished: None)
+    done = sweep_of(tmp_path).run(make_grid([("a", ["1", "3"])], [0]), lambda finished: None)
+    assert [finished.was_skipped for finished in done] == [True, False]
+
+
+def test_a_failing_cell_stops_no_other_and_says_why(tmp_path: Path) -> None:
+    done = sweep_of(tmp_path, parallel=1).run(make_grid([("a", ["bad", "1"])]), lambda finished: None)
+    assert [finished.code for finished in done] == [1, 0]
+    assert done[0].message == "federation: this one fails"
+
+
+def test_a_child_gets_experiment_shared_and_own_arguments(tmp_path: Path) -> None:
+    (done,) = sweep_of(tmp_path).run(make_grid([("a", ["1"])], [7]), lambda finished: None)
+    text = (done.folder / "run.json").read_text()
+    assert all(f'"{word}"' in text for word in ("--sites", "3", "--set", "a=1", "--seed", "7"))
+    assert str(tmp_path / "digits") in text
+
+
+WAITING = """
+import pathlib, signal, sys
+def stop(*_):
+    pathlib.Path(sys.argv[sys.argv.index("--out") + 1] + ".stopped").touch()
+    sys.exit(130)
+signal.signal(signal.SIGINT, stop)
+import os
+os.write(os.open(READY, os.O_WRONLY), b"1")
+signal.pause()
+"""
+RUNNER = """
+import sys
+from pathlib import Path
+from federation.client.grid import make_grid
+from federation.client.sweep import Sweep
+folder = Path(sys.argv[1])
+sweep = Sweep(folder, shared=[], out=folder / "runs", command=[sys.executable, str(folder / "waiting.py")])
+try:
+    sweep.run(make_grid([("a", ["1", "2"])]), lambda finished: None)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
+def test_ctrl_c_lets_a_running_cell_stop_by_itself_and_starts_no_other(tmp_path: Path) -> None:
+    ready_file = tmp_path / "ready"
+    os.mkfifo(ready_file)  # it has a name: an inherited pipe would be closed on the way to the child
+    (tmp_path / "waiting.py").write_text(WAITING.replace("READY", repr(str(ready_file))))
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)])
+    with ready_file.open("rb") as ready:
+        assert ready.read(1) == b"1"
+    runner.send_signal(signal.SIGINT)
+    assert runner.wait() == 130
+    assert len(list((tmp_path / "runs").glob("*.stopped"))) == 1
+    assert len(list((tmp_path / "runs").glob("*.log"))) == 2

@@ -1,0 +1,359 @@
+"""The asynchronous machine as a story of events; no clock, no files, no network."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federation.errors import PlanError
+from federation.names import Attempt, RoundNumber, SiteName
+from federation.plan import EarlyStopping, Plan
+from federation.rounds import events as ev
+from federation.rounds.asynchronous import TRANSITIONS_ASYNC, AsyncMachine, describe_async_states, machine_for
+from federation.rounds.events import Phase, Progress
+from federation.rounds.machine import RoundMachine
+
+A, B, C, D = (SiteName(f"site-{letter}") for letter in "abcd")
+QUIET = {"evaluate_every": 0}
+
+
+def the(actions, kind):
+    """The one action of a kind."""
+    found = [action for action in actions if isinstance(action, kind)]
+    assert len(found) == 1, actions
+    return found[0]
+
+
+def has(actions, kind):
+    return any(isinstance(action, kind) for action in actions)
+
+
+def started(plan, *sites, resume=None, **options):
+    """A machine that has been started and whose sites are ready, and the last actions."""
+    machine = AsyncMachine(plan, resume, **{"buffer": 1, **options})
+    actions = machine.start()
+    for site in sites:
+        actions = machine.step(ev.SiteReady(site))
+    return machine, actions
+
+
+def committed(machine):
+    """Combine and commit, without evaluation; return the last actions."""
+    assert has(machine.step(ev.Combined()), ev.Commit)
+    return machine.step(ev.Committed())
+
+
+def test_with_a_buffer_of_one_every_update_is_a_step_and_the_others_go_on():
+    machine, actions = started(Plan(sites=3, **QUIET), A, B, C)
+    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(1), Attempt(1), (A, B, C))
+    actions = machine.step(ev.UpdateAdmitted(B))
+    assert the(actions, ev.Combine) == ev.Combine(RoundNumber(1), (B,), {B: RoundNumber(1)})
+    actions = committed(machine)
+    assert the(actions, ev.SendVerdicts).reasons == {B: ""}
+    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(2), Attempt(1), (B,))
+    assert machine.training == (A, B, C) and not machine.has_closed
+
+
+def test_staleness_is_the_number_of_steps_since_a_site_was_asked():
+    machine, _ = started(Plan(sites=2, **QUIET), A, B)
+    for _ in range(3):
+        machine.step(ev.UpdateAdmitted(A))
+        committed(machine)
+    assert (machine.round, machine.staleness(A), machine.staleness(B)) == (4, 0, 3)
+    combine = the(machine.step(ev.UpdateAdmitted(B, RoundNumber(1))), ev.Combine)
+    assert combine.round - combine.asked[B] == 3 == machine.staleness(B)
+    assert machine.staleness(A) == 1, "what arrives while a version is made counts in the next"
+
+
+def test_an_update_that_is_too_stale_is_refused_and_its_site_asked_anew_with_the_next_version():
+    machine, _ = started(Plan(sites=2, **QUIET), A, B, max_staleness=1)
+    for _ in range(2):
+        machine.step(ev.UpdateAdmitted(A))
+        committed(machine)
+    assert not has(machine.step(ev.UpdateAdmitted(B)), ev.Combine)
+    machine.step(ev.UpdateAdmitted(A))
+    commit = the(machine.step(ev.Combined()), ev.Commit)
+    assert commit.standings[B].progress is Progress.REFUSED and "too stale: 2 steps" in commit.standings[B].reason
+    actions = machine.step(ev.Committed())
+    verdicts = the(actions, ev.SendVerdicts)
+    assert verdicts.reasons[A] == "" and "too stale" in verdicts.reasons[B]
+    assert verdicts.asked[B] == (1, 1) and the(actions, ev.AskTrain).sites == (A, B)
+
+
+def test_a_step_takes_the_updates_that_fill_the_buffer_and_nobody_waits_for_the_rest():
+    machine, _ = started(Plan(sites=4, **QUIET), A, B, C, D, buffer=2)
+    assert not has(machine.step(ev.UpdateAdmitted(D)), ev.Combine)
+    assert machine.waiting == (D,) and machine.is_admitted(D) and machine.done == 1
+    assert the(machine.step(ev.UpdateAdmitted(B)), ev.Combine).sites == (B, D)
+
+
+def test_an_update_that_arrives_while_a_version_is_made_waits_for_the_next():
+    machine, _ = started(Plan(sites=3, **QUIET), A, B, C)
+    machine.step(ev.UpdateAdmitted(C))
+    assert machine.is_asked(A)
+    assert not machine.step(ev.UpdateAdmitted(B))
+    assert not machine.step(ev.UpdateAdmitted(A))
+    actions = committed(machine)
+    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(2), Attempt(1), (C,))
+    assert the(actions, ev.Combine).sites == (B,), "the first that arrived"
+    assert the(committed(machine), ev.Combine).sites == (A,)
+
+
+def test_a_site_whose_update_waits_is_not_asked_again_before_it_has_counted():
+    machine, _ = started(Plan(sites=2, **QUIET), A, B, buffer=2)
+    assert not machine.step(ev.UpdateAdmitted(A))
+    assert not machine.step(ev.SiteReady(A))
+    assert not machine.step(ev.UpdateAdmitted(A)), "nor counted twice"
+
+
+def test_at_the_deadline_a_step_is_made_of_what_is_in():
+    plan = Plan(sites=3, rounds=1, **QUIET)
+    machine, _ = started(plan, A, B, C, buffer=3)
+    machine.step(ev.UpdateAdmitted(A))
+    assert the(machine.step(ev.DeadlinePassed()), ev.Combine).sites == (A,)
+    assert the(committed(machine), ev.Finish).is_degraded
+
+
+def test_a_method_without_deadline_goes_on_while_sites_train():
+    machine, _ = started(Plan(sites=3, **QUIET), A, B, C, buffer=2, ends_at_deadline=False)
+    machine.step(ev.UpdateAdmitted(A))
+    assert machine.step(ev.DeadlinePassed()) == [ev.StartTimer(3600)]
+    assert the(machine.step(ev.UpdateAdmitted(B)), ev.Combine).sites == (A, B)
+
+
+def test_a_deadline_without_any_update_is_a_miss_and_sites_go_on_training():
+    machine, _ = started(Plan(sites=2, max_failures=1, **QUIET), A, B)
+    assert "no update within 3600 s" in the(machine.step(ev.DeadlinePassed()), ev.RecordMiss).reason
+    actions = machine.step(ev.MissRecorded())
+    assert not has(actions, ev.AskTrain) and machine.attempt == 2 and machine.training == (A, B)
+    machine.step(ev.DeadlinePassed())
+    finish = the(machine.step(ev.MissRecorded()), ev.Finish)
+    assert finish.outcome == "failed" and "missed its quorum 2 times" in finish.reason
+
+
+def test_a_buffer_larger_than_the_sites_closes_when_nobody_trains_any_more():
+    machine, _ = started(Plan(sites=2, **QUIET), A, B, buffer=10)
+    machine.step(ev.UpdateAdmitted(A))
+    assert the(machine.step(ev.UpdateAdmitted(B)), ev.Combine).sites == (A, B)
+    assert not the(machine.step(ev.Combined()), ev.Commit).score.is_degraded
+
+
+def test_so_many_train_at_once_as_are_sampled_and_a_free_place_is_filled_at_once():
+    machine, actions = started(Plan(sites=4, sample=2, **QUIET), A, B, C, D, buffer=2)
+    first = the(actions, ev.AskTrain).sites
+    assert len(first) == 2
+    actions = machine.step(ev.UpdateAdmitted(first[0]))
+    (next_one,) = the(actions, ev.AskTrain).sites
+    assert next_one not in first and machine.training == tuple(sorted((first[1], next_one)))
+
+
+def test_the_draw_is_the_same_for_the_same_story():
+    stories = [started(Plan(sites=4, sample=2, seed=seed), D, B, A, C)[1] for seed in (1, 1, 2, 3, 4, 5)]
+    asked = [the(actions, ev.AskTrain).sites for actions in stories]
+    assert asked[0] == asked[1] and len(set(asked)) > 1
+
+
+def test_only_contributors_evaluate_and_only_then_they_train_again():
+    machine, _ = started(Plan(sites=3), A, B, C, buffer=2)
+    machine.step(ev.UpdateAdmitted(A))
+    machine.step(ev.UpdateAdmitted(C))
+    actions = machine.step(ev.Combined())
+    assert the(actions, ev.AskEvaluate).sites == (A, C)
+    assert machine.is_evaluating(A) and not machine.is_evaluating(B) and machine.is_asked(B)
+    machine.step(ev.SiteEvaluated(A, 10, {"loss": 1.0}))
+    actions = machine.step(ev.SiteLost(C))
+    assert the(actions, ev.Commit).metrics == {"loss": 1.0}
+    assert the(machine.step(ev.Committed()), ev.AskTrain).sites == (A,)
+
+
+def test_a_lost_site_is_forgotten_and_starts_with_the_current_version_when_it_is_back():
+    machine, _ = started(Plan(sites=2, **QUIET), A, B)
+    machine.step(ev.SiteLost(B))
+    assert not machine.step(ev.UpdateAdmitted(B)), "its task is over"
+    machine.step(ev.UpdateAdmitted(A))
+    committed(machine)
+    assert the(machine.step(ev.SiteReady(B)), ev.AskTrain) == ev.AskTrain(RoundNumber(2), Attempt(1), (B,))
+
+
+def test_a_newer_session_of_a_site_at_work_is_told_the_task_it_has():
+    machine, _ = started(Plan(sites=2, **QUIET), A, B)
+    machine.step(ev.UpdateAdmitted(A))
+    committed(machine)
+    assert machine.step(ev.SiteReady(B)) == [ev.AskTrain(RoundNumber(1), Attempt(1), (B,))]
+
+
+def test_an_update_of_another_task_than_the_sites_present_one_is_ignored():
+    machine, _ = started(Plan(sites=1, **QUIET), A)
+    machine.step(ev.UpdateAdmitted(A))
+    committed(machine)
+    assert not machine.step(ev.UpdateAdmitted(A, RoundNumber(1)))
+    assert has(machine.step(ev.UpdateAdmitted(A, RoundNumber(2))), ev.Combine)
+
+
+def test_when_all_fail_the_round_is_missed_and_all_are_asked_again():
+    machine, _ = started(Plan(sites=2, **QUIET), A, B)
+    machine.step(ev.SiteFailed(A, "no memory"))
+    actions = machine.step(ev.UpdateRefused(B, "not finite"))
+    assert "site-a failed (no memory), site-b refused" in the(actions, ev.RecordMiss).reason
+    actions = machine.step(ev.MissRecorded())
+    assert the(actions, ev.SendVerdicts).reasons == {B: "not finite"}
+    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(1), Attempt(2), (A, B))
+
+
+def test_a_site_that_failed_is_asked_again_only_with_the_next_version():
+    machine, _ = started(Plan(sites=2, **QUIET), A, B)
+    assert not machine.step(ev.SiteFailed(B, "no memory"))
+    machine.step(ev.UpdateAdmitted(A))
+    assert the(committed(machine), ev.AskTrain).sites == (A, B)
+
+
+def test_too_few_sites_pause_the_experiment_until_they_are_back():
+    machine, _ = started(Plan(sites=2, minimum_sites=2, **QUIET), A, B, buffer=2)
+    machine.step(ev.SiteLost(A))
+    machine.step(ev.UpdateAdmitted(B))
+    committed(machine)
+    assert machine.phase is Phase.PAUSED
+    assert the(machine.step(ev.SiteReady(A)), ev.AskTrain).sites == (A, B)
+
+
+def test_a_restart_keeps_what_waits_and_what_still_comes():
+    resume = ev.Resume(
+        round=RoundNumber(5),
+        admitted=(B,),
+        training=(C,),
+        asked={B: (RoundNumber(3), Attempt(1)), C: (RoundNumber(4), Attempt(2))},
+    )
+    machine, actions = started(Plan(sites=3, **QUIET), A, B, C, resume=resume, buffer=2)
+    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(5), Attempt(1), (A,))
+    combine = the(machine.step(ev.UpdateAdmitted(C, RoundNumber(4))), ev.Combine)
+    assert combine.asked == {B: 3, C: 4} and machine.task_of(C) == (4, 2)
+
+
+def test_a_restart_goes_on_exactly_as_without_one():
+    plan = Plan(sites=4, sample=2, rounds=9, **QUIET)
+    machine, _ = started(plan, A, B, C, D)
+    for _ in range(3):
+        machine.step(ev.UpdateAdmitted(machine.training[0]))
+        before = committed(machine)
+    # The shell writes its state before the commit is answered; here what was asked since is taken back.
+    new = the(before, ev.AskTrain).sites
+    still = tuple(site for site in machine.training if site not in new)
+    asked = {site: machine.task_of(site) for site in still}
+    _, after = started(plan, A, B, C, D, resume=ev.Resume(round=machine.round, training=still, asked=asked))
+    assert the(after, ev.AskTrain) == the(before, ev.AskTrain)
+
+
+def test_rounds_end_with_the_plan_or_by_early_stopping():
+    machine, _ = started(Plan(sites=1, rounds=1, **QUIET), A)
+    machine.step(ev.UpdateAdmitted(A))
+    assert the(committed(machine), ev.Finish).outcome == "completed"
+    assert machine.has_closed and not machine.is_asked(A)
+    machine, _ = started(Plan(sites=1, early_stopping=EarlyStopping(patience=1)), A)
+    for _ in range(2):
+        machine.step(ev.UpdateAdmitted(A))
+        machine.step(ev.Combined())
+        machine.step(ev.SiteEvaluated(A, 1, {"loss": 1.0}))
+        actions = machine.step(ev.Committed())
+    assert the(actions, ev.Finish).outcome == "completed" and machine.round == 3
+
+
+def test_the_mode_of_the_algorithm_chooses_the_machine():
+    assert isinstance(machine_for(Plan(), "rounds"), RoundMachine)
+    machine = machine_for(Plan(sites=3, quorum=2, **QUIET), "buffer")
+    machine.start()
+    for site in (A, B, C):
+        machine.step(ev.SiteReady(site))
+    machine.step(ev.UpdateAdmitted(A))
+    assert has(machine.step(ev.UpdateAdmitted(B)), ev.Combine), "the buffer is the plan's quorum"
+
+
+def test_a_sampler_of_whole_rounds_and_an_empty_buffer_are_refused():
+    with pytest.raises(PlanError, match="draws whole rounds"):
+        AsyncMachine(Plan(sampler="poisson:0.5"), buffer=1)
+    with pytest.raises(ValueError, match="at least 1 update"):
+        AsyncMachine(Plan(), buffer=0)
+
+
+def test_the_diagram_names_every_transition():
+    text = describe_async_states()
+    assert text.startswith("stateDiagram-v2") and text.count("-->") == len(TRANSITIONS_ASYNC) + 2
+
+
+@pytest.mark.parametrize("event", [ev.Combined(), ev.Committed(), ev.MissRecorded()])
+def test_our_own_wrong_call_order_is_a_runtime_error(event):
+    machine, _ = started(Plan(sites=1), A)
+    with pytest.raises(RuntimeError):
+        machine.step(event)
+
+
+SITES = st.sampled_from([A, B, C, D])
+STORY = st.lists(
+    st.one_of(
+        st.builds(ev.SiteReady, SITES),
+        st.builds(ev.SiteLost, SITES),
+        st.builds(ev.UpdateAdmitted, SITES),
+        st.builds(ev.UpdateRefused, SITES, st.just("bad")),
+        st.builds(ev.SiteFailed, SITES, st.just("broken"), st.booleans()),
+        st.builds(ev.SiteEvaluated, SITES, st.just(5), st.just({"loss": 1.0})),
+        st.just(ev.DeadlinePassed()),
+        st.just("shell"),
+    ),
+    max_size=80,
+)
+
+
+class Shell:
+    """Watches the laws of every story: at most one task a site, at most `sample` at once, K updates a step."""
+
+    def __init__(self, plan, buffer):
+        self.plan, self.buffer = plan, buffer
+        self.machine = AsyncMachine(plan, buffer=buffer)
+        self.owed = None
+        self.seen(self.machine.start())
+
+    def seen(self, actions):
+        for action in actions:
+            if isinstance(action, ev.AskTrain):
+                for site in action.sites:
+                    assert site in self.machine.connected and site not in self.machine.waiting
+            elif isinstance(action, ev.Combine):
+                assert 1 <= len(action.sites) <= self.buffer and list(action.sites) == sorted(set(action.sites))
+                assert set(action.asked) == set(action.sites)
+                assert all(1 <= asked <= action.round for asked in action.asked.values())
+                self.owed = ev.Combined()
+            elif isinstance(action, ev.Commit):
+                self.owed = ev.Committed()
+            elif isinstance(action, ev.RecordMiss):
+                self.owed = ev.MissRecorded()
+        training = self.machine.training
+        assert self.plan.sample is None or len(training) <= self.plan.sample
+        assert not set(training) & set(self.machine.waiting)
+        assert len(set(self.machine.waiting)) == len(self.machine.waiting)
+
+    def tell(self, event):
+        if event == "shell":
+            if self.owed is None:
+                return
+            event, self.owed = self.owed, None
+        phase = self.machine.phase
+        actions = self.machine.step(event)
+        self.seen(actions)
+        for action in actions:
+            if isinstance(action, ev.EnterPhase):
+                assert (phase, action.phase) in TRANSITIONS_ASYNC
+                phase = action.phase
+        if Phase.ENDED in (phase, self.machine.phase):
+            assert phase is self.machine.phase
+
+
+@settings(max_examples=200, deadline=None)
+@given(story=STORY, sample=st.sampled_from([None, 1, 2]), buffer=st.integers(1, 3))
+def test_any_story_keeps_the_laws(story, sample, buffer):
+    shell = Shell(Plan(sites=3, sample=sample, rounds=5, max_failures=2), buffer)
+    for site in (A, B, C):
+        shell.tell(ev.SiteReady(site))
+    for event in story:
+        shell.tell(event)
+        waits = shell.machine.phase is Phase.COLLECT
+        assert not waits or shell.machine.training, "an open round has somebody to wait for"

@@ -1,0 +1,80 @@
+"""A small experiment on NumPy: fitting a mean at each site, fast enough to simulate hundreds of rounds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from federation import Experiment, Plan
+from federation.data.shard import ArrayShard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from federation.data.local import LocalData
+    from federation.training.context import RoundContext
+
+EXAMPLES = 60
+
+
+class MeanTask:
+    """Descend towards the mean of the site's samples, with noise, so that seeds and order matter.
+
+    Args:
+        spoils: ``site/round`` in which training raises, reports no number, or ends its process.
+    """
+
+    metric_names = ("loss",)
+
+    def __init__(self, spoils: Mapping[str, str] | None = None) -> None:
+        self.spoils = dict(spoils or {})
+
+    def train(self, model: dict[str, Any], data: LocalData, round: RoundContext) -> dict[str, float]:
+        kind = self.spoils.get(f"{round.site}/{round.number}", "")
+        if kind.startswith("die"):
+            # Dies once if a file is named, else every time.
+            name = kind.partition(":")[2]
+            if not name or not Path(name).exists():
+                if name:
+                    Path(name).touch()
+                os._exit(9)
+        if kind == "raise":
+            raise RuntimeError("the scanner is off")
+        noise = round.rng("noise")
+        for samples, _ in data.batches(8, round.rng("shuffle")):
+            step = samples.mean(axis=0) - model["w"] + 0.01 * noise.standard_normal(model["w"].shape)
+            model["w"] += np.float32(round.learning_rate) * step.astype(np.float32)
+        model["seen"] += 1
+        if kind == "nan":
+            model["w"][0] = np.nan
+            return {"loss": 0.0}
+        return {"loss": float(np.square(data.train[0].mean(axis=0) - model["w"]).mean())}
+
+    def evaluate(self, model: dict[str, Any], data: LocalData) -> dict[str, float]:
+        return {"loss": float(np.square(data.validation[0].mean(axis=0) - model["w"]).mean())}
+
+
+def whole() -> ArrayShard:
+    """Return the whole dataset: three classes around three points."""
+    rng = np.random.default_rng(5)
+    targets = np.arange(EXAMPLES) % 3
+    samples = (targets[:, None] + 0.1 * rng.standard_normal((EXAMPLES, 4))).astype(np.float32)
+    return ArrayShard(train=(samples, targets), validation=(samples[:12], targets[:12]))
+
+
+@pytest.fixture(name="make")
+def _make() -> Callable[..., Experiment]:
+    """Return what makes the experiment, with plan fields of one's own."""
+
+    def make(*, spoils: Mapping[str, str] | None = None, local: tuple[str, ...] = (), **plan: Any) -> Experiment:
+        values = {"rounds": 6, "learning_rate": 0.2, "seed": 3, "local": local, **plan}
+        model = {"w": np.zeros(4, np.float32), "seen": np.zeros(1, np.int64), "own": np.ones(2, np.float32)}
+        return Experiment(
+            name="mean", model=model, task=MeanTask(spoils), shard="points", plan=Plan(**values), data=whole
+        )
+
+    return make

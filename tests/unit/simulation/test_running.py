@@ -1,0 +1,262 @@
+"""A simulation as a whole: one seed gives one result, whoever works and however often it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from federation.errors import ConfigurationError, ConflictError, PlanError
+from federation.rounds.history import RoundRecord, SiteOutcome
+from federation.simulation import Rule, Script, TimeModel, simulate
+from federation.simulation.executors import SimulationError
+from federation.storage.checkpoints import read_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from federation import Experiment
+
+    Make = Callable[..., Experiment]
+
+
+def digests(result: Any) -> list[str]:
+    return [record.model_digest for record in result.records]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_gives_the_same_bits(make: Make, workers: int) -> None:
+    alone = simulate(make(), sites=7, sample=4)
+    together = simulate(make(), sites=7, sample=4, workers=workers)
+    assert digests(alone) == digests(together)
+    assert alone.arrays["w"].tobytes() == together.arrays["w"].tobytes()
+
+
+def test_every_run_of_one_seed_is_the_same_and_another_seed_is_not(make: Make) -> None:
+    assert digests(simulate(make(), sites=4)) == digests(simulate(make(), sites=4))
+    assert digests(simulate(make(), sites=4)) != digests(simulate(make(), sites=4, seed=4))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_sites_keep_is_the_same_whoever_serves_them(make: Make, workers: int, tmp_path: Path) -> None:
+    kept = {"local": ("own",), "optimizer_state": "keep"}
+    alone = simulate(make(**kept), sites=5, sample=2)
+    other = simulate(make(**kept), sites=5, sample=2, workers=workers, folder=tmp_path / "run")
+    assert digests(alone) == digests(other)
+    assert sorted(path.name for path in (tmp_path / "run" / "state").iterdir()) == [f"site-{n:03d}" for n in range(5)]
+
+
+@pytest.mark.parametrize("stop", [2, 5])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(make: Make, tmp_path: Path, stop: int) -> None:
+    plan: dict[str, Any] = {"local": ("own",), "sample": 3, "sites": 5}
+    script = Script(rules=(Rule(do="drop", probability=0.3),))
+    whole = simulate(make(**plan, quorum=1), sites=5, script=script)
+
+    def press(record: RoundRecord) -> None:
+        if record.round == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    arguments: dict[str, Any] = {"sites": 5, "script": script, "folder": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt, match=f"stopped after round {stop}; run the same command again"):
+        simulate(make(**plan, quorum=1), **arguments, on_round=press)
+    rest = simulate(make(**plan, quorum=1), **arguments)
+    assert digests(rest) == digests(whole)
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert [RoundRecord.from_json(json.loads(line)).model_digest for line in lines] == digests(whole)
+    assert [record.bytes_down for record in rest.records] == [record.bytes_down for record in whole.records]
+    assert [record.simulated_seconds for record in rest.records] == pytest.approx(
+        [record.simulated_seconds for record in whole.records]
+    )
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(make: Make, tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    def kill(record: RoundRecord) -> None:
+        if record.round == 13:
+            raise KilledError
+
+    plan: dict[str, Any] = {"rounds": 15, "local": ("own",)}
+    with pytest.raises(KilledError):
+        simulate(make(**plan), sites=3, folder=tmp_path, on_round=kill)
+    seen: list[int] = []
+    rest = simulate(make(**plan), sites=3, folder=tmp_path, on_round=lambda record: seen.append(record.round))
+    assert seen == [11, 12, 13, 14, 15]
+    assert digests(rest) == digests(simulate(make(**plan), sites=3))
+
+
+def test_a_finished_run_is_read_and_not_run_again(make: Make, tmp_path: Path) -> None:
+    first = simulate(make(), sites=3, folder=tmp_path)
+    seen: list[RoundRecord] = []
+    again = simulate(make(), sites=3, folder=tmp_path, on_round=seen.append)
+    assert not seen
+    assert digests(again) == digests(first)
+    assert again.arrays["w"].tobytes() == first.arrays["w"].tobytes()
+    assert (again.best_round, again.outcome, again.reason) == (first.best_round, first.outcome, first.reason)
+
+
+def test_a_folder_of_another_plan_is_refused_and_fresh_begins_anew(make: Make, tmp_path: Path) -> None:
+    simulate(make(), sites=3, folder=tmp_path)
+    with pytest.raises(ConflictError, match="is of another plan"):
+        simulate(make(learning_rate=0.1), sites=3, folder=tmp_path)
+    with pytest.raises(ConflictError, match="is of another plan"):
+        simulate(make(), sites=3, folder=tmp_path, script=Script.dropping(0.5))
+    assert simulate(make(learning_rate=0.1), sites=3, folder=tmp_path, resume=False).outcome == "completed"
+
+
+def test_the_run_folder_has_what_comparing_reads(make: Make, tmp_path: Path) -> None:
+    result = simulate(make(), sites=3, folder=tmp_path, label="mine", partition="shards:2")
+    head = json.loads((tmp_path / "run.json").read_text())
+    assert (head["format"], head["kind"], head["name"], head["label"]) == (1, "simulated", "mean", "mine")
+    assert (head["partition"], head["sites"], head["outcome"]) == ("shards:2", list(result_sites(result)), "completed")
+    assert head["spec"]["plan"]["sites"] == 3
+    best = read_model(tmp_path / "best.safetensors")[1]
+    assert best["w"].tobytes() == result.best["w"].tobytes()
+    assert result.best_round == min(result.records, key=lambda record: record.metrics["loss"]).round
+
+
+def result_sites(result: Any) -> list[str]:
+    return [row.site for row in result.records[0].sites]
+
+
+def test_a_lost_site_makes_the_run_degraded_and_is_back_when_the_script_says(make: Make) -> None:
+    script = Script(rules=(Rule(do="lose", sites=("site-001",), rounds=(2, 2), back=4),))
+    result = simulate(make(quorum=1), sites=3, script=script)
+    assert [len(record.sites) for record in result.records] == [3, 3, 2, 3, 3, 3]
+    lost = result.records[1].sites[1]
+    assert (lost.outcome, lost.reason) == (SiteOutcome.LOST, "lost by the script")
+    assert result.outcome == "completed"
+
+
+def test_a_late_joiner_takes_part_from_its_round_on(make: Make) -> None:
+    result = simulate(make(), sites=3, script=Script(join_round={"site-002": 3}))
+    assert [len(record.sites) for record in result.records] == [2, 2, 3, 3, 3, 3]
+    assert [record.total_sites for record in result.records] == [2, 2, 3, 3, 3, 3]
+
+
+def test_a_failing_site_misses_the_quorum_until_the_run_fails(make: Make, tmp_path: Path) -> None:
+    spoils = {"site-001/3": "raise"}
+    result = simulate(make(spoils=spoils, max_failures=1), sites=3, folder=tmp_path)
+    assert result.outcome == "failed"
+    assert "site-001 failed (RuntimeError)" in result.reason
+    assert len(result.records) == 2
+    assert "the scanner is off" in (tmp_path / "events.log").read_text()
+
+
+def test_an_update_that_is_not_finite_fails_its_site_as_over_the_wire(make: Make) -> None:
+    result = simulate(make(spoils={"site-001/2": "nan"}, sites=3, quorum=2), sites=3)
+    row = result.records[1].sites[1]
+    assert (row.outcome, row.reason) == (SiteOutcome.FAILED, "NotFinite")
+    assert np.isfinite(result.arrays["w"]).all()
+
+
+def test_an_update_beyond_the_norm_is_refused(make: Make) -> None:
+    result = simulate(make(max_norm=1e-3, quorum=1, max_failures=1), sites=2)
+    assert result.outcome == "failed"
+    assert "the plan allows 0.001" in result.reason
+
+
+def test_a_deadline_passes_in_simulated_time_and_only_with_a_time_model(make: Make) -> None:
+    script = Script(rules=(Rule(do="delay", sites=("site-000",), rounds=(2, 2), seconds=50.0),))
+    plan = {"deadline_s": 10.0, "sites": 3, "quorum": 2}
+    result = simulate(make(**plan), sites=3, script=script)
+    assert [row.outcome for row in result.records[1].sites] == [
+        SiteOutcome.LATE, SiteOutcome.COUNTED, SiteOutcome.COUNTED,
+    ]  # fmt: skip
+    assert result.records[1].simulated_seconds == pytest.approx(10.0, abs=1.0)
+    slow = TimeModel(seconds_per_example=10.0)
+    assert simulate(make(**plan, max_failures=1), sites=3, times=slow).outcome == "failed"
+    assert simulate(make(**plan), sites=3).outcome == "completed"
+
+
+def test_a_worker_that_died_is_replaced_and_the_result_is_the_same(make: Make, tmp_path: Path) -> None:
+    once = {"site-002/2": f"die:{tmp_path / 'died'}"}
+    result = simulate(make(spoils=once), sites=4, workers=2)
+    assert (tmp_path / "died").exists()
+    assert digests(result) == digests(simulate(make(), sites=4))
+
+
+def test_a_site_that_ends_its_worker_every_time_ends_the_run_by_name(make: Make) -> None:
+    with pytest.raises(SimulationError, match="a worker died while site site-002 worked"):
+        simulate(make(spoils={"site-002/2": "die"}), sites=4, workers=2)
+
+
+def test_an_experiment_without_data_says_how_to_give_it(make: Make) -> None:
+    experiment = make()
+    experiment.data = None
+    with pytest.raises(PlanError, match="names no data; give --data module:Class"):
+        simulate(experiment, sites=2)
+
+
+def test_changes_replace_plan_fields(make: Make) -> None:
+    result = simulate(make(), sites=2, changes={"rounds": 2, "learning_rate": 0.5})
+    assert (len(result.records), result.spec.plan.learning_rate) == (2, 0.5)
+
+
+def test_trackers_are_told_of_start_rounds_and_end(make: Make) -> None:
+    class Told:
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def start(self, run: Any) -> None:
+            self.heard.append(f"start {run['name']}")
+
+        def round(self, record: RoundRecord) -> None:
+            self.heard.append(f"round {record.round}")
+
+        def end(self, outcome: str) -> None:
+            self.heard.append(f"end {outcome}")
+
+    told = Told()
+    simulate(make(rounds=2), sites=2, trackers=[told])
+    assert told.heard == ["start mean", "round 1", "round 2", "end completed"]
+
+
+@pytest.mark.parametrize("executor", ["threads", "ray"])
+def test_an_executor_that_is_not_here_is_refused_with_advice(make: Make, executor: Any) -> None:
+    with pytest.raises(ConfigurationError, match="use processes"):
+        simulate(make(), sites=2, workers=2, executor=executor)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_asynchronous_method_is_the_same_with_any_number_of_workers(make: Make, workers: int) -> None:
+    times = TimeModel(speed="lognormal:1.0")
+    changes = {"algorithm": "fedbuff", "options": {"k": 2}, "rounds": 8}
+    result = simulate(make(), sites=5, workers=workers, times=times, changes=changes)
+    again = simulate(make(), sites=5, times=times, changes=changes)
+    assert result.outcome == "completed", result.reason
+    assert digests(result) == digests(again)
+    assert any(row.staleness for record in result.records for row in record.sites)
+    assert [len(record.sites) for record in result.records] == [2] * 8
+
+
+def test_a_late_update_does_not_overtake_an_asynchronous_step(make: Make) -> None:
+    changes = {"algorithm": "fedasync", "rounds": 6}
+    result = simulate(make(), sites=3, times=TimeModel(speed="lognormal:1.0"), changes=changes)
+    assert result.outcome == "completed", result.reason
+    assert [len(record.sites) for record in result.records] == [1] * 6
+
+
+def test_an_asynchronous_run_is_not_resumed(make: Make, tmp_path: Path) -> None:
+    changes = {"algorithm": "fedbuff", "options": {"k": 2}}
+
+    def press(record: RoundRecord) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(make(), sites=3, changes=changes, folder=tmp_path, on_round=press)
+    with pytest.raises(ConflictError, match="cannot be resumed"):
+        simulate(make(), sites=3, changes=changes, folder=tmp_path)
+
+
+def test_the_result_reports_what_each_site_has(make: Make) -> None:
+    report = simulate(make(rounds=1), sites=3, partition="shards:1").report
+    assert report is not None
+    assert (report.sites, report.classes) == (("site-000", "site-001", "site-002"), ("0", "1", "2"))
+    assert sorted(map(tuple, report.counts.tolist())) == [(0, 0, 20), (0, 20, 0), (20, 0, 0)]

@@ -1,0 +1,309 @@
+"""One server step of a method: FedAvg as ever to the bit, others against brute force over whole vectors."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from federation.aggregation.mean import WeightedMean
+from federation.algorithms.diana import Diana
+from federation.algorithms.fedavg import FedAvg
+from federation.algorithms.fedopt import FedAdam
+from federation.algorithms.scaffold import Scaffold
+from federation.algorithms.server import ServerRound, SiteFacts
+from federation.compression.frame import decode_payload, encode_payload
+from federation.compression.registry import load_codec
+from federation.errors import PlanError
+from federation.names import PayloadName, SiteName
+from federation.plan import ExperimentSpec, Plan, TensorRow
+from federation.storage.combination import BUFFERS, DELTA, Combined, SiteUpdate, combine_model
+from federation.storage.encoded import ParametersOf
+from federation.storage.memory import MemoryModel, MemoryWriter
+from federation.storage.method_combination import combine_round, read_scalars, write_slot
+from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack
+
+if TYPE_CHECKING:
+    from federation.algorithms.algorithm import Algorithm
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+NETWORK = TensorSchema.of(
+    [
+        TensorSpec(name="a.bias", dtype=DType.FLOAT32, shape=(7,)),
+        TensorSpec(name="a.mean", dtype=DType.FLOAT32, shape=(5,), role=TensorRole.BUFFER),
+        TensorSpec(name="b.weight", dtype=DType.FLOAT32, shape=(300, 250)),
+        TensorSpec(name="double", dtype=DType.FLOAT64, shape=(9,)),
+        TensorSpec(name="seen", dtype=DType.INT64, shape=(), role=TensorRole.BUFFER),
+    ]
+)
+EXAMPLES = (30, 10, 60)
+
+
+def spec_of(algorithm: Algorithm, schema: TensorSchema = NETWORK, **plan: Any) -> ExperimentSpec:
+    made = Plan(algorithm=algorithm.name, options=algorithm.options(), **plan)
+    uplink, downlink = algorithm.payload_rows(made)
+    return ExperimentSpec(
+        name="test",
+        shard="digits",
+        plan=made,
+        metrics=("loss",),
+        tensors=tuple(TensorRow(name=row.name, dtype=row.dtype, shape=row.shape, role=row.role) for row in schema),
+        uplink=uplink,
+        downlink=downlink,
+    )
+
+
+def random_arrays(schema: TensorSchema, seed: int, scale: float = 1.0) -> Arrays:
+    random = np.random.default_rng(seed)
+    return {
+        each.name: np.asarray(
+            random.standard_normal(each.shape) * scale if each.dtype.is_float else random.integers(0, 9, each.shape)
+        ).astype(each.dtype.numpy)
+        for each in schema
+    }
+
+
+def updates_of(spec: ExperimentSpec) -> tuple[list[SiteUpdate], dict[str, list[Arrays]]]:
+    """Three sites' updates, compressed as the spec says, and what they stand for."""
+    updates, found = [], {planned.name: [] for planned in spec.uploads()}
+    for index in range(len(EXAMPLES)):
+        payloads = {}
+        for number, planned in enumerate(spec.uploads()):
+            arrays = random_arrays(planned.schema, 100 * index + number, 0.1)
+            data = bytes(pack(planned.schema, arrays))
+            if planned.codec != "identity":
+                data = encode_payload(planned.schema, arrays, load_codec(planned.codec), seed=index)
+                arrays = decode_payload(data, planned.schema)
+            payloads[planned.name] = Bytes(data)
+            found[planned.name].append(arrays)
+        updates.append(SiteUpdate(site=SiteName(f"site-{index}"), payloads=payloads))
+    return updates, found
+
+
+class Bytes:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.nbytes = data, len(data)
+
+    def pread_into(self, offset: int, view: Any) -> None:
+        target = memoryview(view).cast("B")
+        target[:] = self.data[offset : offset + target.nbytes]
+
+
+def round_of(spec: ExperimentSpec, *, rate: float = 1.0, total: int = 3) -> ServerRound:
+    facts = tuple(
+        SiteFacts(site=SiteName(f"site-{index}"), examples=count, steps=4, scalars={})
+        for index, count in enumerate(EXAMPLES)
+    )
+    return ServerRound(number=1, plan=spec.plan, sites=facts, total=total, learning_rate=rate)
+
+
+def slots_of(algorithm: Algorithm, schema: TensorSchema) -> dict[str, MemoryModel]:
+    slots = {}
+    for index, name in enumerate(algorithm.slots):
+        slots[name] = MemoryModel.of(schema, {k: abs(v) for k, v in random_arrays(schema, 900 + index).items()})
+    return slots
+
+
+def combine(
+    algorithm: Algorithm, spec: ExperimentSpec, updates: list[SiteUpdate], **changes: Any
+) -> tuple[Combined, Arrays, dict[str, Arrays]]:
+    model = MemoryModel.of(spec.schema_.federated, random_arrays(spec.schema_.federated, 0))
+    slots = slots_of(algorithm, spec.schema_.parameters)
+    writer = MemoryWriter(spec.schema_.federated)
+    slot_writers = {name: MemoryWriter(spec.schema_.parameters) for name in slots}
+    arguments: dict[str, Any] = {"round": round_of(spec), "previous_total": 3, "rule": WeightedMean(), **changes}
+    combined = combine_round(
+        algorithm=algorithm,
+        spec=spec,
+        model=model,
+        slots=slots,
+        writer=writer,
+        slot_writers=slot_writers,
+        updates=updates,
+        **arguments,
+    )
+    after = {name: writer.reader().arrays() for name, writer in slot_writers.items()}
+    return combined, writer.reader().arrays(), after
+
+
+def wide(rows: list[Arrays], name: str, weights: Any) -> np.ndarray[Any, Any]:
+    shares = np.asarray(weights, dtype=np.float64) / sum(weights)
+    return sum(share * row[name].astype(np.float64) for share, row in zip(shares, rows, strict=True))
+
+
+def test_fedavg_is_what_it_was_to_the_bit() -> None:
+    spec = spec_of(FedAvg())
+    updates = updates_of(spec)[0]
+    combined, _, _ = combine(FedAvg(), spec, updates[::-1])
+    weighed = [
+        SiteUpdate(site=row.site, payloads=row.payloads, weight=float(count))
+        for row, count in zip(updates, EXAMPLES, strict=True)
+    ]
+    model = MemoryModel.of(NETWORK, random_arrays(NETWORK, 0))
+    writer = MemoryWriter(NETWORK)
+    plain = combine_model(model=model, writer=writer, rule=WeightedMean(), updates=weighed)
+    assert combined == plain
+    assert combined.weights == tuple(map(float, EXAMPLES))
+
+
+def test_fedavg_through_the_steps_of_a_method_gives_the_same_model() -> None:
+    """FedAdam's state aside, a server half that only adds the mean is FedAvg: the other way round the loop."""
+    from federation.algorithms.server import ServerHalf
+
+    class Same(ServerHalf):
+        pass
+
+    class SameFedAvg(FedAvg):
+        def server(self) -> ServerHalf:
+            return Same()
+
+    spec = spec_of(FedAvg())
+    updates = updates_of(spec)[0]
+    assert combine(SameFedAvg(), spec, updates)[0].digest == combine(FedAvg(), spec, updates)[0].digest
+
+
+@pytest.mark.parametrize("codec", ["identity", "rand_k:0.1"])
+def test_scaffold_moves_model_and_control_as_brute_force_does(codec: str) -> None:
+    algorithm = Scaffold()
+    spec = spec_of(algorithm, compression=codec)
+    updates, rows = updates_of(spec)
+    round_ = round_of(spec, rate=0.5, total=12)
+    combined, model, slots = combine(algorithm, spec, updates, round=round_, previous_total=12)
+    before = random_arrays(NETWORK, 0)
+    controls = slots_of(algorithm, NETWORK.parameters)["control"].arrays()
+    omega = load_codec(codec).omega(75007)
+    for each in NETWORK.parameters:
+        expected = before[each.name] + 0.5 * wide(rows["delta"], each.name, (1, 1, 1))
+        np.testing.assert_allclose(model[each.name], expected, rtol=1e-6, atol=1e-6)
+        mean = wide(rows["control"], each.name, (1, 1, 1))
+        expected = controls[each.name].astype(np.float64) + 3 / 12 / (1 + omega) * mean
+        # The float64 segment has an ω of its own; one damping serves both, that of the larger.
+        np.testing.assert_allclose(slots["control"][each.name], expected, rtol=1e-2 if codec != "identity" else 1e-6)
+    assert set(combined.slot_digests) == {"control"}
+    np.testing.assert_array_equal(model["seen"], max(row["seen"] for row in rows["buffers"]))
+
+
+def test_a_slot_that_is_a_mean_over_all_sites_is_rescaled_when_a_site_joins() -> None:
+    algorithm = Scaffold()
+    spec = spec_of(algorithm)
+    updates, rows = updates_of(spec)
+    slots = combine(algorithm, spec, updates, round=round_of(spec, total=4), previous_total=3)[2]
+    old = slots_of(algorithm, NETWORK.parameters)["control"].arrays()["a.bias"].astype(np.float64)
+    expected = old * 3 / 4 + 3 / 4 * wide(rows["control"], "a.bias", (1, 1, 1))
+    np.testing.assert_allclose(slots["control"]["a.bias"], expected, rtol=1e-6)
+
+
+def test_fedadam_takes_one_step_of_its_formula() -> None:
+    algorithm = FedAdam()
+    spec = spec_of(algorithm)
+    updates, rows = updates_of(spec)
+    _, model, slots = combine(algorithm, spec, updates, round=round_of(spec, rate=0.1))
+    before = random_arrays(NETWORK, 0)["b.weight"].astype(np.float64)
+    old = {
+        name: slot.arrays()["b.weight"].astype(np.float64)
+        for name, slot in slots_of(algorithm, NETWORK.parameters).items()
+    }
+    options = algorithm.options()
+    beta1, beta2, tau = float(options["beta1"]), float(options["beta2"]), float(options["tau"])
+    mean = wide(rows["delta"], "b.weight", EXAMPLES)
+    m = beta1 * old["momentum"] + (1 - beta1) * mean
+    v = beta2 * old["variance"] + (1 - beta2) * mean**2
+    np.testing.assert_allclose(slots["momentum"]["b.weight"], m, rtol=1e-5)
+    np.testing.assert_allclose(slots["variance"]["b.weight"], v, rtol=1e-5)
+    np.testing.assert_allclose(model["b.weight"], before + 0.1 * m / (np.sqrt(v) + tau), rtol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), Diana()], ids=["fedavg", "diana"])
+def test_compressed_updates_combine_as_what_they_decode_to(algorithm: Algorithm) -> None:
+    spec = spec_of(algorithm, compression="rand_k:0.1")
+    updates, rows = updates_of(spec)
+    plain = [
+        SiteUpdate(
+            site=update.site,
+            payloads={
+                planned.name: Bytes(
+                    encode_payload(planned.schema, rows[planned.name][index], load_codec("identity"), seed=0)
+                )
+                if planned.codec != "identity"
+                else update.payloads[planned.name]
+                for planned in spec.uploads()
+            },
+        )
+        for index, update in enumerate(updates)
+    ]
+    first, second = combine(algorithm, spec, updates)[0], combine(algorithm, spec, plain)[0]
+    assert first == second
+
+
+def test_a_state_that_overflows_is_refused_by_name() -> None:
+    algorithm = FedAdam()
+    schema = TensorSchema.of([TensorSpec(name="w", dtype=DType.FLOAT32, shape=(3,))])
+    spec = spec_of(algorithm, schema)
+    huge = Bytes(np.full(3, 3e38, dtype=np.float32).tobytes())
+    updates = [SiteUpdate(site=SiteName(f"site-{index}"), payloads={DELTA: huge}) for index in range(3)]
+    with pytest.raises(PlanError, match=r"state .(momentum|variance). of the method does not fit float32"):
+        combine(algorithm, spec, updates)
+
+
+def test_an_update_without_a_payload_of_the_method_is_refused() -> None:
+    spec = spec_of(Scaffold())
+    updates = [
+        SiteUpdate(site=row.site, payloads={DELTA: row.payloads[DELTA], BUFFERS: row.payloads[BUFFERS]})
+        for row in updates_of(spec)[0]
+    ]
+    with pytest.raises(ValueError, match="lacks payload 'control'"):
+        combine(Scaffold(), spec, updates)
+
+
+def test_a_round_of_other_sites_is_refused() -> None:
+    spec = spec_of(FedAvg())
+    with pytest.raises(ValueError, match="not those of the round's sites"):
+        combine(FedAvg(), spec, updates_of(spec)[0][:2])
+
+
+def test_scalars_are_read_by_name() -> None:
+    row = [TensorSpec(name=name, dtype=DType.FLOAT64, shape=()) for name in ("loss", "a")]
+    schema = TensorSchema.of(row)
+    data = pack(schema, {"loss": np.asarray(2.5), "a": np.asarray(-1.0)})
+    assert read_scalars(schema, Bytes(bytes(data))) == {"a": -1.0, "loss": 2.5}
+
+
+def test_a_first_slot_has_its_value_everywhere() -> None:
+    writer = MemoryWriter(NETWORK.parameters)
+    write_slot(writer, 0.25)
+    assert all((array == 0.25).all() for array in writer.reader().arrays().values())
+
+
+def test_parameters_of_a_model_lie_as_those_of_an_update() -> None:
+    arrays = random_arrays(NETWORK, 3)
+    parameters = ParametersOf(MemoryModel.of(NETWORK, arrays))
+    data = bytearray(parameters.nbytes)
+    for offset in range(0, parameters.nbytes, 1000):
+        parameters.pread_into(offset, memoryview(data)[offset : offset + 1000])
+    assert data == pack(NETWORK.parameters, arrays)
+
+
+def test_memory_of_compressed_updates_is_a_block_each() -> None:
+    schema = TensorSchema.of([TensorSpec(name="w", dtype=DType.FLOAT32, shape=(4_000_000,))])
+    spec = spec_of(FedAvg(), schema, compression="rand_k:0.01")
+    vector = {"w": np.random.default_rng(0).standard_normal(4_000_000).astype(np.float32)}
+    frame = Bytes(encode_payload(schema, vector, load_codec("rand_k:0.01"), seed=1))
+    updates = [SiteUpdate(site=SiteName(f"site-{index}"), payloads={PayloadName("delta"): frame}) for index in range(3)]
+    model, writer = MemoryModel.of(schema, vector), MemoryWriter(schema)
+    tracemalloc.start()
+    combine_round(
+        algorithm=FedAvg(),
+        round=round_of(spec),
+        spec=spec,
+        model=model,
+        slots={},
+        writer=writer,
+        slot_writers={},
+        rule=WeightedMean(),
+        updates=updates,
+    )
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20

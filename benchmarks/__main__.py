@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks import codec_round, memory, round_latency, simulation, startup, throughput
+from benchmarks import codec_round, compressors, memory, round_latency, simulation, startup, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +91,15 @@ def run_simulation(
     _show(simulation.measure(rounds=rounds), as_json=as_json)
 
 
+@app.command("compressors")
+def run_compressors(
+    elements: Annotated[int, typer.Option(min=1000, help="float32 elements of the vector.")] = 25_000_000,
+    as_json: JsonOption = False,
+) -> None:
+    """GB/s of every compressor on one core, beside a copy of the same bytes."""
+    _show(compressors.measure(elements=elements), as_json=as_json)
+
+
 @app.command("all")
 def run_all(as_json: JsonOption = False) -> None:
     """Every benchmark, small."""
@@ -98,6 +107,9 @@ def run_all(as_json: JsonOption = False) -> None:
     _show(startup.measure(submissions=2), as_json=as_json)
     _show(throughput.measure(parameters=5_000_000, rounds=5), as_json=as_json)
     _show(memory.measure(parameters=5_000_000), as_json=as_json)
+    _show(codec_round.measure(parameters=1_000_000, codecs=("rand_k:0.01", "qsgd:16")), as_json=as_json)
+    _show(compressors.measure(elements=1_000_000), as_json=as_json)
+    _show(simulation.measure(rounds=40, repeats=3), as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -172,6 +172,8 @@ def _print_result(result: RunResult) -> None:
         ["seconds", f"{seconds:.2f} ({simulated:.4g} simulated)"],
         ["run folder", str(result.folder or "none; keep it with --out")],
     ]
+    if result.report is not None and result.folder is not None:
+        rows.append(["what each site has", str(result.folder / "partition.svg")])
     _print_table(["", result.spec.name], rows, console=console)
 
 

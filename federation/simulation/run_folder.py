@@ -1,7 +1,8 @@
 """The folder of a run: what comparing reads, and what a run that was stopped goes on from.
 
 ``run.json`` says what ran, ``history.jsonl`` has one line per committed round, ``model.safetensors`` and
-``best.safetensors`` are whole models, ``state/`` is what sites keep, ``events.log`` what went wrong. Rules:
+``best.safetensors`` are whole models, ``partition.csv`` and ``partition.svg`` show what each site has, ``state/`` is
+what sites keep, ``events.log`` what went wrong. Rules:
 
 1. A line of history is written, and flushed, when its round is committed.
 2. ``checkpoint/`` holds everything of one round under names with its number; ``state.json`` in it is replaced last, by
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import IO
 
+    from federation.data.partitions.report import PartitionReport
     from federation.simulation.bench import Failure
     from federation.simulation.models import Models
     from federation.tensors import TensorSchema
@@ -227,6 +229,18 @@ class RunFolder:
         self._description = {**self.description(), **outcome}
         try:
             self._describe()
+        except OSError as error:
+            raise StorageError(f"run folder {self.path}: {error.strerror}") from error
+
+    def show_partition(self, report: PartitionReport) -> None:
+        """Write what each site has: ``partition.csv``, and ``partition.svg``, the picture.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        try:
+            _replace(self.path / "partition.csv", report.csv())
+            _replace(self.path / "partition.svg", report.svg())
         except OSError as error:
             raise StorageError(f"run folder {self.path}: {error.strerror}") from error
 

@@ -318,6 +318,8 @@ class _Run:
             models = Models(spec, setting.algorithm, executor.arena, setting.built.arrays)
             if folder is not None:
                 self._recover(folder, models, is_buffered=is_buffered)
+                if report := report_of(setting.shards):
+                    folder.show_partition(report)
             engine = self._engine(executor, models, folder)
             for tracker in self._trackers:
                 tracker.start(description)

@@ -119,6 +119,9 @@ def test_the_run_folder_has_what_comparing_reads(make: Make, tmp_path: Path) -> 
     best = read_model(tmp_path / "best.safetensors")[1]
     assert best["w"].tobytes() == result.best["w"].tobytes()
     assert result.best_round == min(result.records, key=lambda record: record.metrics["loss"]).round
+    assert result.report is not None
+    assert (tmp_path / "partition.csv").read_text() == result.report.csv()
+    assert (tmp_path / "partition.svg").read_text().startswith("<svg")
 
 
 def result_sites(result: Any) -> list[str]:

@@ -13,25 +13,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from federation.aggregator.bookkeeping import RoundBook
-from federation.aggregator.broadcast import Offer, Offers, fill_task
+from federation.aggregator.broadcast import Offers
 from federation.aggregator.candidates import Contribution
+from federation.aggregator.dispatch import Dispatch
+from federation.aggregator.gathering import Gathering, RoundGathering, Setting, Stores
 from federation.aggregator.models import Models
 from federation.aggregator.reporting import Reporter
 from federation.aggregator.sessions import Sessions
 from federation.aggregator.uploads import Uploads
 from federation.errors import PlanError
 from federation.rounds import events
-from federation.rounds.admission import Expectation
-from federation.rounds.events import Phase
-from federation.rounds.machine import RoundMachine
 from federation.telemetry.logs import get_logger
 from federation.v1 import aggregator_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from concurrent.futures import Executor
 
     from federation.aggregator.candidates import Candidate
@@ -41,6 +39,8 @@ if TYPE_CHECKING:
     from federation.aggregator.uploads import AdmittedUpdate
     from federation.names import Epoch, ExperimentId, SiteName
     from federation.plan import ExperimentSpec
+    from federation.rounds.admission import Expectation
+    from federation.rounds.asynchronous import Machine
     from federation.rounds.history import RoundRecord
     from federation.runtime.clock import Cancellable, Clock
     from federation.storage.spool import Spool
@@ -72,10 +72,9 @@ class Driver:
         offers: what they may fetch.
         models: the models in play.
         book: times and bytes of the round.
-        machine: the round machine; `start` makes it.
+        dispatch: sends tasks and verdicts.
+        gathering: how updates are gathered.
     """
-
-    machine: RoundMachine
 
     def __init__(
         self,
@@ -101,11 +100,9 @@ class Driver:
         self.offers = Offers(pool)
         self.models = Models(checkpoints, self.offers, disk)
         self.book = RoundBook(clock, metrics)
+        self.dispatch = Dispatch(self.sessions, self.book, epoch)
         self._reporter = Reporter(supervision, self.sessions, metrics, clock)
-        self._ledger = ledger
-        self._checkpoints = checkpoints
-        self._spool = spool
-        self._disk = disk
+        self._stores = Stores(ledger=ledger, checkpoints=checkpoints, spool=spool, disk=disk)
         self._clock = clock
         self._metrics = metrics
         self._log = get_logger(__name__).bind(experiment=experiment, epoch=epoch)
@@ -117,21 +114,28 @@ class Driver:
         self._combined: dict[SiteName, AdmittedUpdate] = {}
         self._examples: dict[SiteName, int] = {}
         self._settled_ids: dict[SiteName, bytes] = {}
+        self.gathering: Gathering = RoundGathering(
+            Setting(
+                experiment=experiment,
+                epoch=epoch,
+                spec=spec,
+                stores=self._stores,
+                models=self.models,
+                uploads=self.uploads,
+                weights=self._examples,
+            )
+        )
+
+    @property
+    def machine(self) -> Machine:
+        """The round machine; there once `start` has returned."""
+        return self.gathering.machine
 
     # --- what uploads and service ask
 
-    def expectation(self) -> Expectation:
-        """Return what an update must look like now."""
-        return Expectation(
-            experiment=self.experiment,
-            epoch=self.epoch,
-            round=self.machine.round,
-            attempt=self.machine.attempt,
-            is_open=not self.machine.has_closed,
-            model_digest=self.models.digest,
-            payloads=self.uploads.expected,
-            metrics=self.spec.metrics,
-        )
+    def expectation(self, site: SiteName) -> Expectation:
+        """Return what an update of this site must look like now."""
+        return self.gathering.expectation(site)
 
     def is_asked(self, site: SiteName) -> bool:
         """Tell whether an update of this site would be taken now; it then holds the model."""
@@ -151,21 +155,9 @@ class Driver:
             StorageError: the disk failed.
         """
         await self.models.open()
-        standpoint = self._ledger.standpoint
-        recovered = await self._on_disk(self._spool.recover, standpoint.round, standpoint.attempt)
-        self.machine = RoundMachine(
-            self.spec.plan,
-            events.Resume(
-                round=standpoint.round,
-                attempt=standpoint.attempt,
-                admitted=tuple(update.key.site for update in recovered),
-                expected=standpoint.expected,
-                score=standpoint.score,
-            ),
-            asks_all=lambda number: self._checkpoints.algorithm.asks_all(self.spec, number),
-            weights=self._examples,
-        )
-        self._log.info("rounds begin", round=standpoint.round, attempt=standpoint.attempt, admitted=len(recovered))
+        admitted = await self.gathering.open()
+        machine = self.machine
+        self._log.info("rounds begin", round=machine.round, attempt=machine.attempt, admitted=admitted)
 
     async def run(self) -> events.Finish:
         """Run rounds to the end, and return it; the journal has it.
@@ -173,7 +165,7 @@ class Driver:
         Raises:
             StorageError: the disk failed; a restart goes on from the journal.
         """
-        finish = self._ledger.standpoint.end
+        finish = self._stores.ledger.standpoint.end
         if finish is not None:
             return finish
         self._perform_all(self.machine.start())
@@ -192,7 +184,7 @@ class Driver:
                     finish = action
             except PlanError as error:
                 finish = events.Finish("failed", f"round {self.machine.round}: {error}", self.machine.score.is_degraded)
-        await self._on_disk(self._ledger.record_ended, finish)
+        await self._stores.do(self._stores.ledger.record_ended, finish)
         self._log.info("rounds ended", outcome=finish.outcome, reason=finish.reason, degraded=finish.is_degraded)
         return finish
 
@@ -202,7 +194,7 @@ class Driver:
             self._timer.cancel()
         self.sessions.stop()
         self._reporter.close()
-        await self._on_disk(lambda: None)  # what was under way when we were cancelled ends first
+        await self._stores.do(lambda: None)  # what was under way when we were cancelled ends first
         await self.models.close()
         self.offers.close()
 
@@ -248,8 +240,7 @@ class Driver:
 
     def _enter(self, action: events.EnterPhase) -> None:
         self.book.enter(action.phase)
-        if action.phase in (Phase.AGGREGATE, Phase.MISSED):
-            self.uploads.close_attempt()
+        self.gathering.entered(action.phase)
         self._log.debug("phase", phase=action.phase.value, round=action.round, reason=action.reason)
         self._reporter.entered(action, self.machine)
 
@@ -264,66 +255,38 @@ class Driver:
             self._timer = None
 
     def _ask_train(self, action: events.AskTrain) -> None:
-        offers = self.models.for_training
-        self._send_task(aggregator_pb2.TASK_KIND_TRAIN, action.sites, offers)
+        offers = self.gathering.offers(action)
+        self.dispatch.task(
+            aggregator_pb2.TASK_KIND_TRAIN,
+            (action.round, action.attempt),
+            action.sites,
+            offers,
+            deadline_s=self._deadline - self._clock.monotonic(),
+        )
         if all(offer.inline is not None for offer in offers):
             for site in action.sites:
                 self.handle(events.ModelHeld(site))
 
     def _ask_evaluate(self, action: events.AskEvaluate) -> None:
-        self._send_task(aggregator_pb2.TASK_KIND_EVALUATE, action.sites, self.models.for_evaluation)
-
-    def _send_task(self, kind: aggregator_pb2.TaskKind, sites: tuple[SiteName, ...], offers: list[Offer]) -> None:
-        task = aggregator_pb2.Task(
-            kind=kind,
-            round=self.machine.round,
-            attempt=self.machine.attempt,
-            epoch=self.epoch,
-            deadline_s=max(self._deadline - self._clock.monotonic(), 0.001),
+        self.dispatch.task(
+            aggregator_pb2.TASK_KIND_EVALUATE,
+            (action.round, self.machine.attempt),
+            action.sites,
+            self.models.for_evaluation,
+            deadline_s=self._deadline - self._clock.monotonic(),
         )
-        fill_task(task, offers)
-        replies: dict[tuple[Offer, ...], aggregator_pb2.ParticipateReply] = {}
-        for site in sites:
-            # What a site just evaluated it trains from next. Should it have lost that, it pulls it.
-            inlined = self.sessions.inlined(site)
-            inside = tuple(
-                offer
-                for offer in offers
-                if offer.inline is not None and inlined.get(offer.payload.name) != offer.payload.digest
-            )
-            if inside not in replies:
-                replies[inside] = _with_inline(task, inside)
-            if self.sessions.send(site, replies[inside]):
-                for offer in inside:
-                    inlined[offer.payload.name] = offer.payload.digest or b""
-                    self.book.sent(site, offer.payload.name, len(offer.inline or b""))
 
     def _send_verdicts(self, action: events.SendVerdicts) -> None:
         for site, reason in action.reasons.items():
             update_id = self._settled_ids.get(site)
             if update_id is not None:
-                self.sessions.send(site, self.make_verdict(action.round, action.attempt, update_id, reason))
-
-    def make_verdict(
-        self, round_number: int, attempt: int, update_id: bytes, reason: str
-    ) -> aggregator_pb2.ParticipateReply:
-        """Return the message that says what became of an update; an empty reason means that it counted."""
-        return aggregator_pb2.ParticipateReply(
-            verdict=aggregator_pb2.Verdict(
-                round=round_number,
-                attempt=attempt,
-                update_id=update_id,
-                epoch=self.epoch,
-                counted=not reason,
-                reason=reason,
-            )
-        )
+                asking = action.asked.get(site, (action.round, action.attempt))
+                self.dispatch.verdict(site, asking, update_id, reason)
 
     # --- what takes time
 
     async def _combine(self, action: events.Combine) -> None:
-        updates = {update.site: update for update in self.uploads.admitted(action.round)}
-        self._combined = {site: updates[site] for site in action.sites}
+        self._combined = self.gathering.updates(action)
         contributions = [
             Contribution(
                 site=site,
@@ -345,13 +308,11 @@ class Driver:
 
     async def _commit(self, action: events.Commit) -> None:
         candidate = await self.models.synced()
-        await self.uploads.settle()
+        self._settled_ids = await self.gathering.settle(action)
         updates = [self._combined[site] for site in sorted(self._combined)]
-        self._settled_ids = self.uploads.update_ids(action.round)
         record = self.book.record(action, candidate, updates, epoch=self.epoch)
-        record = await self._on_disk(self._write_commit, action, candidate, record)
+        record = await self._stores.do(self._write_commit, action, candidate, record)
         self.models.take_over()
-        self.uploads.forget_ids()
         self.book.begin()
         self._reporter.committed(record)
         self.handle(events.Committed())
@@ -359,36 +320,14 @@ class Driver:
     def _write_commit(self, action: events.Commit, candidate: Candidate, record: RoundRecord) -> RoundRecord:
         """Rule 3, as far as the disk is concerned."""
         candidate.commit()
-        record = self._ledger.record_committed(
-            record, attempt=action.attempt, score=action.score, updates=self._settled_ids
-        )
+        record = self.gathering.write_commit(action, record, self._settled_ids)
         if action.is_best:
-            self._checkpoints.keep_best()
-        self._spool.release(action.round)
+            self._stores.checkpoints.keep_best()
+        self.gathering.release(action)
         return record
 
     async def _record_miss(self, action: events.RecordMiss) -> None:
-        await self.uploads.settle()
-        self._settled_ids = self.uploads.update_ids(action.round)
+        self._settled_ids = await self.gathering.settle(action)
         self._log.warning("quorum missed", round=action.round, attempt=action.attempt, reason=action.reason)
-        await self._on_disk(self._write_miss, action)
-        self.uploads.forget_ids()
+        await self._stores.do(self.gathering.write_miss, action, self._settled_ids)
         self.handle(events.MissRecorded())
-
-    def _write_miss(self, action: events.RecordMiss) -> None:
-        self._ledger.record_missed(action.round, action.attempt, reason=action.reason, updates=self._settled_ids)
-        self._spool.release(action.round)
-
-    async def _on_disk(self, work: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
-
-
-def _with_inline(task: aggregator_pb2.Task, inside: tuple[Offer, ...]) -> aggregator_pb2.ParticipateReply:
-    """Return the message with a task that has these of its payloads inside and no others."""
-    digests = {offer.payload.digest for offer in inside}
-    reply = aggregator_pb2.ParticipateReply(task=task)
-    kept = [part for part in task.inline if part.digest in digests]
-    if len(kept) < len(task.inline):
-        del reply.task.inline[:]
-        reply.task.inline.extend(kept)
-    return reply

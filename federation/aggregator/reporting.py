@@ -15,8 +15,8 @@ from federation.v1 import director_pb2
 if TYPE_CHECKING:
     from federation.aggregator.sessions import Sessions
     from federation.aggregator.supervision import Supervision
+    from federation.rounds.asynchronous import Machine
     from federation.rounds.history import RoundRecord
-    from federation.rounds.machine import RoundMachine
     from federation.runtime.clock import Cancellable, Clock
     from federation.telemetry.metrics import Metrics
 
@@ -52,7 +52,7 @@ class Reporter:
             self._quiet.cancel()
             self._quiet = None
 
-    def entered(self, action: events.EnterPhase, machine: RoundMachine) -> None:
+    def entered(self, action: events.EnterPhase, machine: Machine) -> None:
         """Tell that a phase began."""
         self._metrics.round_number.set(action.round)
         was_paused = bool(self._pause_reason)
@@ -65,18 +65,18 @@ class Reporter:
         if self._quiet is None or action.phase in _ALWAYS:
             self._phase(action.phase, action.reason, machine)
 
-    def _speak(self, machine: RoundMachine) -> None:
+    def _speak(self, machine: Machine) -> None:
         """Tell where a round is that turned out to be a long one, and be quiet no more."""
         self._quiet = None
         self._phase(machine.phase, "", machine)
 
-    def _phase(self, phase: events.Phase, reason: str, machine: RoundMachine) -> None:
+    def _phase(self, phase: events.Phase, reason: str, machine: Machine) -> None:
         text = f"round {machine.round}: {phase.value}" + (f", {reason}" if reason else "")
         self._supervision.event(
             director_pb2.Event(kind="phase", text=text[:_MAX_TEXT], phase=_progress(machine, phase))
         )
 
-    def happened(self, event: events.Event, machine: RoundMachine) -> None:
+    def happened(self, event: events.Event, machine: Machine) -> None:
         """Tell what a site did."""
         if isinstance(event, events.SiteReady):
             self._site(event.site, "ready")
@@ -113,13 +113,13 @@ class Reporter:
         self._supervision.event(director_pb2.Event(kind="site", site=site, text=text[:_MAX_TEXT]))
         self.status()
 
-    def _update(self, site: str, text: str, machine: RoundMachine) -> None:
+    def _update(self, site: str, text: str, machine: Machine) -> None:
         self._supervision.event(
             director_pb2.Event(kind="update", site=site, text=text[:_MAX_TEXT], phase=_progress(machine, machine.phase))
         )
 
 
-def _progress(machine: RoundMachine, phase: events.Phase) -> director_pb2.PhaseChange:
+def _progress(machine: Machine, phase: events.Phase) -> director_pb2.PhaseChange:
     return director_pb2.PhaseChange(
         round=machine.round, phase=phase.value, sites_asked=len(machine.asked), sites_done=machine.done
     )

@@ -23,7 +23,7 @@ from federation.errors import (
     NotFoundError,
     PeerError,
 )
-from federation.names import SiteName, check_name
+from federation.names import Attempt, RoundNumber, SiteName, check_name
 from federation.plan import check_metrics
 from federation.rounds import events
 from federation.telemetry.logs import get_logger
@@ -144,12 +144,13 @@ class AggregatorService:
         """Verdicts on an update the site still keeps; none while its attempt is in progress."""
         if not hello.HasField("pending"):
             return []
-        pending, standpoint = hello.pending, self._ledger.standpoint
+        pending, driver = hello.pending, self._driver
+        asking = (RoundNumber(pending.round), Attempt(pending.attempt))
         for fact in self._ledger.settled.get(site, ()):
-            if (fact.round, fact.attempt, fact.update_id) == (pending.round, pending.attempt, pending.update_id):
-                return [self._driver.make_verdict(fact.round, fact.attempt, fact.update_id, fact.reason)]
-        if (pending.round, pending.attempt) < (standpoint.round, standpoint.attempt):
-            return [self._driver.make_verdict(pending.round, pending.attempt, pending.update_id, "late")]
+            if (fact.round, fact.attempt, fact.update_id) == (*asking, pending.update_id):
+                return [driver.dispatch.make_verdict(asking, fact.update_id, fact.reason)]
+        if driver.gathering.is_over(site, asking):
+            return [driver.dispatch.make_verdict(asking, pending.update_id, "late")]
         return []
 
     async def _read(self, session: Session, requests: AsyncIterator[pb.ParticipateRequest]) -> None:
@@ -209,11 +210,12 @@ class AggregatorService:
         if not _ERROR_CLASS.fullmatch(failure.error_class) or len(failure.detail.encode()) > _MAX_DETAIL_BYTES:
             raise MalformedMessageError("a failure names an error class of letters, digits, dots and underscores")
         machine, site = self._driver.machine, session.site
-        is_current = (failure.round, failure.epoch) == (machine.round, self._driver.epoch)
-        is_training = failure.kind == pb.TASK_KIND_TRAIN
-        is_open = machine.is_asked(site) if is_training else machine.is_evaluating(site)
+        if failure.kind == pb.TASK_KIND_TRAIN:
+            is_open = machine.is_asked(site) and self._driver.gathering.is_present(site, failure.round)
+        else:
+            is_open = machine.is_evaluating(site) and failure.round == machine.round
         session.has_left = session.has_left or failure.permanent
-        if failure.permanent or (is_current and is_open):
+        if failure.permanent or (is_open and failure.epoch == self._driver.epoch):
             reason = failure.error_class + (f": {failure.detail}" if failure.detail else "")
             self._driver.handle(events.SiteFailed(site, reason, failure.permanent))
 

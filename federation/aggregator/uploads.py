@@ -53,8 +53,8 @@ _ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, R
 class OpenRound(Protocol):
     """The round in progress, as uploads see it."""
 
-    def expectation(self) -> admission.Expectation:
-        """Return what an update must look like now."""
+    def expectation(self, site: SiteName) -> admission.Expectation:
+        """Return what an update of this site must look like now."""
 
     def is_asked(self, site: SiteName) -> bool:
         """Tell whether an update of this site would be taken now."""
@@ -263,7 +263,7 @@ class Uploads:
             examples=announcement.examples,
             metrics=announcement.metrics,
         )
-        expected = self._round.expectation()
+        expected = self._round.expectation(site)
         admission.check_task(claim, expected, is_asked=self._round.is_asked(site))
         admission.check_claim(claim, expected, examples_cap=self._round.examples_cap(site))
 

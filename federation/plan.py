@@ -86,6 +86,10 @@ class Plan(_Frozen):
         rule: aggregation rule, by its registered name.
         max_examples: cap on the examples a site may claim; beyond what its envoy declared it may never claim.
         max_norm: largest L2 norm of a site's parameter change; a larger one is refused. None: unbounded.
+        max_share: most that one site may weigh, as a share of all weights by examples; what is above it is cut to it,
+            such as 0.3. None: whatever the examples give.
+        max_norm_ratio: longest change of a site in units of the median norm of the last ten rounds; a longer one is
+            refused, such as 5. None: unbounded.
         max_failures: rounds in a row that may miss their quorum before the experiment fails.
         join_timeout_s: seconds the experiment waits for `sites` to join, and, once paused, for sites to come back.
         algorithm: method, by its registered name.
@@ -124,6 +128,8 @@ class Plan(_Frozen):
     rule: str = "mean"
     max_examples: int | None = Field(default=None, ge=1)
     max_norm: float | None = Field(default=None, gt=0)
+    max_share: float | None = Field(default=None, gt=0, le=1)
+    max_norm_ratio: float | None = Field(default=None, ge=1)
     max_failures: int = Field(default=3, ge=1)
     join_timeout_s: float = Field(default=3600.0, gt=0, le=365 * 86400)
     algorithm: str = "fedavg"

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from federation.aggregator.uploads import AdmittedUpdate
     from federation.names import Epoch, ExperimentId, SiteName
     from federation.plan import ExperimentSpec
-    from federation.rounds.admission import Expectation
+    from federation.rounds.admission import Expectation, NormWindow
     from federation.rounds.asynchronous import Machine
     from federation.rounds.history import RoundRecord
     from federation.runtime.clock import Cancellable, Clock
@@ -145,6 +145,11 @@ class Driver:
         """Return the most training examples this site may claim."""
         bounds = self.sessions.bounds(site)
         return min(bounds.train_examples if bounds else 0, self.spec.plan.max_examples or _UNLIMITED)
+
+    @property
+    def norms(self) -> NormWindow:
+        """Return the norms of the last committed rounds."""
+        return self._ledger.standpoint.norms
 
     # --- life
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from federation.errors import ConflictError, StorageError
 from federation.names import Attempt, Digest, Epoch, RoundNumber, SiteName
+from federation.rounds.admission import NormWindow
 from federation.rounds.events import Finish, Score
 from federation.rounds.history import RoundRecord, SiteOutcome
 from federation.storage.journal import Journal
@@ -49,6 +50,7 @@ class Standpoint:
         attempt: attempt in progress, from 1.
         expected: sites of the last committed round that were there at its end.
         score: as the last commit wrote it.
+        norms: of the updates of the last committed rounds.
         model_digest: BLAKE3 of the committed ``model`` payload; None before the first commit.
         end: how the experiment ended; None while it goes on.
         end_sequence: sequence of that line; 0 while it goes on.
@@ -59,6 +61,7 @@ class Standpoint:
     attempt: Attempt
     expected: tuple[SiteName, ...]
     score: Score
+    norms: NormWindow
     model_digest: Digest | None
     end: Finish | None
     end_sequence: int
@@ -70,6 +73,7 @@ _START = Standpoint(
     attempt=Attempt(1),
     expected=(),
     score=Score(),
+    norms=NormWindow(),
     model_digest=None,
     end=None,
     end_sequence=0,
@@ -195,6 +199,7 @@ def _replay(
             attempt=Attempt(1),
             expected=tuple(row.site for row in record.sites if row.outcome is not SiteOutcome.LOST),
             score=Score(**body["score"]),
+            norms=standpoint.norms.after(record),
             model_digest=Digest(bytes.fromhex(record.model_digest)),
         )
     if kind == "ended":

@@ -62,6 +62,10 @@ class OpenRound(Protocol):
     def examples_cap(self, site: SiteName) -> int:
         """Return the most examples this site may claim."""
 
+    @property
+    def norms(self) -> admission.NormWindow:
+        """Norms of the last committed rounds."""
+
     def handle(self, event: Event) -> None:
         """Take in what happened."""
 
@@ -142,7 +146,7 @@ class Uploads:
     ) -> None:
         self._plans = spec.uploads()
         self.expected = expected_payloads(self._plans)
-        self._max_norm = spec.plan.max_norm
+        self._plan = spec.plan
         self._spool = spool
         self._round = round_
         self._disk = disk
@@ -330,7 +334,7 @@ class Uploads:
         for payload, digest in zip(reception.payloads, digests, strict=True):
             payload.finish(digest)
         norm = await self._norm(reception)
-        admission.check_norm(norm, self._max_norm)
+        admission.check_norm(norm, self._plan, self._round.norms)
         self._require_open(site)
         facts = {
             "norm": norm,

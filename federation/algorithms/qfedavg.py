@@ -10,12 +10,14 @@ from pydantic import Field
 from federation.algorithms.algorithm import Algorithm
 from federation.algorithms.client import ClientHalf
 from federation.algorithms.server import ServerHalf, ServerRound
+from federation.errors import PlanError
 from federation.rounds.schedules import local_rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from federation.algorithms.client import ClientRound
+    from federation.plan import ExperimentSpec
 
 _LEAST_LOSS = 1e-10
 """F_k must be above 0 to be raised to q − 1."""
@@ -49,6 +51,18 @@ class QFedAvg(Algorithm):
     sets_server_step: ClassVar[bool] = True
 
     q: float = Field(default=1.0, ge=0)
+
+    def check(self, spec: ExperimentSpec) -> None:
+        """Refuse a cap on weights by examples: here weights are losses.
+
+        Raises:
+            PlanError: `max_share` would bind nothing.
+        """
+        if spec.plan.max_share is not None:
+            raise PlanError(
+                "algorithm 'qfedavg' weighs sites by their loss, which max_share does not bound: leave max_share out, "
+                "or use fedavg"
+            )
 
     def client(self) -> ClientHalf:
         """Return the client half."""

@@ -39,6 +39,7 @@ from federation.compression import load_codec
 from federation.errors import ConfigurationError, PlanError
 from federation.rounds.sampling import check_sampler
 from federation.rounds.schedules import check_schedules
+from federation.rounds.shares import check_max_share
 from federation.tensors import DType
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ def check(spec: ExperimentSpec, own: Algorithm | None = None) -> None:
         )
     check_sampler(plan)
     check_schedules(plan)
+    check_max_share(plan, is_asynchronous=algorithm.mode == "buffer")
     _check_dtypes(spec, algorithm)
     _check_compression(plan, algorithm)
     if algorithm.only_mean and plan.rule != "mean":

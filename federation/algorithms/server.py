@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from federation.rounds.shares import capped
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -80,8 +82,9 @@ class ServerTile:
 
 
 def examples(round: ServerRound, *payloads: str) -> dict[str, list[float]]:
-    """Return weights p_i = n_i for each payload."""
-    return {name: [float(site.examples) for site in round.sites] for name in payloads}
+    """Return weights p_i = n_i for each payload, none above the plan's ``max_share`` of their sum."""
+    weights = capped([float(site.examples) for site in round.sites], round.plan.max_share)
+    return {name: list(weights) for name in payloads}
 
 
 def uniform(round: ServerRound, *payloads: str) -> dict[str, list[float]]:

@@ -10,7 +10,8 @@ Checks, in order, each with the `Refusal` it raises:
 4. The examples are at least 1 and at most what envoy, collaborator and plan allow (EXAMPLES): a site cannot buy weight.
 5. Training metrics have names the plan fixes and finite values (METRICS).
 
-Once all is in, the L2 norm of the parameter change is at most what the plan allows (NORM). What concerns the bytes is
+Once all is in, the L2 norm of the parameter change is at most what the plan allows, `max_norm`, and at most
+`max_norm_ratio` times the median norm of the last rounds (NORM). What concerns the bytes is
 checked by `federation.wire.reception`, as they arrive or, where they are compressed, once they are there: every float
 is finite (NOT_FINITE), nothing is missing (TRUNCATED), the digests are as committed (CORRUPT), and a compressed payload
 can be decoded (WRONG_CODEC).
@@ -18,18 +19,24 @@ can be decoded (WRONG_CODEC).
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from federation.errors import Refusal, UpdateRejectedError
 from federation.names import Digest, PayloadName  # noqa: TC001 - a NamedTuple's fields
 from federation.plan import check_metrics
+from federation.rounds.history import SiteOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from federation.names import Attempt, Epoch, ExperimentId, RoundNumber
+    from federation.plan import Plan
+    from federation.rounds.history import RoundRecord
 
+NORM_ROUNDS = 10
+"""Committed rounds whose norms make the running median: enough for a steady one, few enough to follow a schedule."""
 IDENTITY = "identity"
 """The codec of payloads that are not compressed."""
 
@@ -167,15 +174,56 @@ def check_claim(claim: Claim, expected: Expectation, *, examples_cap: int) -> No
         raise UpdateRejectedError(Refusal.METRICS, str(error)) from error
 
 
-def check_norm(norm: float, max_norm: float | None) -> None:
+@dataclass(frozen=True, slots=True)
+class NormWindow:
+    """Norms of the updates that counted in the last committed rounds; all a restart needs is in the rounds' records.
+
+    The median of them is what `max_norm_ratio` is measured in: half of the updates would have to be hostile for some
+    rounds to move it, and it follows norms that shrink as a model converges. Empty before the first committed round:
+    nothing is refused then.
+
+    Attributes:
+        rounds: of each round, oldest first, its norms in name order.
+    """
+
+    rounds: tuple[tuple[float, ...], ...] = ()
+
+    def after(self, record: RoundRecord) -> NormWindow:
+        """Return the window once a round is committed; the oldest round makes way."""
+        norms = tuple(row.update_norm for row in record.sites if row.outcome is SiteOutcome.COUNTED)
+        return NormWindow((*self.rounds, norms)[-NORM_ROUNDS:]) if norms else self
+
+    @property
+    def median(self) -> float:
+        """Median of all norms of the window; 0 if there are none, or if most updates changed nothing."""
+        norms = [norm for norms in self.rounds for norm in norms]
+        return statistics.median(norms) if norms else 0.0
+
+
+def check_norm(norm: float, plan: Plan, window: NormWindow) -> None:
     """Refuse an update whose parameter change is longer than the plan allows.
+
+    Args:
+        norm: L2 norm of the change.
+        plan: its `max_norm` and `max_norm_ratio` apply, where given.
+        window: norms of the last rounds.
 
     Raises:
         UpdateRejectedError: with NORM.
     """
-    if max_norm is not None and norm > max_norm:
+    if plan.max_norm is not None and norm > plan.max_norm:
         raise UpdateRejectedError(
-            Refusal.NORM, f"the parameter change has L2 norm {norm:.6g}; the plan allows {max_norm:.6g}"
+            Refusal.NORM,
+            f"the parameter change has L2 norm {norm:.6g}; the plan's max_norm allows {plan.max_norm:.6g}",
+        )
+    if plan.max_norm_ratio is None:
+        return
+    median = window.median
+    if median > 0 and norm > plan.max_norm_ratio * median:
+        raise UpdateRejectedError(
+            Refusal.NORM,
+            f"the parameter change has L2 norm {norm:.6g}; the median of the last {len(window.rounds)} rounds is "
+            f"{median:.6g} and the plan's max_norm_ratio allows {plan.max_norm_ratio:g} times that",
         )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from federation.names import PayloadName
     from federation.plan import ExperimentSpec, PayloadPlan
+    from federation.rounds.admission import NormWindow
     from federation.simulation.models import Payload
 
 _PIECE_BYTES = 1 << 19
@@ -36,15 +37,15 @@ class Admission:
 
     def __init__(self, spec: ExperimentSpec) -> None:
         self._plans = spec.uploads()
-        self._max_norm = spec.plan.max_norm
-        self._max_examples = spec.plan.max_examples
+        self._plan = spec.plan
 
-    def check(self, payloads: Mapping[PayloadName, Payload], examples: int) -> float:
+    def check(self, payloads: Mapping[PayloadName, Payload], examples: int, norms: NormWindow) -> float:
         """Return the L2 norm of an update's change.
 
         Args:
             payloads: as they lie in the update's slot.
             examples: training examples behind it.
+            norms: of the last committed rounds.
 
         Raises:
             TaskError: NotFinite: a number is NaN or infinite.
@@ -58,12 +59,12 @@ class Admission:
                 raise TaskError("NotFinite", traceback=f"payload {plan.name!r}: {error}") from error
             if plan.name == DELTA:
                 norm = found
-        if self._max_examples is not None and examples > self._max_examples:
+        most = self._plan.max_examples
+        if most is not None and examples > most:
             raise UpdateRejectedError(
-                Refusal.EXAMPLES,
-                f"the update claims {examples} examples; this site may claim 1 to {self._max_examples}",
+                Refusal.EXAMPLES, f"the update claims {examples} examples; this site may claim 1 to {most}"
             )
-        check_norm(norm, self._max_norm)
+        check_norm(norm, self._plan, norms)
         return norm
 
 

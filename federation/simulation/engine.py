@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from federation.algorithms.server import count_sites
 from federation.errors import PlanError, TaskError, UpdateRejectedError
 from federation.rounds import events
+from federation.rounds.admission import NormWindow
 from federation.rounds.events import Phase
 from federation.simulation.admission import Admission
 from federation.simulation.bench import EvaluateOrder, KeepOrder, TrainOrder
@@ -99,7 +100,7 @@ class Engine:
     Attributes:
         clock: simulated seconds since the start of the experiment.
         absent: round at which each site that is away is ready.
-        score: of the last commit.
+        norms: of the updates of the last committed rounds.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Engine:
         self.clock = 0.0
         self.book = RoundBook()
         self.absent: dict[SiteName, int] = {}
+        self.norms = NormWindow()
         self.failures: list[tuple[RoundNumber, SiteName, Failure]] = []
         self._spec = spec
         self._machine = machine
@@ -278,7 +280,7 @@ class Engine:
         event: events.Event = events.UpdateAdmitted(site, asked_round=action.round)
         norm = 0.0
         try:
-            norm = self._admission.check(payloads, trained.examples)
+            norm = self._admission.check(payloads, trained.examples, self.norms)
         except TaskError as error:
             event = events.SiteFailed(site, error.error_class)
         except UpdateRejectedError as error:
@@ -338,6 +340,7 @@ class Engine:
             simulated_seconds=self.clock - self._round_began,
             total_sites=total,
         )
+        self.norms = self.norms.after(record)
         with self._spans.span("commit"):
             self._models.commit()
             self._settle_counted(action)

@@ -349,6 +349,8 @@ class _Run:
         )
         engine.clock = standpoint.clock
         engine.absent = dict(standpoint.absent)
+        for record in self._records:
+            engine.norms = engine.norms.after(record)
         engine.book.held = {site: dict(held) for site, held in standpoint.held.items()}
         return engine
 

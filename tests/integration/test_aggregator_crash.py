@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, suppress
 import numpy as np
 import pytest
 
-from federation.errors import FederationError
+from federation.errors import FederationError, Refusal, UpdateRejectedError
 from federation.plan import Plan
 from federation.runtime.records import read_exit_record
 from federation.storage.checkpoints import read_model
@@ -109,6 +109,32 @@ async def test_after_a_kill_an_admitted_update_is_kept_and_not_asked_for_again(t
     assert read_exit_record(built.work).outcome == "completed"
     _, arrays = read_model(built.work / "artifacts" / "last.safetensors")
     np.testing.assert_allclose(arrays["weight"], 0.75)
+
+
+async def test_after_a_kill_the_running_median_norm_is_that_of_the_rounds_before(tmp_path):
+    built = stage(tmp_path, rounds=2, quorum=1, max_norm_ratio=3.0, evaluate_every=0)
+    async with process(built, 1) as first:
+        sites = await begin(built, first, "site-a", "site-b")
+        for site in sites:
+            await site.answer(await site.next_task())
+        for site in sites:
+            await site.next_task()  # of round 2: the first is committed
+        first.kill()
+        await first.ended()
+        for site in sites:
+            await site.vanish()
+    async with process(built, 2) as second:
+        a, b = await begin(built, second, "site-a", "site-b")
+        b.target = 1000.0
+        with pytest.raises(UpdateRejectedError, match="max_norm_ratio allows 3 times") as caught:
+            await b.answer(await b.next_task())
+        await a.answer(await a.next_task())
+        for site in (a, b):
+            with pytest.raises(Finished):
+                await site.next_task()
+            await site.vanish()
+        assert await second.ended() == 0
+    assert caught.value.refusal is Refusal.NORM
 
 
 async def test_after_a_kill_during_evaluation_the_same_candidate_is_made_again(tmp_path):

@@ -26,7 +26,7 @@ def record(number):
         seconds=2.0,
         model_digest=bytes([number] * 32).hex(),
         sites=(
-            SiteRecord(site=A, outcome=SiteOutcome.COUNTED),
+            SiteRecord(site=A, outcome=SiteOutcome.COUNTED, update_norm=2.5),
             SiteRecord(site=B, outcome=SiteOutcome.REFUSED, reason="norm"),
             SiteRecord(site=C, outcome=SiteOutcome.LOST),
         ),
@@ -50,6 +50,7 @@ def test_a_restart_knows_round_attempt_score_sites_and_what_became_of_each_updat
     again = opened(tmp_path, epoch=2)
     assert again.standpoint == before and again.settled == settled
     assert (before.round, before.attempt, before.port, before.score) == (2, 2, 7000, score)
+    assert before.norms.rounds == ((2.5,),)
     assert before.expected == (A, B), "a lost site is not waited for"
     assert settled[A] == [
         Settled(round=RoundNumber(1), attempt=Attempt(1), update_id=FIRST, reason=""),

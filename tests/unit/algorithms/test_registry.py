@@ -124,6 +124,9 @@ def test_every_method_accepts_a_plain_plan_once_it_has_what_it_needs(name):
         ({"algorithm": "marina", "optimizer_state": "keep"}, "set optimizer_state = 'reset'"),
         ({"algorithm": "fedper"}, "name its tensors in local"),
         ({"algorithm": "fedrep"}, "name its tensors in local"),
+        ({"sites": 4, "quorum": 3, "max_share": 0.3}, "may close with 3 updates.*raise max_share to 0.333333"),
+        ({"sites": 4, "quorum": 3, "max_share": 0.5, "algorithm": "fedbuff"}, "may close with 1 updates"),
+        ({"sites": 4, "quorum": 3, "max_share": 0.5, "algorithm": "qfedavg"}, "weighs sites by their loss"),
     ],
     ids=str,
 )

@@ -5,10 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from federation.errors import Refusal, UpdateRejectedError
-from federation.names import Attempt, Digest, Epoch, ExperimentId, PayloadName, RoundNumber
-from federation.rounds.admission import Claim, Expectation, ExpectedPayload, check_claim, check_norm, check_task
+from federation.names import Attempt, Digest, Epoch, ExperimentId, PayloadName, RoundNumber, SiteName
+from federation.plan import Plan
+from federation.rounds.admission import (
+    NORM_ROUNDS,
+    Claim,
+    Expectation,
+    ExpectedPayload,
+    NormWindow,
+    check_claim,
+    check_norm,
+    check_task,
+)
+from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord
 
 SCHEMA, MODEL = Digest(b"s" * 32), Digest(b"m" * 32)
 EXPECTED = Expectation(
@@ -81,11 +94,54 @@ def test_refuses_a_site_that_was_not_asked():
 
 
 def test_refuses_a_norm_beyond_the_plans_and_only_then():
-    check_norm(1e9, None)
-    check_norm(2.0, 2.0)
+    check_norm(1e9, Plan(), NormWindow())
+    check_norm(2.0, Plan(max_norm=2.0), NormWindow())
     with pytest.raises(UpdateRejectedError) as caught:
-        check_norm(2.1, 2.0)
+        check_norm(2.1, Plan(max_norm=2.0), NormWindow())
     assert caught.value.refusal is Refusal.NORM
+
+
+def committed(norms, number=1):
+    rows = [SiteRecord(site=SiteName(f"s{i}"), outcome=SiteOutcome.COUNTED, update_norm=n) for i, n in enumerate(norms)]
+    refused = SiteRecord(site=SiteName("liar"), outcome=SiteOutcome.REFUSED, update_norm=1e9)
+    return RoundRecord(
+        round=RoundNumber(number), epoch=Epoch(1), started_at=0, seconds=1, model_digest="", sites=(*rows, refused)
+    )
+
+
+def test_a_norm_is_measured_in_the_running_median_and_nothing_is_refused_before_there_is_one():
+    plan = Plan(max_norm_ratio=3.0)
+    check_norm(1e9, plan, NormWindow())
+    window = NormWindow().after(committed([1.0, 2.0, 3.0]))
+    check_norm(6.0, plan, window)
+    check_norm(1e9, Plan(), window)
+    with pytest.raises(UpdateRejectedError, match=r"median of the last 1 rounds is 2 .* allows 3 times that") as caught:
+        check_norm(6.1, plan, window)
+    assert caught.value.refusal is Refusal.NORM
+
+
+def test_the_window_forgets_the_oldest_round_and_what_did_not_count():
+    window = NormWindow()
+    for number in range(NORM_ROUNDS):
+        window = window.after(committed([100.0], number + 1))
+    assert window.median == 100.0
+    for number in range(NORM_ROUNDS):
+        window = window.after(committed([1.0, 1.0], number + 11))
+    assert window.rounds == ((1.0, 1.0),) * NORM_ROUNDS
+    assert window.after(committed([])) == window
+
+
+def test_a_median_of_nothing_refuses_nothing():
+    check_norm(5.0, Plan(max_norm_ratio=2.0), NormWindow().after(committed([0.0, 0.0, 1.0])))
+
+
+@given(st.lists(st.floats(0.1, 10.0), min_size=3, max_size=9), st.floats(1.0, 20.0))
+def test_a_minority_of_huge_norms_cannot_raise_the_bound_above_the_honest_ones(norms, ratio):
+    hostile = [1e6] * ((len(norms) - 1) // 2)
+    window = NormWindow().after(committed([*norms, *hostile]))
+    assert window.median <= max(norms)
+    with pytest.raises(UpdateRejectedError):
+        check_norm(ratio * max(norms) * 1.01, Plan(max_norm_ratio=ratio), window)
 
 
 COMPRESSED = replace(EXPECTED, payloads=(ExpectedPayload(PayloadName("delta"), SCHEMA, 40, "top_k:0.1"),))

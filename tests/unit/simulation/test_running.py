@@ -162,7 +162,34 @@ def test_an_update_that_is_not_finite_fails_its_site_as_over_the_wire(make: Make
 def test_an_update_beyond_the_norm_is_refused(make: Make) -> None:
     result = simulate(make(max_norm=1e-3, quorum=1, max_failures=1), sites=2)
     assert result.outcome == "failed"
-    assert "the plan allows 0.001" in result.reason
+    assert "max_norm allows 0.001" in result.reason
+
+
+def test_an_update_much_longer_than_the_median_is_refused_from_the_second_round_on(make: Make) -> None:
+    spoils = {"site-002/2": "far"}
+    result = simulate(make(max_norm_ratio=5.0, sites=4, quorum=3, spoils=spoils), sites=4)
+    assert all(row.outcome is SiteOutcome.COUNTED for row in result.records[0].sites)
+    refused = result.records[1].sites[2]
+    assert refused.outcome is SiteOutcome.REFUSED and "max_norm_ratio allows 5 times" in refused.reason
+
+
+def test_a_stopped_run_goes_on_with_the_same_running_median(make: Make, tmp_path: Path) -> None:
+    def press(record: RoundRecord) -> None:
+        if record.round == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    plan = {"max_norm_ratio": 5.0, "sites": 4, "quorum": 3, "spoils": {"site-002/3": "far"}}
+    with pytest.raises(KeyboardInterrupt):
+        simulate(make(**plan), sites=4, folder=tmp_path / "run", on_round=press)
+    whole, resumed = simulate(make(**plan), sites=4), simulate(make(**plan), sites=4, folder=tmp_path / "run")
+    assert digests(resumed) == digests(whole)
+    assert resumed.records[2].sites[2].outcome is SiteOutcome.REFUSED
+
+
+def test_no_site_weighs_more_than_the_plan_allows(make: Make) -> None:
+    plan = {"max_share": 0.3, "quorum": 4, "sites": 4}
+    result = simulate(make(**plan), sites=4, partition="sizes:0.3")
+    assert all(row.weight <= 0.3 + 1e-9 for record in result.records for row in record.sites)
 
 
 def test_a_deadline_passes_in_simulated_time_and_only_with_a_time_model(make: Make) -> None:

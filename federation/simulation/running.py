@@ -37,6 +37,7 @@ from federation.simulation.run_folder import FORMAT, RunFolder, Standpoint
 from federation.simulation.script import Script
 from federation.simulation.times import TimeModel
 from federation.tensors import pack
+from federation.tracking import Together
 from federation.training.experiment import Built, Experiment
 from federation.training.importing import load_experiment
 from federation.training.seeding import seeded
@@ -134,7 +135,8 @@ def simulate(
         script: failures, losses, delays, late joiners.
         times: what takes how long; deadlines of the plan are then enforced, in simulated time.
         resume: go on with the run in `folder`, if there is one; False: begin anew.
-        trackers: told of the start, each round and the end; see `federation.tracking`.
+        trackers: told of the start, each round and the end; a run that goes on or is over is shown from its first
+            round. See `federation.tracking`.
         profile: where times of the parts are noted; see `federation.simulation.profiling`.
         changes: plan fields to replace.
         label: what comparisons call the run.
@@ -282,7 +284,7 @@ class _Run:
     ) -> None:
         self._setting = setting
         self._spec = setting.built.spec
-        self._trackers = trackers
+        self._trackers = Together(trackers)
         self._on_round = on_round
         self._profile = profile
         self._records: list[RoundRecord] = []
@@ -296,6 +298,10 @@ class _Run:
         """Run, or return what the folder has if the run is over."""
         finished = _finished(folder)
         if folder is not None and finished:
+            try:
+                self._trackers.start(description, folder.records())
+            finally:
+                self._trackers.end(str(finished["outcome"]))
             return self._reread(folder, finished)
         setting, spec = self._setting, self._spec
         plan = spec.plan
@@ -320,9 +326,8 @@ class _Run:
                 self._recover(folder, models, is_buffered=is_buffered)
                 if report := report_of(setting.shards):
                     folder.show_partition(report)
-            engine = self._engine(executor, models, folder)
-            for tracker in self._trackers:
-                tracker.start(description)
+            self._trackers.start(description, self._records)
+            engine = self._engine(executor, models, folder)  # from here on the first round's seconds count
             with self._interruption:
                 finish = engine.run()
             self._note(engine, folder)
@@ -331,6 +336,7 @@ class _Run:
             executor.close()
             if folder is not None:
                 folder.close()
+            self._trackers.end("failed")  # those that no outcome ended
 
     def _engine(self, executor: Any, models: Models, folder: RunFolder | None) -> Engine:
         setting, standpoint = self._setting, self._standpoint
@@ -384,8 +390,7 @@ class _Run:
             if due or self._interruption.is_set():
                 folder.save(self._standpoint, models, self._best, self._spec.schema_)
                 self._saved_at = time.monotonic()
-        for tracker in self._trackers:
-            tracker.round(record)
+        self._trackers.round(record)
         if self._on_round is not None:
             self._on_round(record)
 
@@ -397,16 +402,13 @@ class _Run:
 
     def _end(self, finish: events.Finish | None, models: Models, folder: RunFolder | None) -> RunResult:
         if finish is None:
-            for tracker in self._trackers:
-                tracker.end("interrupted")
             if folder is not None:
                 folder.save(self._standpoint, models, self._best, self._spec.schema_)
+            self._trackers.end("interrupted")
             raise KeyboardInterrupt(
                 f"stopped after round {self._standpoint.round}"
                 + ("; run the same command again to go on" if folder is not None else "")
             )
-        for tracker in self._trackers:
-            tracker.end(finish.outcome)
         arrays = models.arrays()
         outcome = {
             "outcome": finish.outcome,
@@ -417,6 +419,7 @@ class _Run:
         if folder is not None:
             folder.save(self._standpoint, models, self._best, self._spec.schema_)
             folder.finish(self._spec.schema_, arrays, self._best, outcome)
+        self._trackers.end(finish.outcome)
         return self._result(finish.outcome, finish.reason, arrays, self._best or arrays, folder)
 
     def _reread(self, folder: RunFolder, description: Mapping[str, Any]) -> RunResult:

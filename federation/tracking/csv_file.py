@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import csv
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from federation.errors import ConfigurationError
+from federation.errors import ConfigurationError, StorageError
 from federation.tracking.tracker import scalars_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from federation.rounds.history import RoundRecord
 
@@ -36,31 +37,37 @@ class CsvTracker:
     def start(self, run: Mapping[str, Any]) -> None:
         """See `Tracker.start`."""
         self._columns, self._rows = ["round"], []
-        self._write()
+        with self._translated(ConfigurationError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._write()
 
     def round(self, record: RoundRecord) -> None:
         """See `Tracker.round`."""
         row = {"round": record.round, **scalars_of(record)}
         self._rows.append(row)
         new = [name for name in row if name not in self._columns]
-        if new:
-            self._columns += new
-            self._write()
-        else:
-            with self._path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+        self._columns += new
+        with self._translated(StorageError):
+            if new:
+                self._write()
+            else:
+                with self._path.open("a", newline="", encoding="utf-8") as file:
+                    csv.DictWriter(file, self._columns).writerow(row)
 
     def end(self, outcome: str) -> None:
         """See `Tracker.end`."""
-        with self._path.open("rb") as file:
+        with self._translated(StorageError), self._path.open("rb+") as file:
             os.fsync(file.fileno())
 
     def _write(self) -> None:
+        with self._path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+
+    @contextmanager
+    def _translated(self, kind: type[ConfigurationError | StorageError]) -> Iterator[None]:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self._columns)
-                writer.writeheader()
-                writer.writerows(self._rows)
+            yield
         except OSError as error:
-            raise ConfigurationError(f"tracker csv cannot write {self._path}: {error.strerror}") from error
+            raise kind(f"tracker csv cannot write {self._path}: {error.strerror}") from error

@@ -31,11 +31,22 @@ class Tracker(Protocol):
         ...
 
     def round(self, record: RoundRecord) -> None:
-        """Show a committed round."""
+        """Show a committed round.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         ...
 
     def end(self, outcome: str) -> None:
-        """Finish; `outcome` is ``completed`` or what it ended as. Everything shown so far is durable afterwards."""
+        """Finish; everything shown so far is durable afterwards.
+
+        Args:
+            outcome: ``completed``, ``failed`` or ``interrupted``.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         ...
 
 

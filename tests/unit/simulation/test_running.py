@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from federation.errors import ConfigurationError, ConflictError, PlanError
+from federation.errors import ConfigurationError, ConflictError, PlanError, StorageError
 from federation.rounds.history import RoundRecord, SiteOutcome
 from federation.simulation import Rule, Script, TimeModel, simulate
 from federation.simulation.executors import SimulationError
@@ -229,23 +229,50 @@ def test_changes_replace_plan_fields(make: Make) -> None:
     assert (len(result.records), result.spec.plan.learning_rate) == (2, 0.5)
 
 
+class Told:
+    """A tracker that notes what it hears, and may fail in a round."""
+
+    def __init__(self, fails_in: int = 0) -> None:
+        self.heard: list[str] = []
+        self._fails_in = fails_in
+
+    def start(self, run: Any) -> None:
+        self.heard.append(f"start {run['name']}")
+
+    def round(self, record: RoundRecord) -> None:
+        self.heard.append(f"round {record.round}")
+        if record.round == self._fails_in:
+            raise StorageError("the disk is full")
+
+    def end(self, outcome: str) -> None:
+        self.heard.append(f"end {outcome}")
+
+
 def test_trackers_are_told_of_start_rounds_and_end(make: Make) -> None:
-    class Told:
-        def __init__(self) -> None:
-            self.heard: list[str] = []
-
-        def start(self, run: Any) -> None:
-            self.heard.append(f"start {run['name']}")
-
-        def round(self, record: RoundRecord) -> None:
-            self.heard.append(f"round {record.round}")
-
-        def end(self, outcome: str) -> None:
-            self.heard.append(f"end {outcome}")
-
     told = Told()
     simulate(make(rounds=2), sites=2, trackers=[told])
     assert told.heard == ["start mean", "round 1", "round 2", "end completed"]
+
+
+def test_a_tracker_of_a_run_that_goes_on_or_is_over_is_shown_the_whole_run(make: Make, tmp_path: Path) -> None:
+    def press(record: RoundRecord) -> None:
+        if record.round == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stopped, whole, over = Told(), Told(), Told()
+    with pytest.raises(KeyboardInterrupt):
+        simulate(make(rounds=2), sites=2, folder=tmp_path, trackers=[stopped], on_round=press)
+    for told in (whole, over):
+        simulate(make(rounds=2), sites=2, folder=tmp_path, trackers=[told])
+    assert stopped.heard == ["start mean", "round 1", "end interrupted"]
+    assert whole.heard == over.heard == ["start mean", "round 1", "round 2", "end completed"]
+
+
+def test_every_tracker_is_ended_when_one_fails(make: Make) -> None:
+    first, second = Told(), Told(fails_in=1)
+    with pytest.raises(StorageError, match="the disk is full"):
+        simulate(make(), sites=2, trackers=[first, second])
+    assert first.heard == second.heard == ["start mean", "round 1", "end failed"]
 
 
 @pytest.mark.parametrize("executor", ["threads", "ray"])

@@ -148,8 +148,8 @@ class Driver:
 
     @property
     def norms(self) -> NormWindow:
-        """Return the norms of the last committed rounds."""
-        return self._ledger.standpoint.norms
+        """Norms of the last committed rounds."""
+        return self._stores.ledger.standpoint.norms
 
     # --- life
 

@@ -51,6 +51,7 @@ class _Client(ClientHalf):
         self._strength = strength
 
     def local_state(self, round: ClientRound, run: Run) -> None:
+        """Train v on ∇F_i(v) + λ(v − x), from where it was left."""
         problem, x, strength = round.problem, round.start, self._strength
 
         def local_gradient(step: Step) -> None:

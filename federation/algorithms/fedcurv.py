@@ -63,6 +63,7 @@ class _Client(ClientHalf):
         self._strength = strength
 
     def work(self, round: ClientRound) -> None:
+        """Add 2λ(wU − V) to every gradient, U and V the sums over the others."""
         u, v = _of_the_others(round)
         two_lambda = 2 * self._strength
 

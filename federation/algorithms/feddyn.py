@@ -63,6 +63,7 @@ class _Client(ClientHalf):
         self._alpha = alpha
 
     def work(self, round: ClientRound) -> None:
+        """Descend along ∇F_k(θ) − λ_k + α(θ − x); then λ_k ← λ_k − α(θ_k − x)."""
         x, alpha = round.start, self._alpha
         lambda_k = round.state.setdefault("multiplier", x.zeros_like())
 

@@ -91,6 +91,7 @@ class _Client(ClientHalf):
         self._p = p
 
     def work(self, round: ClientRound) -> None:
+        """Send the local change at x whole, or what it differs from that at the previous model, compressed."""
         problem, x = round.problem, round.start
         if _is_whole(round.number, self._p, round.damping("delta"), round.shared_rng("coin")):
             problem.run()

@@ -57,6 +57,7 @@ class _Client(ClientHalf):
         self._method = method
 
     def local_gradient(self, round: ClientRound, step: Step) -> None:
+        """Step along (I − a∇²f(w)) ∇f(w − a∇f(w)), or along its last factor alone."""
         method, problem = self._method, round.problem
         w = step.parameters.copy()
         problem.parameters.assign(w - method.a * step.gradients)

@@ -98,6 +98,7 @@ class _Server(ServerHalf):
         return {"eta": self._method.reptile_rate, "kept": 0.0 if round.number == stage + 1 else 1.0}
 
     def step(self, tile: ServerTile, scalars: Mapping[str, float]) -> None:
+        """Momentum in the first stage, Adam in the second."""
         v = tile.state["momentum"]
         if "beta" in scalars:
             v *= scalars["beta"]

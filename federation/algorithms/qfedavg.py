@@ -90,6 +90,7 @@ class _Server(ServerHalf):
         return {"delta": [(loss / max(losses)) ** self._q for loss in losses]}
 
     def begin(self, round: ServerRound) -> Mapping[str, float]:
+        """Return η = Σ F_k^q / (Σ h_k / L), by which the mean of the changes is the step ΣΔ_k/Σh_k."""
         eta_l = local_rate(round.plan, round.number)
         powers = self.weights(round)["delta"]
         # h_k / L = q F^{q−1} L‖x − w̄_k‖² + F^q; with 1/L, since a schedule may end at η_l = 0, where nobody moves.

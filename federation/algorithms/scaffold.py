@@ -62,6 +62,7 @@ class _Client(ClientHalf):
         self._option = option
 
     def work(self, round: ClientRound) -> None:
+        """Descend along g_i(y) − c_i + c; then make c_i⁺ as the option says and send Δ and c_i⁺ − c_i."""
         if self._option == 2:
             _require_plain_sgd(round.problem)
         x, c = round.start, round.received["control"]

@@ -231,6 +231,7 @@ class _Writer:
         self._nbytes += memoryview(data).nbytes
 
     def commit(self) -> StoredArtifact:
+        """Make it durable, give it its name, and return what is stored."""
         with _translated(self._path, self._nbytes):
             if self._is_local:
                 self._file.flush()

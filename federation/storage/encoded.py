@@ -93,6 +93,7 @@ class _Rebased:
         self._schema = model.schema.parameters
 
     def pread_into(self, offset: int, view: Buffer) -> None:
+        """Fill `view` with Δ + x_τ − x from `offset` on."""
         target = memoryview(view).cast("B")
         self._delta.pread_into(offset, target)
         dtype = next(row.dtype for row in self._schema.segments if row.offset <= offset < row.offset + row.nbytes)

@@ -154,6 +154,7 @@ class _ProcessCollector(Collector):
         self.certificates: dict[str, Callable[[], float]] = {}
 
     def collect(self) -> Iterator[Metric]:
+        """Measure this process now."""
         yield GaugeMetricFamily(
             "federation_resident_memory_bytes", "Resident memory of this process, bytes.", value=resident_bytes()
         )

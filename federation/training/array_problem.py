@@ -219,6 +219,7 @@ class _Sgd:
         self.state = {name: np.array(value) for name, value in state.items()}
 
     def step(self, moved: Vector, gradients: Vector, rate: float) -> None:
+        """Move `moved` in place by one SGD step, with momentum and weight decay as torch has them."""
         for name, value in moved.items():
             direction = gradients[name]
             if self._decay:

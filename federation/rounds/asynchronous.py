@@ -176,7 +176,8 @@ class AsyncMachine(Lifecycle):
             purpose = f"sampling/{self.attempt}/{self._draws}"
             rng = randomness.stream(self._plan.seed, self.round, "", purpose)
             self._draws += 1
-            drawn = tuple(sorted(sampling.load_sampler(self._plan.sampler).draw(idle, room, self._weights, rng)))
+            draw = sampling.Draw(candidates=idle, count=room, weights=self._weights or {}, rng=rng)
+            drawn = tuple(sorted(sampling.load_sampler(self._plan.sampler).draw(draw)))
         for site in drawn:
             self.standings[site] = Standing(progress=Progress.ASKED)
             self._tasks[site] = (self.round, self.attempt)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol
 
@@ -36,34 +37,36 @@ _EMPTY_DRAWS = 10_000
 """Draws in a row that may bring too few sites before all are taken; reached only with an absurdly small probability."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """What a sampler draws from.
+
+    Attributes:
+        candidates: sites that could be asked, in name order; at least one.
+        count: the plan's `sample`; None: as many as the sampler says.
+        weights: examples of each site as declared; a site that is missing counts as one example.
+        rng: the draw's stream; nothing else may be random.
+        least: fewest sites a round may ask, as far as there are candidates.
+    """
+
+    candidates: Sequence[SiteName]
+    count: int | None
+    weights: Mapping[SiteName, int]
+    rng: random.Random
+    least: int = 1
+
+
 class SiteSampler(Protocol):
     """A rule that draws the sites of a round.
 
     Attributes:
-        takes_count: whether it draws exactly `count` sites (all, if that is None); else it decides itself how many.
+        takes_count: whether it draws `Draw.count` sites (all, if that is None); else it decides itself how many.
     """
 
     takes_count: bool
 
-    def draw(
-        self,
-        candidates: Sequence[SiteName],
-        count: int | None,
-        weights: Mapping[SiteName, int] | None,
-        rng: random.Random,
-        /,
-        *,
-        least: int = 1,
-    ) -> tuple[SiteName, ...]:
-        """Return the sites to ask.
-
-        Args:
-            candidates: sites that could be asked, in name order; at least one.
-            count: the plan's `sample`; None: as many as the rule says.
-            weights: examples of each site as declared; None or a missing site: not known, as one example.
-            rng: the draw's stream; nothing else may be random.
-            least: fewest sites a round may ask, as far as there are candidates.
-        """
+    def draw(self, draw: Draw, /) -> tuple[SiteName, ...]:
+        """Return the sites to ask, in any order."""
         ...
 
 
@@ -102,7 +105,8 @@ def draw_sites(
     if isinstance(rule, _Uniform) and (sample is None or sample >= len(candidates)):
         return tuple(candidates)
     rng = randomness.stream(seed, round_number, "", f"sampling/{attempt}")
-    return tuple(sorted(rule.draw(candidates, sample, weights, rng, least=least)))
+    draw = Draw(candidates=candidates, count=sample, weights=weights or {}, rng=rng, least=least)
+    return tuple(sorted(rule.draw(draw)))
 
 
 def takes_count(sampler: str) -> bool:
@@ -155,17 +159,11 @@ def load_sampler(spec: str) -> SiteSampler:
 class _Uniform:
     takes_count = True
 
-    def draw(
-        self,
-        candidates: Sequence[SiteName],
-        count: int | None,
-        weights: Mapping[SiteName, int] | None,
-        rng: random.Random,
-        /,
-        *,
-        least: int = 1,
-    ) -> tuple[SiteName, ...]:
-        return tuple(candidates if count is None else rng.sample(candidates, min(count, len(candidates))))
+    def draw(self, draw: Draw, /) -> tuple[SiteName, ...]:
+        """Take `count` of them, each set equally likely."""
+        if draw.count is None:
+            return tuple(draw.candidates)
+        return tuple(draw.rng.sample(draw.candidates, min(draw.count, len(draw.candidates))))
 
 
 class _Fraction:
@@ -174,19 +172,12 @@ class _Fraction:
     def __init__(self, share: float) -> None:
         self._share = share
 
-    def draw(
-        self,
-        candidates: Sequence[SiteName],
-        count: int | None,
-        weights: Mapping[SiteName, int] | None,
-        rng: random.Random,
-        /,
-        *,
-        least: int = 1,
-    ) -> tuple[SiteName, ...]:
+    def draw(self, draw: Draw, /) -> tuple[SiteName, ...]:
+        """Take max(⌊C·N⌋, 1), each set equally likely."""
         # C as its author wrote it: 0.29 · 100 is 28.999…, and 29 sites are meant.
-        wanted = max(math.floor(self._share * len(candidates) + 1e-9), 1, min(least, len(candidates)))
-        return tuple(rng.sample(candidates, wanted))
+        present = len(draw.candidates)
+        wanted = max(math.floor(self._share * present + 1e-9), 1, min(draw.least, present))
+        return tuple(draw.rng.sample(draw.candidates, wanted))
 
 
 class _Poisson:
@@ -195,58 +186,35 @@ class _Poisson:
     def __init__(self, probability: float) -> None:
         self._probability = probability
 
-    def draw(
-        self,
-        candidates: Sequence[SiteName],
-        count: int | None,
-        weights: Mapping[SiteName, int] | None,
-        rng: random.Random,
-        /,
-        *,
-        least: int = 1,
-    ) -> tuple[SiteName, ...]:
-        enough = min(max(least, 1), len(candidates))
+    def draw(self, draw: Draw, /) -> tuple[SiteName, ...]:
+        """Take each by itself with probability Q."""
+        enough = min(max(draw.least, 1), len(draw.candidates))
         for _ in range(_EMPTY_DRAWS):
-            drawn = tuple(site for site in candidates if rng.random() < self._probability)
+            drawn = tuple(site for site in draw.candidates if draw.rng.random() < self._probability)
             if len(drawn) >= enough:
                 return drawn
-        return tuple(rng.sample(candidates, enough))
+        return tuple(draw.rng.sample(draw.candidates, enough))
 
 
 class _Weighted:
     takes_count = True
 
-    def draw(
-        self,
-        candidates: Sequence[SiteName],
-        count: int | None,
-        weights: Mapping[SiteName, int] | None,
-        rng: random.Random,
-        /,
-        *,
-        least: int = 1,
-    ) -> tuple[SiteName, ...]:
+    def draw(self, draw: Draw, /) -> tuple[SiteName, ...]:
+        """Take `count` of them, likelier with more examples."""
         # Keys u^(1/w), the `count` largest win; as −ln(u)/w, smallest, because u^(1/w) is 1.0 for large w.
-        known = weights or {}
-        keys = {site: -math.log(1.0 - rng.random()) / max(known.get(site, 1), 1) for site in candidates}
-        order = sorted(candidates, key=lambda site: (keys[site], site))
-        return tuple(order[: len(order) if count is None else count])
+        keys = {
+            site: -math.log(1.0 - draw.rng.random()) / max(draw.weights.get(site, 1), 1) for site in draw.candidates
+        }
+        order = sorted(draw.candidates, key=lambda site: (keys[site], site))
+        return tuple(order[: draw.count])
 
 
 class _Available:
     takes_count = False
 
-    def draw(
-        self,
-        candidates: Sequence[SiteName],
-        count: int | None,
-        weights: Mapping[SiteName, int] | None,
-        rng: random.Random,
-        /,
-        *,
-        least: int = 1,
-    ) -> tuple[SiteName, ...]:
-        return tuple(candidates)
+    def draw(self, draw: Draw, /) -> tuple[SiteName, ...]:
+        """Take all."""
+        return tuple(draw.candidates)
 
 
 def _plain(made: type[_Uniform | _Weighted | _Available]) -> Callable[[str, Sequence[float]], SiteSampler]:

@@ -74,7 +74,8 @@ def test_weighted_prefers_sites_with_more_examples_and_draws_without_replacement
 def test_the_first_weighted_pick_is_proportional_to_the_weights():
     rng, rule = randomness.stream(5, 1, "", "test"), load_sampler("weighted")
     weights = dict(zip(SITES[:3], (1, 2, 5), strict=True))
-    counts = Counter(rule.draw(SITES[:3], 1, weights, rng)[0] for _ in range(4000))
+    draw = sampling.Draw(candidates=SITES[:3], count=1, weights=weights, rng=rng)
+    counts = Counter(rule.draw(draw)[0] for _ in range(4000))
     # 5 σ of a binomial of 4000 draws is at most 158.
     assert [abs(counts[site] - 500 * weight) < 158 for site, weight in weights.items()] == [True] * 3
 
@@ -122,8 +123,8 @@ def test_an_installed_sampler_is_found_by_its_name(monkeypatch):
         def __init__(self, *skipped):
             self.skipped = int(sum(skipped))
 
-        def draw(self, candidates, count, weights, rng, /, *, least=1):
-            return tuple(candidates[self.skipped :][:count])
+        def draw(self, draw, /):
+            return tuple(draw.candidates[self.skipped :][: draw.count])
 
     monkeypatch.setattr(sampling, "entry_points", lambda group: [Point()] if group == "federation.samplers" else [])
     load_sampler.cache_clear()

@@ -81,6 +81,7 @@ class Refusal(Enum):
     EXAMPLES = "examples"
     METRICS = "metrics"
     NORM = "norm"
+    TOO_STALE = "too_stale"
 
 
 class UpdateRejectedError(PeerError):

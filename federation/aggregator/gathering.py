@@ -139,7 +139,8 @@ class RoundGathering:
     async def open(self) -> int:
         """See `Gathering.open`."""
         standpoint, algorithm = self._stores.ledger.standpoint, self._stores.checkpoints.algorithm
-        recovered = await self._stores.do(self._stores.spool.recover, standpoint.round, standpoint.attempt)
+        asking = (standpoint.round, standpoint.attempt)
+        recovered = await self._stores.do(self._stores.spool.recover, lambda key: (key.round, key.attempt) == asking)
         spec = self._setting.spec
         self.machine = machine_for(
             spec.plan,

@@ -3,9 +3,11 @@
 Lines, by kind:
 
 - ``opened``: a process took the experiment: epoch, port, digest of the spec. A lower epoch than any before is refused.
+- ``asked``: where rounds overlap: sites were asked to train in a round, before they are told.
 - ``missed``: an attempt at a round missed its quorum: round, attempt, reason, and each update it drops.
 - ``committed``: a round: its record for history and director, the score, digests of its model files, and what became
   of each site's update by its id, so that a site that missed its verdict still learns it.
+- Both of these say, where rounds overlap, who trains or waits in the buffer after them, and with which task.
 - ``ended``: how the experiment ended.
 
 The journal is the truth. Model files are written before the line that names them; `federation.aggregator.checkpoints`
@@ -14,7 +16,7 @@ puts aside one that no line names.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from federation.errors import ConflictError, StorageError
@@ -25,10 +27,11 @@ from federation.rounds.history import RoundRecord, SiteOutcome
 from federation.storage.journal import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 JOURNAL_FILE = "journal"
+Task = tuple[RoundNumber, Attempt]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,7 @@ class Standpoint:
         end: how the experiment ended; None while it goes on.
         end_sequence: sequence of that line; 0 while it goes on.
         port: port the last process listened at; 0 if there was none.
+        asked: where rounds overlap: round and attempt of the task of each site that trains, or whose update waits.
     """
 
     round: RoundNumber
@@ -66,6 +70,7 @@ class Standpoint:
     end: Finish | None
     end_sequence: int
     port: int
+    asked: Mapping[SiteName, Task] = field(default_factory=dict)
 
 
 _START = Standpoint(
@@ -79,6 +84,19 @@ _START = Standpoint(
     end_sequence=0,
     port=0,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """What a line says beyond its round, where rounds overlap.
+
+    Attributes:
+        settled: task that each settled update answers.
+        asked: task of each site that trains or waits in the buffer afterwards.
+    """
+
+    settled: Mapping[SiteName, Task]
+    asked: Mapping[SiteName, Task]
 
 
 class Ledger:
@@ -126,24 +144,48 @@ class Ledger:
         """Write that this process runs the experiment. Blocks, as all of these."""
         return self._append("opened", {"epoch": epoch, "port": port, "spec_digest": spec_digest.hex()})
 
+    def record_asked(self, task: Task, sites: Sequence[SiteName]) -> int:
+        """Write that sites are about to be asked, so that their answers are known for what they are."""
+        return self._append("asked", {"round": task[0], "attempt": task[1], "sites": list(sites)})
+
     def record_missed(
-        self, round_number: RoundNumber, attempt: Attempt, *, reason: str, updates: Mapping[SiteName, bytes]
+        self,
+        round_number: RoundNumber,
+        attempt: Attempt,
+        *,
+        reason: str,
+        updates: Mapping[SiteName, bytes],
+        overlap: Overlap | None = None,
     ) -> int:
         """Write that an attempt missed its quorum, and the ids of the updates it had."""
         dropped = {site: update_id.hex() for site, update_id in sorted(updates.items())}
-        return self._append("missed", {"round": round_number, "attempt": attempt, "reason": reason, "updates": dropped})
+        body = {"round": round_number, "attempt": attempt, "reason": reason, "updates": dropped}
+        return self._append("missed", {**body, **_overlap_to_json(overlap)})
 
     def record_committed(
-        self, record: RoundRecord, *, attempt: Attempt, score: Score, updates: Mapping[SiteName, bytes]
+        self,
+        record: RoundRecord,
+        *,
+        attempt: Attempt,
+        score: Score,
+        updates: Mapping[SiteName, bytes],
+        overlap: Overlap | None = None,
     ) -> RoundRecord:
         """Write a committed round and the id of each update it had, counted or not.
+
+        Args:
+            record: the round.
+            attempt: attempt that made it.
+            score: after it.
+            updates: id of each update it settles.
+            overlap: where rounds overlap.
 
         Returns:
             The record with its sequence.
         """
         ids = {site: update_id.hex() for site, update_id in sorted(updates.items())}
         body = {"record": record.to_json(), "attempt": attempt, "score": asdict(score), "updates": ids}
-        return replace(record, sequence=self._append("committed", body))
+        return replace(record, sequence=self._append("committed", {**body, **_overlap_to_json(overlap)}))
 
     def record_ended(self, finish: Finish) -> int:
         """Write how the experiment ended."""
@@ -184,15 +226,23 @@ def _replay(
     """Return the standpoint after one line; `settled` is brought up to date in place."""
     if kind == "opened":
         return replace(standpoint, port=int(body["port"]))
+    if kind == "asked":
+        task = (RoundNumber(body["round"]), Attempt(body["attempt"]))
+        return replace(standpoint, asked={**standpoint.asked, **dict.fromkeys(map(SiteName, body["sites"]), task)})
     if kind == "missed":
+        tasks = _tasks_from_json(body.get("tasks", {}))
         for site, update_id in body["updates"].items():
-            _settle(settled, site, body["round"], body["attempt"], update_id, "quorum lost")
-        return replace(standpoint, attempt=Attempt(body["attempt"] + 1))
+            task = tasks.get(SiteName(site), (RoundNumber(body["round"]), Attempt(body["attempt"])))
+            _settle(settled, site, task, update_id, "quorum lost")
+        asked = _tasks_from_json(body.get("asked", {}))
+        return replace(standpoint, attempt=Attempt(body["attempt"] + 1), asked=asked)
     if kind == "committed":
         record = RoundRecord.from_json(body["record"])
         reasons = {row.site: "" if row.outcome is SiteOutcome.COUNTED else row.reason for row in record.sites}
+        tasks = _tasks_from_json(body.get("tasks", {}))
         for site, update_id in body["updates"].items():
-            _settle(settled, site, record.round, body["attempt"], update_id, reasons.get(SiteName(site), "late"))
+            task = tasks.get(SiteName(site), (record.round, Attempt(body["attempt"])))
+            _settle(settled, site, task, update_id, reasons.get(SiteName(site), "late"))
         return replace(
             standpoint,
             round=RoundNumber(record.round + 1),
@@ -201,17 +251,22 @@ def _replay(
             score=Score(**body["score"]),
             norms=standpoint.norms.after(record),
             model_digest=Digest(bytes.fromhex(record.model_digest)),
+            asked=_tasks_from_json(body.get("asked", {})),
         )
     if kind == "ended":
         return replace(standpoint, end=Finish(**body), end_sequence=sequence)
     return standpoint
 
 
-def _settle(
-    settled: dict[SiteName, list[Settled]], site: str, round_number: int, attempt: int, update_id: str, reason: str
-) -> None:
-    fact = Settled(
-        round=RoundNumber(round_number), attempt=Attempt(attempt), update_id=bytes.fromhex(update_id), reason=reason
-    )
+def _overlap_to_json(overlap: Overlap | None) -> dict[str, Any]:
+    return {} if overlap is None else {"tasks": dict(overlap.settled), "asked": dict(overlap.asked)}
+
+
+def _tasks_from_json(document: dict[str, list[int]]) -> dict[SiteName, Task]:
+    return {SiteName(site): (RoundNumber(row[0]), Attempt(row[1])) for site, row in document.items()}
+
+
+def _settle(settled: dict[SiteName, list[Settled]], site: str, task: Task, update_id: str, reason: str) -> None:
+    fact = Settled(round=task[0], attempt=task[1], update_id=bytes.fromhex(update_id), reason=reason)
     # A site keeps one update at most, so of each site only the newest few can ever be asked for.
     settled[SiteName(site)] = [*settled.get(SiteName(site), [])[-3:], fact]

@@ -128,6 +128,10 @@ class Algorithm(BaseModel):
         """Return K, the updates an asynchronous step waits for."""
         return 1
 
+    def stalest(self) -> int | None:
+        """Return the most steps that may lie between a site's task and its update; None: any number."""
+        return None
+
 
 def _explain(method: type[Algorithm], error: ValidationError) -> str:
     known = ", ".join(method.model_fields) or "none"

@@ -36,6 +36,7 @@ class FedAsync(Algorithm):
         a: of the strategy; None: 0.5 for polynomial, 10 for hinge.
         b: age up to which hinge makes no difference.
         rho: ρ ≥ 0 of the local term (ρ/2)‖w − x_τ‖²; 0 leaves local training as it is.
+        max_staleness: steps of the server after which a model is too old to be taken. None: it never is.
     """
 
     name: ClassVar[str] = "fedasync"
@@ -50,6 +51,7 @@ class FedAsync(Algorithm):
     a: float | None = Field(default=None, gt=0)
     b: float = Field(default=4, ge=0)
     rho: float = Field(default=0.0, ge=0)
+    max_staleness: int | None = Field(default=None, ge=0)
 
     @property
     def needs_problem(self) -> bool:
@@ -63,6 +65,10 @@ class FedAsync(Algorithm):
         if self.strategy == "hinge" and staleness > self.b:
             return self.alpha / ((10.0 if self.a is None else self.a) * (staleness - self.b) + 1)
         return self.alpha
+
+    def stalest(self) -> int | None:
+        """Return the most steps an update may be old."""
+        return self.max_staleness
 
     def client(self) -> ClientHalf:
         """Return the client half: FedAvg's without ρ."""

@@ -31,6 +31,7 @@ class FedBuff(Algorithm):
 
     Attributes:
         k: K, changes a step takes.
+        max_staleness: steps of the server after which a change is too old to be taken. None: it never is.
     """
 
     name: ClassVar[str] = "fedbuff"
@@ -39,6 +40,11 @@ class FedBuff(Algorithm):
     mode: ClassVar[Literal["rounds", "buffer"]] = "buffer"
 
     k: int = Field(default=10, ge=1)
+    max_staleness: int | None = Field(default=None, ge=0)
+
+    def stalest(self) -> int | None:
+        """Return the most steps an update may be old."""
+        return self.max_staleness
 
     def server(self) -> ServerHalf:
         """Return the server half."""

@@ -30,6 +30,7 @@ class StaleCompensation(Algorithm):
     Attributes:
         penalty: λ in (0, 1]: 1 makes age no difference.
         k: updates that end a round. None: the plan's quorum, or the sites it needs.
+        max_staleness: steps of the server after which a update is too old to be taken. None: it never is.
     """
 
     name: ClassVar[str] = "stale"
@@ -40,6 +41,11 @@ class StaleCompensation(Algorithm):
 
     penalty: float = Field(default=0.5, gt=0, le=1)
     k: int | None = Field(default=None, ge=1)
+    max_staleness: int | None = Field(default=None, ge=0)
+
+    def stalest(self) -> int | None:
+        """Return the most steps an update may be old."""
+        return self.max_staleness
 
     def server(self) -> ServerHalf:
         """Return the server half."""

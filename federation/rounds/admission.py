@@ -10,6 +10,9 @@ Checks, in order, each with the `Refusal` it raises:
 4. The examples are at least 1 and at most what envoy, collaborator and plan allow (EXAMPLES): a site cannot buy weight.
 5. Training metrics have names the plan fixes and finite values (METRICS).
 
+Where rounds overlap, each site has a task of its own, and an update that is more than so many steps old is refused
+(TOO_STALE), however far it has come.
+
 Once all is in, the L2 norm of the parameter change is at most what the plan allows, `max_norm`, and at most
 `max_norm_ratio` times the median norm of the last rounds (NORM). What concerns the bytes is
 checked by `federation.wire.reception`, as they arrive or, where they are compressed, once they are there: every float
@@ -59,17 +62,19 @@ class ExpectedPayload(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
-    """What an update of this round must look like, the same for every site.
+    """What an update must look like: in rounds the same for every site, else that of the site's own task.
 
     Attributes:
         experiment: experiment of this aggregator.
         epoch: its epoch.
-        round: round in progress.
-        attempt: attempt in progress.
+        round: round of the task.
+        attempt: attempt of the task.
         is_open: it still takes updates, or will: a site that is not asked yet is NOT_ASKED and may send again.
         model_digest: BLAKE3 of the model that was sent out.
         payloads: each payload, in order.
         metrics: names the plan fixes.
+        staleness: steps of the server since the task, where rounds overlap.
+        max_staleness: most that they may be; None: any number.
     """
 
     experiment: ExperimentId
@@ -80,6 +85,8 @@ class Expectation:
     model_digest: Digest
     payloads: tuple[ExpectedPayload, ...]
     metrics: tuple[str, ...]
+    staleness: int = 0
+    max_staleness: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +149,19 @@ def check_task(claim: Claim, expected: Expectation, *, is_asked: bool) -> None:
         raise UpdateRejectedError(
             Refusal.NOT_ASKED,
             f"no update is expected from this site for round {claim.round} now: wait for its next task",
+        )
+
+
+def check_staleness(expected: Expectation) -> None:
+    """Refuse an update that comes too many steps after its task.
+
+    Raises:
+        UpdateRejectedError: with TOO_STALE.
+    """
+    if expected.max_staleness is not None and expected.staleness > expected.max_staleness:
+        raise UpdateRejectedError(
+            Refusal.TOO_STALE,
+            f"the update is {expected.staleness} steps old, at most {expected.max_staleness} are taken: drop it",
         )
 
 

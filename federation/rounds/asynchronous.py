@@ -6,7 +6,9 @@ arXiv:1903.03934, algorithm 1. Rules:
 
 1. **Ask.** Up to `plan.sample` connected sites train at once (None: all). A site is asked with the version current
    then, and goes on while others come and go; no site has two tasks, nor a task while its update waits in the buffer.
-   Free places go to idle sites, drawn by seed, round, attempt and number of the draw.
+   Free places go to idle sites, drawn by seed, round, attempt and number of the draw. A site that comes in a new
+   session while it trains, after a cut or a restart of the aggregator, is told its task again, on the version it has.
+   One that trained before a restart and is not back when rounds go on counts as lost.
 2. **Buffer.** Admitted updates wait in the order of their arrival. Their staleness is the number of server steps since
    the site was asked; beyond `max_staleness` an update is refused.
 3. **Close.** The round closes when `buffer` updates are in, when no site trains any more and one is in, or (unless
@@ -103,6 +105,8 @@ class AsyncMachine(Lifecycle):
         self._counted: tuple[SiteName, ...] = ()
         self._draws = 0
         self._miss = ""
+        self._untold: set[SiteName] = set()
+        self._knowing: set[SiteName] = set(resume.training) if resume.knows_tasks else set()
         for site in resume.training:
             self.standings[site] = Standing(progress=Progress.ASKED)
 
@@ -150,6 +154,13 @@ class AsyncMachine(Lifecycle):
 
     # --- asking
 
+    def _on_ready(self, event: events.SiteReady) -> None:
+        if event.site in self._knowing:
+            self._knowing.discard(event.site)
+        elif self.is_asked(event.site):
+            self._untold.add(event.site)
+        super()._on_ready(event)
+
     def _select(self) -> None:
         self._enter(Phase.SELECT)
         self._draws = 0
@@ -158,8 +169,12 @@ class AsyncMachine(Lifecycle):
         for site in self.connected:
             if self._is(site, Progress.LOST):  # it was lost, and came back while nothing was asked
                 del self.standings[site]
+        for site in self.training:
+            if site not in self.connected:  # it has had no session since a restart: nobody would tell of its loss
+                self.standings[site] = Standing(progress=Progress.LOST, reason="did not come back")
         self._enter(Phase.COLLECT)
         self._do(events.StartTimer(self._plan.deadline_s))
+        self._tell_again()
         # Even if the buffer is full already: those who contributed go on, on this version.
         self._fill()
         self._look_at_collection()
@@ -183,10 +198,19 @@ class AsyncMachine(Lifecycle):
             self._tasks[site] = (self.round, self.attempt)
         self._do(events.AskTrain(self.round, self.attempt, drawn))
 
+    def _tell_again(self) -> None:
+        """Tell sites that work, in their new sessions, what they work on."""
+        untold, self._untold = self._untold, set()
+        tasks: dict[tuple[RoundNumber, Attempt], list[SiteName]] = {}
+        for site in sorted(untold):
+            if self.is_asked(site):
+                tasks.setdefault(self._tasks[site], []).append(site)
+        for task, sites in sorted(tasks.items()):
+            self._do(events.AskTrain(*task, tuple(sites)))
+
     def _on_came_back(self, site: SiteName) -> None:
         if self.is_asked(site):
-            # A newer session of a site that works: it is told its task again, on the version it has.
-            self._do(events.AskTrain(*self._tasks[site], (site,)))
+            self._tell_again()
             return
         if self._is(site, Progress.LOST):
             del self.standings[site]

@@ -285,7 +285,8 @@ class Resume:
         expected: sites of the last committed round, waited for a little while; empty at a first start.
         score: as the last commit wrote it.
         asked: where rounds overlap: the task that each admitted update answers, and those of the sites in `training`.
-        training: where rounds overlap: sites whose answers to older tasks still come; they are not asked again.
+        training: where rounds overlap: sites whose answers to older tasks still come; they are told their tasks again.
+        knows_tasks: sites in `training` know what they work on, and are not told again when they are first ready.
     """
 
     round: RoundNumber = _FIRST_ROUND
@@ -295,3 +296,4 @@ class Resume:
     score: Score = field(default_factory=Score)
     asked: dict[SiteName, tuple[RoundNumber, Attempt]] = field(default_factory=dict)
     training: tuple[SiteName, ...] = ()
+    knows_tasks: bool = False

@@ -464,5 +464,6 @@ def _machine(setting: _Setting, standpoint: Standpoint) -> Machine:
         asks_all=lambda number: algorithm.asks_all(spec, number),
         weights={name: count_examples(shard.train) for name, shard in setting.shards.items()},
         buffer=algorithm.buffer_size(spec.plan),
+        max_staleness=algorithm.stalest(),
         ends_at_deadline=algorithm.ends_at_deadline,
     )

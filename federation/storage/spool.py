@@ -28,7 +28,7 @@ from federation.storage.disk import Buffer, pread_into, preallocate, pwrite_all,
 from federation.tensors.digest import PayloadHash
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 _BLOCK_BYTES = 1 << 20
@@ -222,10 +222,16 @@ class Spool:
         found = (update for (number, _), update in self._updates.items() if number == round_number)
         return sorted((update for update in found if update.is_admitted), key=lambda update: update.key.site)
 
-    def recover(self, round_number: RoundNumber, attempt: Attempt) -> list[SpooledUpdate]:
-        """Find what an earlier process admitted for an attempt at a round; called once, before any `begin`.
+    def recover(self, is_awaited: Callable[[UpdateKey], bool]) -> list[SpooledUpdate]:
+        """Find what an earlier process admitted; called once, before any `begin`.
 
-        Records of other rounds and attempts, and those whose bytes are not what they say, are dropped.
+        Records of what is not awaited, and those whose bytes are not what they say, are dropped.
+
+        Args:
+            is_awaited: tells whether the task an update answers is still of interest.
+
+        Returns:
+            Every update that was kept, by site name.
 
         Raises:
             StorageError: the disk failed.
@@ -233,13 +239,13 @@ class Spool:
         free = {slot.path.name: slot for slot in self._free}
         for path in sorted(self._folder.glob("admitted-*.json")):
             update = _read_record(path, free)
-            if update is None or (update.key.round, update.key.attempt) != (round_number, attempt):
+            if update is None or not is_awaited(update.key):
                 with translated(path):
                     path.unlink()
                 continue
             self._free.remove(free.pop(update._slot.path.name))
             self._updates[update.key.round, update.key.site] = update
-        return self.admitted(round_number)
+        return sorted(self._updates.values(), key=lambda update: update.key.site)
 
     def discard(self, update: SpooledUpdate) -> None:
         """Forget an update; its file is reused.
@@ -261,6 +267,15 @@ class Spool:
             StorageError: the disk failed.
         """
         for update in [update for (number, _), update in self._updates.items() if number <= round_number]:
+            self.discard(update)
+
+    def release_others(self, is_kept: Callable[[UpdateKey], bool]) -> None:
+        """Forget all but some updates, where those of several rounds lie side by side.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        for update in [update for update in self._updates.values() if not is_kept(update.key)]:
             self.discard(update)
 
     def close(self) -> None:

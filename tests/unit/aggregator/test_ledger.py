@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from federation.aggregator.ledger import Ledger, Settled
+from federation.aggregator.ledger import Ledger, Overlap, Settled
 from federation.errors import ConflictError, StorageError
 from federation.names import Attempt, Digest, Epoch, RoundNumber, SiteName
 from federation.rounds.events import Finish, Score
@@ -59,6 +59,29 @@ def test_a_restart_knows_round_attempt_score_sites_and_what_became_of_each_updat
     assert settled[B][0].reason == "norm"
     assert list(again.records()) == [written] and written.sequence == 2
     assert list(again.records(after=2)) == []
+    again.close()
+
+
+def test_a_restart_knows_who_works_on_which_task_where_rounds_overlap(tmp_path):
+    ledger = opened(tmp_path)
+    first, later, fourth = (RoundNumber(1), Attempt(1)), (RoundNumber(1), Attempt(2)), (RoundNumber(4), Attempt(1))
+    ledger.record_asked(first, [A, B, C])
+    assert ledger.standpoint.asked == {A: first, B: first, C: first}
+    overlap = Overlap(settled={A: first}, asked={B: first})
+    ledger.record_missed(RoundNumber(1), Attempt(1), reason="why", updates={A: FIRST}, overlap=overlap)
+    ledger.record_asked(later, [A])
+    overlap = Overlap(settled={A: later, B: first}, asked={C: first})
+    ledger.record_committed(
+        record(3), attempt=Attempt(1), score=Score(), updates={A: SECOND, B: FIRST}, overlap=overlap
+    )
+    ledger.record_asked(fourth, [B])
+    before, settled = ledger.standpoint, ledger.settled
+    ledger.close()
+    again = opened(tmp_path)
+    assert again.standpoint == before and again.settled == settled
+    assert before.asked == {B: fourth, C: first}
+    assert [(fact.round, fact.attempt, fact.reason) for fact in settled[A]] == [(1, 1, "quorum lost"), (1, 2, "")]
+    assert [(fact.round, fact.attempt, fact.reason) for fact in settled[B]] == [(1, 1, "norm")]
     again.close()
 
 

@@ -225,9 +225,43 @@ def test_a_restart_keeps_what_waits_and_what_still_comes():
         asked={B: (RoundNumber(3), Attempt(1)), C: (RoundNumber(4), Attempt(2))},
     )
     machine, actions = started(Plan(sites=3, **QUIET), A, B, C, resume=resume, buffer=2)
-    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(5), Attempt(1), (A,))
+    told, asked = [action for action in actions if isinstance(action, ev.AskTrain)]
+    assert told == ev.AskTrain(RoundNumber(4), Attempt(2), (C,)), "what it works on, on the version it has"
+    assert asked == ev.AskTrain(RoundNumber(5), Attempt(1), (A,))
     combine = the(machine.step(ev.UpdateAdmitted(C, RoundNumber(4))), ev.Combine)
     assert combine.asked == {B: 3, C: 4} and machine.task_of(C) == (4, 2)
+
+
+def test_a_site_that_is_not_back_after_a_restart_is_lost_and_nobody_waits_for_it():
+    resume = ev.Resume(
+        round=RoundNumber(2),
+        expected=(A, B),
+        training=(A, B),
+        asked={A: (RoundNumber(1), Attempt(1)), B: (RoundNumber(2), Attempt(1))},
+    )
+    machine, actions = started(Plan(sites=2, **QUIET), A, resume=resume, buffer=2)
+    assert not has(actions, ev.AskTrain) and machine.training == (A, B), "the other is waited for a little while"
+    actions = machine.step(ev.DeadlinePassed())
+    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(1), Attempt(1), (A,))
+    assert machine.standings[B] == ev.Standing(progress=Progress.LOST, reason="did not come back")
+    assert the(machine.step(ev.UpdateAdmitted(A)), ev.Combine).sites == (A,)
+
+
+def test_what_comes_before_rounds_go_on_again_is_taken():
+    resume = ev.Resume(round=RoundNumber(3), expected=(A, B), training=(A,), asked={A: (RoundNumber(2), Attempt(1))})
+    machine, _ = started(Plan(sites=2, **QUIET), A, resume=resume)
+    assert machine.is_asked(A) and not machine.step(ev.UpdateAdmitted(A))
+    assert the(machine.step(ev.SiteReady(B)), ev.Combine).asked == {A: 2}
+
+
+def test_a_site_that_comes_back_while_the_experiment_is_paused_is_told_its_task_when_it_goes_on():
+    machine, _ = started(Plan(sites=3, minimum_sites=3, **QUIET), A, B, C)
+    machine.step(ev.SiteLost(C))
+    machine.step(ev.UpdateAdmitted(A))
+    committed(machine)
+    assert machine.phase is Phase.PAUSED and not has(machine.step(ev.SiteReady(B)), ev.AskTrain)
+    told, asked = [action for action in machine.step(ev.SiteReady(C)) if isinstance(action, ev.AskTrain)]
+    assert told == ev.AskTrain(RoundNumber(1), Attempt(1), (B,)) and asked.sites == (A, C)
 
 
 def test_a_restart_goes_on_exactly_as_without_one():
@@ -240,7 +274,8 @@ def test_a_restart_goes_on_exactly_as_without_one():
     new = the(before, ev.AskTrain).sites
     still = tuple(site for site in machine.training if site not in new)
     asked = {site: machine.task_of(site) for site in still}
-    _, after = started(plan, A, B, C, D, resume=ev.Resume(round=machine.round, training=still, asked=asked))
+    resume = ev.Resume(round=machine.round, training=still, asked=asked, knows_tasks=True)
+    _, after = started(plan, A, B, C, D, resume=resume)
     assert the(after, ev.AskTrain) == the(before, ev.AskTrain)
 
 

@@ -17,10 +17,16 @@ from federation.storage.spool import Spool, SpooledUpdate, UpdateKey
 from federation.tensors.digest import payload_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 ROUND = RoundNumber(3)
 FIRST = Attempt(1)
+
+
+def of(round_number: int = ROUND, attempt: int = FIRST) -> Callable[[UpdateKey], bool]:
+    """Tell updates of one attempt from others."""
+    return lambda key: (key.round, key.attempt) == (round_number, attempt)
 
 
 def key(site: str = "alpha", round_number: int = 3, attempt: int = 1, update_id: bytes = b"id") -> UpdateKey:
@@ -151,7 +157,7 @@ def test_a_restart_finds_what_was_admitted_and_drops_what_was_not(tmp_path: Path
     spool.begin(key("gamma"), [3], b"header").payloads[0].pwrite(0, b"ab")
     spool.close()
     again = Spool(tmp_path)
-    found = again.recover(ROUND, FIRST)
+    found = again.recover(of())
     assert [update.key.site for update in found] == ["alpha", "beta"]
     assert [content_of(update) for update in found] == [b"alpha's", b"beta's"]
     assert [update.header for update in found] == [b"header of alpha", b"header of beta"]
@@ -168,7 +174,7 @@ def test_a_restart_in_another_round_or_attempt_drops_the_records(
     spool = Spool(tmp_path)
     admit_one(spool, "alpha", b"abc")
     spool.close()
-    assert Spool(tmp_path).recover(RoundNumber(round_number), Attempt(attempt)) == []
+    assert Spool(tmp_path).recover(of(round_number, attempt)) == []
     assert list(tmp_path.glob("admitted-*")) == []
 
 
@@ -203,7 +209,7 @@ def test_a_record_whose_bytes_did_not_survive_does_not_count(tmp_path: Path, dam
     admit_one(spool, "alpha", b"abc")
     spool.close()
     damage(tmp_path)
-    assert Spool(tmp_path).recover(ROUND, FIRST) == []
+    assert Spool(tmp_path).recover(of()) == []
 
 
 def test_a_process_killed_right_after_admission_loses_nothing(tmp_path: Path) -> None:
@@ -221,7 +227,22 @@ for site in ("alpha", "beta"):
 os.kill(os.getpid(), signal.SIGKILL)
 """.replace('b"12345" if site == "alpha" else b"12"', 'b"12345"[: 5 if site == "alpha" else 2]')
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
-    assert [content_of(update) for update in Spool(tmp_path).recover(ROUND, FIRST)] == [b"12345"]
+    assert [content_of(update) for update in Spool(tmp_path).recover(of())] == [b"12345"]
+
+
+def test_updates_of_several_rounds_lie_side_by_side_and_what_is_not_kept_makes_room(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    admit_one(spool, "alpha", b"of round 3")
+    admit_one(spool, "beta", b"of round 5", round_number=5)
+    spool.begin(key("gamma", 4), [3], b"header").payloads[0].pwrite(0, b"ab")
+    spool.release_others(lambda each: each.site == "beta")
+    spool.close()
+    again = Spool(tmp_path)
+    assert [update.key.round for update in again.recover(lambda each: True)] == [5]
+    assert len(list(tmp_path.glob("slot-*.bin"))) == 3, "files are reused, not given back"
+    again.begin(key("alpha", 6), [3], b"header")
+    again.begin(key("gamma", 6), [3], b"header")
+    assert len(list(tmp_path.glob("slot-*.bin"))) == 3
 
 
 def test_site_names_that_are_no_names_never_reach_a_path(tmp_path: Path) -> None:
@@ -236,7 +257,7 @@ from federation.storage.disk import DiskFullError
 from federation.storage.spool import Spool, UpdateKey
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 spool = Spool(Path(sys.argv[1]))
-assert len(spool.recover(3, 1)) == 1
+assert len(spool.recover(lambda key: (key.round, key.attempt) == (3, 1))) == 1
 try:
     spool.begin(UpdateKey(site="beta", round=3, attempt=1, update_id=b"id"), [2 << 20], b"header")
 except DiskFullError as error:
@@ -257,7 +278,7 @@ def test_a_file_that_may_not_grow_refuses_the_update_and_keeps_the_others(tmp_pa
     assert f"{needed} bytes" in text
     assert f"{free} are free" in text
     assert admitted == 1
-    assert [content_of(update) for update in Spool(tmp_path).recover(ROUND, FIRST)] == [b"abc"]
+    assert [content_of(update) for update in Spool(tmp_path).recover(of())] == [b"abc"]
 
 
 @pytest.fixture
@@ -285,5 +306,5 @@ def test_a_full_disk_under_the_spool_refuses_the_update_and_keeps_the_others(tin
     assert content_of(small) == b"still fits"
     spool.close()
     again = Spool(tiny_disk)
-    assert len(again.recover(ROUND, FIRST)) == 2
+    assert len(again.recover(of())) == 2
     again.close()

@@ -55,6 +55,10 @@ def simulate(
     drop: Annotated[float, typer.Option(min=0, max=1, help="Probability that an asked site is lost.")] = 0.0,
     speed: Annotated[str, typer.Option(help="constant or lognormal:SIGMA, of simulated time.")] = "",
     bandwidth: Annotated[str, typer.Option(help="UP,DOWN of a site, bytes a second of simulated time.")] = "",
+    attack: Annotated[
+        str | None, typer.Option(help="What hostile sites do, such as ipm:2, alie:opt or label_flip.")
+    ] = None,
+    hostile: Annotated[int, typer.Option(min=0, help="Hostile sites, the last by name; they need --attack.")] = 0,
     label: Annotated[str, typer.Option(help="What `compare` calls the run.")] = "",
     tracker: Annotated[list[str] | None, typer.Option(help="csv, tensorboard, mlflow, wandb, each [:WHERE].")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Table of time by component; trace of round 2.")] = False,
@@ -82,6 +86,7 @@ def simulate(
                 folder=out, executor=executor,  # type: ignore[arg-type]  # checked above
                 resume=not fresh, on_round=on_round, script=_script(script, drop), times=_times(speed, bandwidth),
                 trackers=[load_tracker(text) for text in tracker or ()], profile=measured, changes=changes, label=label,
+                attack=attack, hostile=hostile,
                 command=shlex.join(["federation", *sys.argv[1:]]),
             )  # fmt: skip
         except KeyboardInterrupt as interrupt:
@@ -172,6 +177,8 @@ def _print_result(result: RunResult) -> None:
         ["seconds", f"{seconds:.2f} ({simulated:.4g} simulated)"],
         ["run folder", str(result.folder or "none; keep it with --out")],
     ]
+    if result.attack_success is not None:
+        rows.append(["triggered examples taken for the target", f"{result.attack_success:.1%}"])
     if result.report is not None and result.folder is not None:
         rows.append(["what each site has", str(result.folder / "partition.svg")])
     _print_table(["", result.spec.name], rows, console=console)

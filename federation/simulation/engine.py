@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from federation.simulation.models import Models
     from federation.simulation.script import Fate, Script
     from federation.simulation.times import TimeModel
+    from federation.tensors.buffers import Array
 
 
 class Machine(Protocol):
@@ -71,6 +72,36 @@ class Spans(Protocol):
         ...
 
 
+class Tampering(Protocol):
+    """Comes between what sites learnt and what is admitted: `federation.simulation.hostile`.
+
+    Attributes:
+        sites: those whose updates it writes; what is wrong with them shows at admission only.
+    """
+
+    sites: frozenset[SiteName]
+
+    def tamper(
+        self,
+        round_number: RoundNumber,
+        answers: Sequence[TrainAnswer],
+        slots: Mapping[SiteName, int],
+        rule: Callable[[Mapping[SiteName, Array]], Array],
+    ) -> Sequence[TrainAnswer]:
+        """Write updates into their slots, and return the answers as they are now.
+
+        Args:
+            round_number: the round.
+            answers: of every site asked together, in any order.
+            slots: where the update of each lies.
+            rule: the aggregate of those sites that trained, as the rule in force makes it of a vector of each.
+
+        Raises:
+            PlanError: it cannot be done; the run fails.
+        """
+        ...
+
+
 class NoSpans:
     """Notes nothing."""
 
@@ -96,6 +127,7 @@ class Engine:
         on_commit: told of each committed round, after the models have changed places.
         is_stopping: asked after each commit; True ends the run, to be resumed.
         profile: where times are noted.
+        tampering: writes the updates of hostile sites; None: all are honest.
 
     Attributes:
         clock: simulated seconds since the start of the experiment.
@@ -117,6 +149,7 @@ class Engine:
         on_commit: Callable[[RoundRecord, events.Commit], None],
         is_stopping: Callable[[], bool] = lambda: False,
         profile: Spans | None = None,
+        tampering: Tampering | None = None,
     ) -> None:
         self.clock = 0.0
         self.book = RoundBook()
@@ -134,6 +167,7 @@ class Engine:
         self._on_commit = on_commit
         self._is_stopping = is_stopping
         self._spans = profile or NoSpans()
+        self._tampering = tampering
         self._admission = Admission(spec)
         self._heap: list[tuple[float, SiteName, int, events.Event]] = []
         self._sequence = itertools.count()
@@ -246,8 +280,26 @@ class Engine:
         orders.sort(key=lambda order: -self._sites[order.site])
         slots = {order.site: order.slot for order in orders}
         with self._spans.span("train"):
-            for answer in self._executor.train(orders):
+            answers: Iterable[TrainAnswer] = self._executor.train(orders)
+            if self._tampering is not None:
+                answers = self._tampered(self._tampering, action, list(answers), slots)
+            for answer in answers:
                 self._take(answer, action, slots[answer.site], fates[answer.site], downs[answer.site])
+
+    def _tampered(
+        self, tampering: Tampering, action: events.AskTrain, answers: list[TrainAnswer], slots: Mapping[SiteName, int]
+    ) -> Iterable[TrainAnswer]:
+        updates = [
+            Update(answer.site, action.round, action.attempt, slots[answer.site], answer.trained, 0.0, False)
+            for answer in sorted(answers, key=lambda row: row.site)
+            if answer.trained is not None
+        ]
+        total = count_sites(self._models.total, len(self._machine.connected), self._spec.plan)
+
+        def rule(deltas: Mapping[SiteName, Array]) -> Array:
+            return self._models.outcome(action.round, updates, deltas, total)
+
+        return tampering.tamper(action.round, answers, slots, rule)
 
     def _end_of(self, site: SiteName, fate: Fate, down: int) -> None:
         """What a script says instead of an answer; it shows once the site would have begun."""
@@ -282,7 +334,10 @@ class Engine:
         try:
             norm = self._admission.check(payloads, trained.examples, self.norms)
         except TaskError as error:
-            event = events.SiteFailed(site, error.error_class)
+            if self._tampering is not None and site in self._tampering.sites:
+                event = events.UpdateRefused(site, error.traceback)
+            else:
+                event = events.SiteFailed(site, error.error_class)
         except UpdateRejectedError as error:
             event = events.UpdateRefused(site, str(error))
         if isinstance(event, events.SiteFailed):

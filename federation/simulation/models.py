@@ -7,10 +7,13 @@ memory of our own, twice likewise. The arithmetic is `combine_round`, the aggreg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from federation.aggregation.rule import load_rule
+from federation.aggregation.tiles import ArrayTiles
 from federation.algorithms.server import ServerRound, SiteFacts
 from federation.names import PayloadName
 from federation.rounds.schedules import server_rate
@@ -18,7 +21,7 @@ from federation.simulation.memory import GENERATIONS
 from federation.storage import combination
 from federation.storage.memory import MemoryModel, MemoryWriter
 from federation.storage.method_combination import combine_round, read_scalars, write_slot
-from federation.tensors import pack
+from federation.tensors import DType, TensorSchema, TensorSpec, pack
 from federation.training.exchange import MODEL, OPTIMIZER, SCALARS
 
 if TYPE_CHECKING:
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from federation.plan import ExperimentSpec
     from federation.simulation.book import Update
     from federation.simulation.memory import Arena
-    from federation.tensors import TensorSchema
     from federation.tensors.buffers import Array
     from federation.training.exchange import Buffer
 
@@ -173,6 +175,44 @@ class Models:
         self.candidate = Candidate(digest=combined.digest, update_norm=combined.update_norm, weights=weights)
         self._next_total = total
         self._next_sent = self._describe(self.next_generation, model=combined.digest)
+
+    def outcome(
+        self, round_number: RoundNumber, updates: Sequence[Update], deltas: Mapping[SiteName, Array], total: int
+    ) -> Array:
+        """Return what the rule in force would make of these changes, float64; nothing is kept.
+
+        Args:
+            round_number: the round.
+            updates: whose they are, in name order.
+            deltas: change of each, as one vector in buffer order.
+            total: N.
+
+        Raises:
+            ValueError: the rule takes no such round.
+        """
+        plan = self._spec.plan
+        facts = tuple(
+            replace(
+                self._facts(update, round_number, self._payloads(update)),
+                norm=float(np.linalg.norm(deltas[update.site])),
+            )
+            for update in updates
+        )
+        server_round = ServerRound(
+            number=round_number, plan=plan, sites=facts, total=total, learning_rate=server_rate(plan, round_number)
+        )
+        weights = self._algorithm.server().weights(server_round)["delta"]
+        sites = [update.site for update in updates]
+        size = len(deltas[sites[0]])
+        schema = TensorSchema.of([TensorSpec(name="delta", dtype=DType.FLOAT64, shape=(size,))])
+        buffers: dict[SiteName, bytes | bytearray] = {
+            site: np.asarray(deltas[site], dtype="<f8").tobytes() for site in sites
+        }
+        tiles = ArrayTiles(schema, buffers, dict(zip(sites, weights, strict=True)))
+        result = np.empty(size, dtype=np.float64)
+        for tile, values in self._rule.combine(tiles):
+            result[tile.offset // 8 : tile.offset // 8 + tile.elements] = values
+        return result
 
     def commit(self) -> None:
         """Let the candidate be the model that sites train from."""

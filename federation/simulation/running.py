@@ -28,6 +28,7 @@ from federation.rounds import events
 from federation.rounds.asynchronous import machine_for
 from federation.simulation.bench import Premises
 from federation.simulation.engine import Engine, Machine, NoSpans, Spans
+from federation.simulation.hostile import HostileSites, Threat, attack_success, poisoned, threat_of
 from federation.simulation.interruption import Interruption
 from federation.simulation.launching import ExecutorName, launch
 from federation.simulation.memory import Layout
@@ -43,6 +44,7 @@ from federation.training.importing import load_experiment
 from federation.training.seeding import seeded
 
 if TYPE_CHECKING:
+    from federation.attacks import Attack
     from federation.data.partitions.report import PartitionReport
     from federation.data.shard import Shard
     from federation.rounds.history import RoundRecord
@@ -67,6 +69,8 @@ class RunResult:
         reason: why it ended.
         folder: its run folder; None without one.
         report: how the data was divided; None if targets are no classes.
+        attack_success: share of honest sites' triggered validation examples for which the last model does as a
+            backdoor wants; None without one, or where the task measures no accuracy.
     """
 
     spec: ExperimentSpec
@@ -78,6 +82,7 @@ class RunResult:
     reason: str
     folder: Path | None = None
     report: PartitionReport | None = None
+    attack_success: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +99,7 @@ class _Setting:
     workers: int
     executor: ExecutorName | None
     source: Path | None
+    threat: Threat | None
 
 
 def simulate(
@@ -116,6 +122,8 @@ def simulate(
     changes: Mapping[str, Any] | None = None,
     label: str = "",
     command: str = "",
+    attack: Attack | str | None = None,
+    hostile: int | Sequence[str] = (),
 ) -> RunResult:
     """Run an experiment on simulated sites, to the model that a federation of the same sites would give.
 
@@ -141,6 +149,9 @@ def simulate(
         changes: plan fields to replace.
         label: what comparisons call the run.
         command: for the run folder: how it was asked for.
+        attack: what hostile sites do, such as ``"ipm:2"`` or ``"alie:opt"``; see `federation.attacks`. They see all
+            honest updates of the round, and what they send is admitted as everybody's is.
+        hostile: which sites are hostile, or how many: the last in name order.
 
     Raises:
         PlanError: experiment, plan, data or script do not go together; the text says what to change.
@@ -151,7 +162,19 @@ def simulate(
         KeyboardInterrupt: Ctrl-C; the round under way was committed, and the same call goes on from there.
     """
     setting = _prepare(
-        experiment, sites, data, partition, sample, workers, executor, seed, script, times, changes or {}
+        experiment,
+        sites,
+        data,
+        partition,
+        sample,
+        workers,
+        executor,
+        seed,
+        script,
+        times,
+        changes or {},
+        attack,
+        hostile,
     )
     run = _Run(setting, trackers=trackers, on_round=on_round, profile=profile or NoSpans())
     description = _describe(setting, partition=partition, data=data, label=label, command=command)
@@ -172,6 +195,8 @@ def _prepare(
     script: Script | None,
     times: TimeModel | None,
     changes: Mapping[str, Any],
+    attack: Attack | str | None,
+    hostile: int | Sequence[str],
 ) -> _Setting:
     source = None if isinstance(experiment, Experiment) else Path(experiment)
     loaded = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
@@ -183,6 +208,7 @@ def _prepare(
     if loaded.algorithm is not None and loaded.plan.algorithm != loaded.algorithm.name:
         loaded.algorithm = None  # `changes` chose another
     _check_script(script or Script(), names)
+    threat = threat_of(attack, hostile, names)
     _limit_torch(loaded.plan.threads)
     built = loaded.build()
     if built.spec.plan.downlink != "identity":
@@ -201,6 +227,7 @@ def _prepare(
         workers=workers,
         executor=executor,
         source=source,
+        threat=threat,
     )
 
 
@@ -252,7 +279,14 @@ def _describe(setting: _Setting, *, partition: str, data: Any, label: str, comma
         "software": f"federation {version('federation')}",
         "label": label,
         "outcome": "",
+        **_threat_facts(setting.threat),
     }
+
+
+def _threat_facts(threat: Threat | None) -> dict[str, Any]:
+    if threat is None:
+        return {}
+    return {"attack": threat.attack.spec, "hostile": sorted(threat.sites)}
 
 
 def _digest_of(setting: _Setting, partition: str) -> str:
@@ -267,6 +301,7 @@ def _digest_of(setting: _Setting, partition: str) -> str:
         repr(setting.script),
         asdict(setting.times),
         setting.enforces_deadlines,
+        *([repr(setting.threat.attack), sorted(setting.threat.sites)] if setting.threat else []),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -314,7 +349,7 @@ class _Run:
             experiment=setting.experiment,
             spec=spec,
             base=base,
-            shards=setting.shards,
+            shards=poisoned(setting.threat, setting.shards, plan.seed) if setting.threat else setting.shards,
             state=None if folder is None else folder.state,
         )
         executor = launch(
@@ -352,6 +387,7 @@ class _Run:
             on_commit=lambda record, commit: self._committed(record, commit, engine, models, folder),
             is_stopping=self._interruption.is_set,
             profile=self._profile,
+            tampering=HostileSites(setting.threat, self._spec, executor.arena) if setting.threat else None,
         )
         engine.clock = standpoint.clock
         engine.absent = dict(standpoint.absent)
@@ -445,7 +481,14 @@ class _Run:
             reason=reason,
             folder=None if folder is None else folder.path,
             report=report_of(self._setting.shards),
+            attack_success=self._attack_success(arrays),
         )
+
+    def _attack_success(self, arrays: Mapping[str, Array]) -> float | None:
+        setting = self._setting
+        if setting.threat is None:
+            return None
+        return attack_success(setting.threat, setting.experiment, arrays, setting.shards)
 
 
 def _finished(folder: RunFolder | None) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Rules:
 
 1. Where the system can fork, workers are copies of this process, made before torch computes in it, so that nothing is
-   pickled and nothing loaded twice. Elsewhere they are spawned, and load the experiment from its folder.
+   pickled and nothing loaded twice. Elsewhere they are spawned: each is sent what it needs, and loads the experiment
+   from its folder (`federation.simulation.luggage`).
 2. Orders and answers are small; models and updates lie in shared memory and are read and written in place.
 3. A worker has two parcels of orders at hand and gets the next when it answers: it does not wait for the parent, and
    all finish together. A parcel is one order, or as many as take `PARCEL_S`, so that telling costs less than doing. Any
@@ -26,9 +27,9 @@ from collections import deque
 from dataclasses import replace
 from multiprocessing import connection, shared_memory
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from federation.errors import PlanError
+from federation.simulation import luggage
 from federation.simulation.bench import Bench, EvaluateAnswer, EvaluateOrder, TrainAnswer, TrainOrder, settle
 from federation.simulation.executors import SimulationError
 from federation.simulation.memory import Arena
@@ -46,6 +47,8 @@ _AT_HAND = 2
 """Parcels a worker holds: the one it works on, and the next."""
 PARCEL_S = 0.002
 """Seconds of work worth a message: telling a worker and hearing from it takes a twentieth of it."""
+START_METHOD: Literal["fork", "spawn"] = "fork" if sys.platform == "linux" else "spawn"
+"""How workers begin (rule 1). macOS can fork, but its own libraries do not survive it."""
 
 
 class ProcessExecutor:
@@ -55,10 +58,10 @@ class ProcessExecutor:
         premises: what to work on.
         layout: of the memory.
         workers: how many processes, 1 or more.
-        source: the experiment's folder, for systems that cannot fork.
+        source: the experiment's folder, if it came from one.
 
     Raises:
-        PlanError: this system cannot fork and the experiment cannot be pickled.
+        PlanError: workers are spawned here, and something they need cannot be pickled.
         SimulationError: a worker could not load the experiment.
     """
 
@@ -77,6 +80,8 @@ class ProcessExecutor:
         try:
             for number in range(workers):
                 self._workers.append(self._start(number))
+            for worker in self._workers:
+                worker.wait()
         except BaseException:
             self.close()
             raise
@@ -153,6 +158,7 @@ class ProcessExecutor:
                 "look for what ends it, such as too little memory, or use fewer workers"
             )
         fresh = self._start(worker.number)
+        fresh.wait()
         fresh.is_second = True
         self._workers[place] = fresh
         for parcel in lost:
@@ -180,34 +186,28 @@ class _Worker:
         source: Path | None,
         pipes: Sequence[Connection],
     ) -> _Worker:
-        can_fork = sys.platform == "linux"
-        context = multiprocessing.get_context("fork" if can_fork else "spawn")
+        context = multiprocessing.get_context(START_METHOD)
         ours, theirs = context.Pipe()
-        sent = premises if can_fork or source is None else replace(premises, experiment=source)  # type: ignore[arg-type]
-        process = context.Process(  # type: ignore[attr-defined]  # both contexts have it
-            target=_work,
-            args=(sent, arena if can_fork else (arena.layout, memory), theirs, [ours, *pipes] if can_fork else []),
-            daemon=True,
-        )
-        try:
-            with warnings.catch_warnings():
-                # BLAS keeps threads that idle; it looks after itself across a fork, and torch has not started any.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process.start()
-        except (TypeError, AttributeError, ValueError) as error:
-            raise PlanError(
-                f"workers > 1 needs an experiment folder or a picklable experiment here ({error}); use workers=1"
-            ) from error
+        if START_METHOD == "fork":
+            start: Any = (premises, arena, theirs, [ours, *pipes])
+        else:
+            start = (luggage.pack(premises, source), (arena.layout, memory), theirs, [])
+        process = context.Process(target=_work, args=start, daemon=True)  # type: ignore[attr-defined]  # both have it
+        with warnings.catch_warnings():
+            # BLAS keeps threads that idle; it looks after itself across a fork, and torch has not started any.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
         theirs.close()
-        worker = cls(number, process, ours)
+        return cls(number, process, ours)
+
+    def wait(self) -> None:
+        """Wait until it is ready for orders."""
         try:
-            problem = ours.recv()
-        except EOFError:
-            problem = "it ended"
+            problem = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            problem = "it ended; what it printed says why"
         if problem is not None:
-            worker.end()
-            raise SimulationError(f"worker {number} could not load the experiment: {problem}")
-        return worker
+            raise SimulationError(f"worker {self.number} could not load the experiment: {problem}")
 
     def give(self, order: Any) -> None:
         self.orders.append(order)
@@ -225,17 +225,19 @@ class _Worker:
 
 
 def _work(
-    premises: Premises, memory: Arena | tuple[Layout, str], pipe: Connection, inherited: Sequence[Connection]
+    premises: Premises | luggage.Luggage,
+    memory: Arena | tuple[Layout, str],
+    pipe: Connection,
+    inherited: Sequence[Connection],
 ) -> None:
     """A worker's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for other in inherited:
         other.close()  # else our copies of the parent's ends would keep pipes open when the parent is gone
+    block: shared_memory.SharedMemory | None = None
     try:
-        if isinstance(premises.experiment, Path):
-            from federation.training.importing import load_experiment
-
-            premises = replace(premises, experiment=load_experiment(premises.experiment))
+        if isinstance(premises, luggage.Luggage):
+            premises = luggage.unpack(premises)
         if isinstance(memory, Arena):
             arena = memory
         else:
@@ -246,9 +248,12 @@ def _work(
         pipe.send(f"{type(error).__name__}: {error}")
         return
     pipe.send(None)
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
             orders = pipe.recv()
             pipe.send(
                 [bench.train(order) if isinstance(order, TrainOrder) else bench.evaluate(order) for order in orders]
             )
+    if block is not None:  # else it is closed at some moment of the interpreter's end, with views still there
+        arena.release()
+        block.close()

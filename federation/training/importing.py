@@ -17,18 +17,24 @@ from typing import TYPE_CHECKING
 from federation.errors import FederationError, PlanError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import ModuleType
 
     from federation.training.experiment import Experiment
 
 FILE = "experiment.py"
+_PREFIX = "_federation_experiment_"
 _numbers = itertools.count(1)
 
 
-def load_experiment(folder: str | Path) -> Experiment:
+def load_experiment(folder: str | Path, *, also_as: Sequence[str] = ()) -> Experiment:
     """Import ``experiment.py`` of a folder under a fresh name and return the ``experiment`` it defines.
 
     Runs the author's code: at home, or in a trainer.
+
+    Args:
+        folder: of the experiment.
+        also_as: further names of the module, such as those another process pickled objects of its classes under.
 
     Raises:
         PlanError: no such file, it does not import, or it defines no `Experiment` called ``experiment``.
@@ -38,15 +44,25 @@ def load_experiment(folder: str | Path) -> Experiment:
     path = Path(folder).resolve() / FILE
     if not path.is_file():
         raise PlanError(f"{folder} has no {FILE}; an experiment folder needs one that defines `experiment`")
-    found = getattr(_import(path), "experiment", None)
+    module = _import(path)
+    for name in also_as:
+        sys.modules[name] = module
+    found = getattr(module, "experiment", None)
     if not isinstance(found, Experiment):
         got = "nothing of that name" if found is None else f"a {type(found).__name__}"
         raise PlanError(f"{path} must define `experiment = Experiment(...)`; it has {got}")
     return found
 
 
+def names_of(folder: str | Path) -> tuple[str, ...]:
+    """Return the names under which this process imported ``experiment.py`` of a folder, oldest first."""
+    path = str(Path(folder).resolve() / FILE)
+    loaded = [name for name, module in sys.modules.items() if getattr(module, "__file__", None) == path]
+    return tuple(name for name in loaded if name.startswith(_PREFIX))
+
+
 def _import(path: Path) -> ModuleType:
-    name = f"_federation_experiment_{next(_numbers)}"
+    name = f"{_PREFIX}{next(_numbers)}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PlanError(f"{path} cannot be imported")

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -20,6 +25,7 @@ from federation.algorithms.registry import load_algorithm
 from federation.names import Digest, Epoch, ExperimentId, FederationName, Identity, Role, SiteName
 from federation.pki.authority import CertificateAuthority, issue_identity
 from federation.plan import ExperimentSpec, Plan, tensor_rows
+from federation.runtime.records import read_exit_record
 from federation.storage.checkpoints import write_model
 from federation.tensors import DType, TensorSchema, TensorSpec
 from federation.testing.sites import HonestSite, Meeting, ScriptedSite
@@ -151,6 +157,60 @@ class Stage:
             for pending in (task, started):
                 pending.cancel()
             await asyncio.wait({task, started})
+
+    @asynccontextmanager
+    async def process(self, epoch: int = 1, **changes: Any) -> AsyncIterator[AggregatorProcess]:
+        """Run an aggregator in a process of its own; it is killed on the way out.
+
+        Raises:
+            RuntimeError: it ended before it was ready.
+        """
+        config = self.work / "aggregator.json"
+        config.write_text(self.config(epoch=epoch, **changes).model_dump_json())
+        place = self.work / f"notify-{epoch}"
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+            listener.setblocking(False)
+            listener.bind(str(place))
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "federation.aggregator", "--config", str(config),
+                env={**os.environ, "NOTIFY_SOCKET": str(place)}, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            ready = asyncio.create_task(loop.sock_recv(listener, 65536))
+            ended = asyncio.create_task(child.wait())
+            try:
+                await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if not ready.done():
+                    raise RuntimeError(f"the aggregator ended at once: {read_exit_record(self.work)}")
+                facts = dict(line.split("=", 1) for line in ready.result().decode().splitlines())
+                yield AggregatorProcess(child, facts["X_ADDRESS"])
+            finally:
+                ready.cancel()
+                with suppress(ProcessLookupError):
+                    child.kill()
+                await asyncio.wait({ready, ended})
+
+
+class AggregatorProcess:
+    """An aggregator process.
+
+    Attributes:
+        child: itself.
+        address: where sites dial.
+    """
+
+    def __init__(self, child: asyncio.subprocess.Process, address: str) -> None:
+        self.child = child
+        self.address = address
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        with suppress(ProcessLookupError):
+            os.kill(self.child.pid, signal.SIGKILL)
+
+    async def ended(self) -> int:
+        """Return its exit status."""
+        return await self.child.wait()
 
 
 class RunningAggregator:

@@ -8,12 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
-from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import pytest
@@ -24,50 +19,6 @@ from federation.runtime.records import read_exit_record
 from federation.storage.checkpoints import read_model
 from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.sites import Finished, HonestSite
-
-
-class Process:
-    """An aggregator process, and the address it told us."""
-
-    def __init__(self, child, address):
-        self.child = child
-        self.address = address
-
-    def kill(self):
-        with suppress(ProcessLookupError):
-            os.kill(self.child.pid, signal.SIGKILL)
-
-    async def ended(self):
-        return await self.child.wait()
-
-
-@asynccontextmanager
-async def process(built, epoch, **changes):
-    """Run an aggregator process; it is killed on the way out."""
-    config = built.work / "aggregator.json"
-    config.write_text(built.config(epoch=epoch, **changes).model_dump_json())
-    place = built.work / f"notify-{epoch}"
-    loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.setblocking(False)
-        listener.bind(str(place))
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "federation.aggregator", "--config", str(config),
-            env={**os.environ, "NOTIFY_SOCKET": str(place)}, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        ready = asyncio.create_task(loop.sock_recv(listener, 65536))
-        ended = asyncio.create_task(child.wait())
-        try:
-            await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not ready.done():
-                raise RuntimeError(f"the aggregator ended at once: {read_exit_record(built.work)}")
-            facts = dict(line.split("=", 1) for line in ready.result().decode().splitlines())
-            yield Process(child, facts["X_ADDRESS"])
-        finally:
-            ready.cancel()
-            with suppress(ProcessLookupError):
-                child.kill()
-            await asyncio.wait({ready, ended})
 
 
 def stage(tmp_path, sites="ab", schema=None, **plan):
@@ -86,7 +37,7 @@ async def begin(built, running, *names):
 
 async def test_after_a_kill_an_admitted_update_is_kept_and_not_asked_for_again(tmp_path):
     built = stage(tmp_path, rounds=1)
-    async with process(built, 1) as first:
+    async with built.process(1) as first:
         a, b = await begin(built, first, "site-a", "site-b")
         await a.answer(await a.next_task())
         await b.next_task()
@@ -94,7 +45,7 @@ async def test_after_a_kill_an_admitted_update_is_kept_and_not_asked_for_again(t
         await first.ended()
         await a.vanish()
         await b.vanish()
-    async with process(built, 2) as second:
+    async with built.process(2) as second:
         a, b = await begin(built, second, "site-a", "site-b")
         assert b.welcome.epoch == 2 and b.welcome.round == 1
         await b.answer(await b.next_task())
@@ -113,7 +64,7 @@ async def test_after_a_kill_an_admitted_update_is_kept_and_not_asked_for_again(t
 
 async def test_after_a_kill_the_running_median_norm_is_that_of_the_rounds_before(tmp_path):
     built = stage(tmp_path, rounds=2, quorum=1, max_norm_ratio=3.0, evaluate_every=0)
-    async with process(built, 1) as first:
+    async with built.process(1) as first:
         sites = await begin(built, first, "site-a", "site-b")
         for site in sites:
             await site.answer(await site.next_task())
@@ -123,7 +74,7 @@ async def test_after_a_kill_the_running_median_norm_is_that_of_the_rounds_before
         await first.ended()
         for site in sites:
             await site.vanish()
-    async with process(built, 2) as second:
+    async with built.process(2) as second:
         a, b = await begin(built, second, "site-a", "site-b")
         b.target = 1000.0
         with pytest.raises(UpdateRejectedError, match="max_norm_ratio allows 3 times") as caught:
@@ -139,7 +90,7 @@ async def test_after_a_kill_the_running_median_norm_is_that_of_the_rounds_before
 
 async def test_after_a_kill_during_evaluation_the_same_candidate_is_made_again(tmp_path):
     built = stage(tmp_path, rounds=1)
-    async with process(built, 1) as first:
+    async with built.process(1) as first:
         sites = await begin(built, first, "site-a", "site-b")
         for site in sites:
             await site.answer(await site.next_task())
@@ -148,7 +99,7 @@ async def test_after_a_kill_during_evaluation_the_same_candidate_is_made_again(t
         await first.ended()
         for site in sites:
             await site.vanish()
-    async with process(built, 2) as second:
+    async with built.process(2) as second:
         sites = await begin(built, second, "site-a", "site-b")
         tasks = [await site.next_task() for site in sites]
         assert [task.payloads[0].digest for task in tasks] == candidates
@@ -181,12 +132,12 @@ class Tenacious(HonestSite):
 async def test_killed_again_and_again_it_arrives_at_the_same_bytes(tmp_path, elements):
     undisturbed = stage(tmp_path / "calm", rounds=6, schema=flat_schema(elements))
     built = stage(tmp_path / "wild", rounds=6, schema=flat_schema(elements))
-    async with process(undisturbed, 1) as calm:
+    async with undisturbed.process(1) as calm:
         await asyncio.gather(*(site.run() for site in await _unconnected(undisturbed, calm)))
         assert await calm.ended() == 0
     steps, admitted, outcomes = 0, ({}, {}), []
     for epoch in range(1, 40):
-        async with process(built, epoch, site_grace_s=30) as running:
+        async with built.process(epoch, site_grace_s=30) as running:
 
             def step(running=running, budget=steps + 2 + epoch % 3):
                 nonlocal steps
@@ -223,7 +174,7 @@ async def _unconnected(built, running, kind=HonestSite):
 
 async def test_sigterm_drains_and_the_next_process_goes_on_at_the_same_port(tmp_path):
     built = stage(tmp_path, rounds=2)
-    async with process(built, 1) as first:
+    async with built.process(1) as first:
         a, b = await begin(built, first, "site-a", "site-b")
         await a.answer(await a.next_task())
         first.child.terminate()
@@ -231,7 +182,7 @@ async def test_sigterm_drains_and_the_next_process_goes_on_at_the_same_port(tmp_
         assert read_exit_record(built.work).outcome == "drained"
         for site in (a, b):
             await site.vanish()
-    async with process(built, 2) as second:
+    async with built.process(2) as second:
         assert second.address == first.address
         results = await asyncio.gather(*(site.run() for site in await _unconnected(built, second)))
         assert results == ["completed", "completed"]
@@ -240,12 +191,12 @@ async def test_sigterm_drains_and_the_next_process_goes_on_at_the_same_port(tmp_
 
 async def test_a_second_process_finds_the_folder_held_and_a_lower_epoch_is_superseded(tmp_path):
     built = stage(tmp_path)
-    async with process(built, 2):
+    async with built.process(2):
         with pytest.raises(RuntimeError, match="held by process"):
-            async with process(built, 3):
+            async with built.process(3):
                 pass
     with pytest.raises(RuntimeError, match="superseded"):
-        async with process(built, 1):
+        async with built.process(1):
             pass
 
 
@@ -256,14 +207,14 @@ async def test_a_port_in_use_is_an_error_that_names_the_range(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(RuntimeError, match=f"no port from {port} to {port}"):
-            async with process(built, 1, ports=(port, port)):
+            async with built.process(1, ports=(port, port)):
                 pass
 
 
 async def test_an_aggregator_that_ended_ends_again_when_it_is_started_again(tmp_path):
     built = stage(tmp_path, rounds=1)
     for epoch in (1, 2):
-        async with process(built, epoch) as running:
+        async with built.process(epoch) as running:
             if epoch == 1:
                 await asyncio.gather(*(site.run() for site in await _unconnected(built, running)))
             assert await running.ended() == 0

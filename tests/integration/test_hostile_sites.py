@@ -1,0 +1,86 @@
+"""Hostile sites among honest ones: a real aggregator process, real TLS, attacks that see what a real site sees."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+
+from federation.attacks import load_attack
+from federation.data.samples import DigitsShard
+from federation.errors import Refusal
+from federation.plan import Plan
+from federation.storage.checkpoints import read_model
+from federation.testing.aggregators import Stage, flat_schema
+from federation.testing.attacks import Collusion, HostileSite
+from federation.testing.poisoned import PoisonedShard
+
+HONEST = {f"site-{letter}": target for letter, target in zip("abcde", (0.9, 0.95, 1.0, 1.05, 1.1), strict=True)}
+HOSTILE = {"site-x": 0.9, "site-y": 1.1}
+ELEMENTS = 200
+
+
+async def run(tmp_path, attack, **plan):
+    """Run a federation with two hostile sites of seven; returns the last model, its history and the hostile sites."""
+    plan = {"sites": 7, "rounds": 2, "evaluate_every": 0, "weighting": "uniform", **plan}
+    built = Stage(tmp_path, Plan(**plan), [*HONEST, *HOSTILE], schema=flat_schema(ELEMENTS))
+    collusion = Collusion(attack, HOSTILE, total=7)
+    async with built.process() as running, asyncio.timeout(60), asyncio.TaskGroup() as group:
+        sites = [built.site(name, running.address, target=target) for name, target in HONEST.items()]
+        hostile = [
+            built.site(name, running.address, HostileSite, target=target, collusion=collusion)
+            for name, target in HOSTILE.items()
+        ]
+        tasks = [group.create_task(site.run()) for site in (*sites, *hostile)]
+        outcomes = await asyncio.gather(*tasks)
+        for site in (*sites, *hostile):
+            await site.vanish()
+        assert outcomes == ["completed"] * 7
+        await running.ended()
+    _, arrays = read_model(built.work / "artifacts" / "last.safetensors")
+    history = json.loads((built.work / "artifacts" / "history.json").read_text())
+    return arrays["weight"], history["rounds"], hostile
+
+
+@pytest.mark.parametrize("attack", ["infinity", "nan"])
+async def test_what_is_not_finite_is_refused_when_it_arrives_and_the_round_goes_on(tmp_path, attack):
+    weight, rounds, hostile = await run(tmp_path, attack, quorum=5)
+    for site in hostile:
+        assert [error.refusal for error in site.refusals] == [Refusal.NOT_FINITE] * 2
+    for row in rounds:
+        assert {site["site"]: site["outcome"] for site in row["sites"] if site["outcome"] != "counted"} == {
+            "site-x": "refused", "site-y": "refused",
+        }  # fmt: skip
+    np.testing.assert_allclose(weight, 0.75, rtol=1e-6)
+
+
+@pytest.mark.parametrize("attack", ["sign_flip:5", "scaling:20", "alie:8", "ipm:5"])
+async def test_the_mean_is_moved_by_exactly_what_was_sent(tmp_path, attack):
+    weight, rounds, hostile = await run(tmp_path, attack, rounds=1)
+    assert [site["outcome"] for site in rounds[0]["sites"]] == ["counted"] * 7
+    assert not any(site.refusals for site in hostile)
+    own = np.array([[0.45], [0.55]])
+    sent = {"sign_flip:5": -2.5, "ipm:5": -2.5, "scaling:20": 10.0, "alie:8": 0.5 + 8 * own.std()}[attack]
+    np.testing.assert_allclose(weight, (sum(HONEST.values()) / 2 + 2 * sent) / 7, rtol=1e-5)
+
+
+async def test_a_compressed_attack_arrives_as_its_codec_has_it(tmp_path):
+    weight, rounds, _ = await run(tmp_path, "sign_flip:5", rounds=1, compression="float16")
+    assert [site["outcome"] for site in rounds[0]["sites"]] == ["counted"] * 7
+    np.testing.assert_allclose(weight, (2.5 - 5.0) / 7, rtol=1e-2)
+
+
+def test_a_poisoned_shard_is_what_an_envoy_would_load():
+    options = {"part": 1, "parts": 5}
+    base = "federation.data.samples:DigitsShard"
+    honest = DigitsShard(**options)
+    flipped = PoisonedShard(attack="label_flip", base=base, options=options, classes=10)
+    np.testing.assert_array_equal(flipped.train[1], 9 - honest.train[1])
+    np.testing.assert_array_equal(flipped.train[0], honest.train[0])
+    np.testing.assert_array_equal(flipped.validation[1], honest.validation[1])
+    with pytest.raises(ValueError, match="spoils no data"):
+        PoisonedShard(attack="sign_flip", base=base, options=options)
+    with pytest.raises(ValueError, match="use PoisonedShard"):
+        Collusion(load_attack("label_flip"), ["site-x"], total=7)

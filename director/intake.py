@@ -5,8 +5,8 @@ Rules, in order:
 1. Header first: the manifest's signature is checked with the key that came along (whom a silo believes is the silo's
    business), its federation, expiry and limits, and its submitter must be the user of the certificate.
 2. Bundle and model follow, in order, chunk by chunk into temporary files; each must have the size and SHA-256 the
-   manifest signs. The model's tensors must be those of the signed spec, its plan's rule must be installed here, and its
-   method must be one that an aggregator can run.
+   manifest signs. The model's tensors must be those of the signed spec, and its plan must be one that an aggregator of
+   this release can run: method, codecs and rule are installed here and fit together.
 3. The experiment is stored as SUBMITTED with its nonce, its files are put into the artifact store, and only then is it
    QUEUED. What fails on the way is taken back; what a crash left SUBMITTED is taken back at the next start.
 4. The bundle is stored and never opened. Every submission, admitted or refused, is in the audit trail.
@@ -27,7 +27,6 @@ from director.scheduling import Need
 from director.sessions import first
 from director.store import artifacts, events, experiments
 from director.store.records import ArtifactRecord, Submission
-from federation.aggregation.rule import rule_names
 from federation.aggregator.support import check_supported
 from federation.bundle.signing import SignedManifest, VerifiedManifest, open_manifest
 from federation.errors import (
@@ -36,7 +35,6 @@ from federation.errors import (
     IdentityError,
     LimitError,
     MalformedMessageError,
-    PlanError,
     StorageError,
     TransportError,
 )
@@ -179,11 +177,6 @@ class Intake:
                 raise BundleError(f"the header announces a {what} of {announced} bytes, the manifest signs {signed}")
             if signed > most:
                 raise LimitError(f"the {what} has {signed} bytes, this director takes at most {most}")
-        rules = rule_names()
-        if manifest.spec.plan.rule not in rules:
-            raise PlanError(
-                f"aggregation rule {manifest.spec.plan.rule!r} is not installed here; there are: {', '.join(rules)}"
-            )
         check_supported(manifest.spec)
 
     async def _store_all(

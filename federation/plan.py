@@ -28,7 +28,7 @@ from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec
 MAX_METRICS = 64
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z][a-zA-Z0-9_]{0,63}$")]
 OptionValue = bool | int | float | str
-"""One option of an algorithm, as JSON has it; which there are and what they mean, the algorithm says."""
+"""One option of an algorithm or rule, as JSON has it; which there are and what they mean, that one says."""
 _CHOICE = re.compile(r"[a-z0-9_]+(:[-+0-9.e,a-z]+)*")
 _ESTIMATOR = re.compile(r"minibatch|full|subset:[1-9][0-9]{0,9}")
 _RESERVED_PAYLOADS = frozenset({"model", "base", "delta", "buffers", "optimizer", "step"})
@@ -84,6 +84,10 @@ class Plan(_Frozen):
         local: shell patterns of those that are not, though they match `federated`: a frozen backbone, a local head.
         weighting: ``examples`` weighs a site by its training examples, ``uniform`` weighs all alike.
         rule: aggregation rule, by its registered name.
+        rule_options: options of the rule; it says which there are.
+        byzantine: f, hostile sites the rule shall stand.
+        pre_aggregation: what is done to the updates before the rule sees them, in order, such as ``("nnm",)`` or
+            ``("bucketing:2",)``.
         max_examples: cap on the examples a site may claim; beyond what its envoy declared it may never claim.
         max_norm: largest L2 norm of a site's parameter change; a larger one is refused. None: unbounded.
         max_share: most that one site may weigh, as a share of all weights by examples; what is above it is cut to it,
@@ -126,6 +130,9 @@ class Plan(_Frozen):
     local: tuple[str, ...] = ()
     weighting: Literal["examples", "uniform"] = "examples"
     rule: str = "mean"
+    rule_options: dict[str, OptionValue] = {}
+    byzantine: int = Field(default=0, ge=0, le=10_000)
+    pre_aggregation: tuple[str, ...] = Field(default=(), max_length=8)
     max_examples: int | None = Field(default=None, ge=1)
     max_norm: float | None = Field(default=None, gt=0)
     max_share: float | None = Field(default=None, gt=0, le=1)
@@ -171,6 +178,8 @@ class Plan(_Frozen):
         _check_name(self.algorithm.replace("_", "-"), "algorithm")
         for field in ("server_schedule", "local_schedule", "compression", "downlink", "sampler"):
             _check_choice(getattr(self, field), field)
+        for choice in self.pre_aggregation:
+            _check_choice(choice, "pre_aggregation")
         if not _ESTIMATOR.fullmatch(self.estimator):
             raise ValueError(f"estimator is {self.estimator[:80]!r}, expected minibatch, full or subset:SIZE")
         if self.quorum is not None and self.quorum > self.sites_wanted:

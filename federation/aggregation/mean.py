@@ -7,12 +7,16 @@ Data", AISTATS 2017, algorithm 1 with p_i = n_i. Sums run in float64 over sites 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from federation.aggregation.linear import weighted_sum
+from federation.aggregation.mixing import MixedTiles
+from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from federation.aggregation.tiles import Array, Tile, TileSource
 
@@ -29,25 +33,42 @@ def normalised(weights: Sequence[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
-class WeightedMean:
-    """The weighted mean of all sites, element by element. Implements `AggregationRule`."""
+class WeightedMean(AggregationRule):
+    """The weighted mean of all sites, element by element.
 
-    def combine(self, source: TileSource) -> Iterator[tuple[Tile, Array]]:
-        """Yield each tile with Σ p_i Δ_i / Σ p_i."""
+    Stands no hostile site: one is enough to put it anywhere.
+
+    Formula: out = Σ p_i v_i / Σ p_i, with p_i the examples of site i (or 1, as ``weighting`` says).
+    """
+
+    name: ClassVar[str] = "mean"
+    title: ClassVar[str] = "Weighted mean"
+    source: ClassVar[str] = "arXiv:1602.05629, algorithm 1"
+
+    def _combine(self, source: TileSource, context: RuleContext) -> Generator[tuple[Tile, Array], None, RuleReport]:
         shares = normalised(source.weights)
-        largest = max((tile.elements for tile in source.tiles), default=0)
-        total = np.empty(largest, dtype=np.float64)
-        term = np.empty(largest, dtype=np.float64)
-        raw = np.empty(largest * 8, dtype=np.uint8)
-        for tile in source.tiles:
-            delta = raw[: tile.nbytes].view(tile.dtype.numpy)
-            sum_, product = total[: tile.elements], term[: tile.elements]
-            for site, share in enumerate(shares):
-                source.read(site, tile, delta)
-                target = product if site else sum_
-                # Widen first, then multiply in place: twice as fast as a multiplication that casts as it goes.
-                np.copyto(target, delta)
-                np.multiply(target, share, out=target)
-                if site:
-                    np.add(sum_, product, out=sum_)
-            yield tile, sum_
+        if isinstance(source, MixedTiles):
+            weights = yield from weighted_sum(source, np.array(shares), context)
+        else:
+            yield from _sums(source, shares)
+            weights = dict(zip(source.sites, shares, strict=True))
+        return RuleReport(weights=weights, note="the weighted mean")
+
+
+def _sums(source: TileSource, shares: Sequence[float]) -> Iterator[tuple[Tile, Array]]:
+    largest = max((tile.elements for tile in source.tiles), default=0)
+    total = np.empty(largest, dtype=np.float64)
+    term = np.empty(largest, dtype=np.float64)
+    raw = np.empty(largest * 8, dtype=np.uint8)
+    for tile in source.tiles:
+        delta = raw[: tile.nbytes].view(tile.dtype.numpy)
+        sum_, product = total[: tile.elements], term[: tile.elements]
+        for site, share in enumerate(shares):
+            source.read(site, tile, delta)
+            target = product if site else sum_
+            # Widen first, then multiply in place: twice as fast as a multiplication that casts as it goes.
+            np.copyto(target, delta)
+            np.multiply(target, share, out=target)
+            if site:
+                np.add(sum_, product, out=sum_)
+        yield tile, sum_

@@ -1,73 +1,180 @@
-"""What a rule of aggregation is, and how one is found by name.
+"""What a rule of aggregation is: its options, the sites it needs, and how it makes one vector of many.
 
 Rules, in order:
 
-1. A rule is pure: it reads tiles and yields tiles; time, files and randomness are not its own.
+1. A rule is data and pure: its fields are ``plan.rule_options``, and it reads tiles and yields tiles. Time and files
+   are not its own; what is random or lasts beyond a round is handed to it in a `RuleContext`.
 2. It yields every tile of the source once, in order. It may read any tile any number of times, before and between.
-3. Its result depends on names and weights of the sites and on their elements, never on the order of arrival.
-4. Further rules are plugins the operator installed, in the entry-point group ``federation.aggregation_rules``; a plan
-   names one, and no code comes from the wire.
+3. Its result depends on the names of the sites and on their elements, and is the same bytes for any number of threads;
+   never on the order of arrival, and only the mean looks at weights: how many examples it has is the sender's word.
+4. The model is one vector: what a rule decides of a site it decides of all tiles.
+5. A condition, such as 2f + 2 < n, is checked when an experiment is submitted, for the fewest updates a round may close
+   with, and again in the round, which then fails closed.
+
+`federation.aggregation.registry` says which rules there are.
 """
 
 from __future__ import annotations
 
-import difflib
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from federation.aggregation.mean import WeightedMean
-from federation.errors import ConfigurationError, PlanError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from federation.errors import PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from federation.aggregation.tiles import Array, Tile, TileSource
+    from federation.names import SiteName
+    from federation.plan import OptionValue
 
-ENTRY_POINT_GROUP = "federation.aggregation_rules"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleReport:
+    """What a rule says of a round after its last tile.
+
+    Attributes:
+        weights: what each site's vector was multiplied by in the aggregate, where the rule works so: 1 for Krum's pick
+            and 0 for all others, w_i of the geometric median; after clipping and mixing, seen from the site's own
+            vector. None for rules that decide coordinate by coordinate.
+        note: one sentence for the report.
+    """
+
+    weights: Mapping[SiteName, float] | None
+    note: str
 
 
-class AggregationRule(Protocol):
-    """Combines the updates of a round, coordinate by coordinate or by looking at them whole."""
+class StateReader(Protocol):
+    """A vector that a rule kept from the round before, with the layout of the parameters."""
+
+    def read(self, tile: Tile, out: Array) -> None:
+        """Fill `out`, float64, with the elements of a tile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleContext:
+    """What a rule is told of the round beside the updates.
+
+    Attributes:
+        byzantine: f, hostile sites to be stood.
+        random: returns the round's random stream for a purpose; equal purposes, equal streams.
+        state: the rule's vectors of the round before, by name.
+        threads: most threads to compute with; None: one per core. The result does not depend on it.
+    """
+
+    byzantine: int = 0
+    random: Callable[[str], Random] = Random
+    state: Mapping[str, StateReader] = field(default_factory=dict)
+    threads: int | None = None
+
+
+DEFAULT_CONTEXT = RuleContext()
+
+
+class Combines(Protocol):
+    """Anything that combines a source: a rule by itself, or behind its pre-aggregations for one round."""
 
     def combine(self, source: TileSource) -> Iterator[tuple[Tile, Array]]:
-        """Yield each tile of the source with its combined elements.
+        """Yield each tile with its combined elements as float64, in an array that the next step may overwrite.
+
+        Raises:
+            ValueError: there is no site.
+            PlanError: there are too few sites, or too many.
+        """
+
+
+class AggregationRule(BaseModel, ABC):
+    """One rule. Subclass it in a file of its own; the docstring states claim, formula and options.
+
+    Attributes:
+        name: as in ``plan.rule``.
+        title: as its authors write it.
+        source: paper, and place in it.
+        condition: on n vectors of which f are hostile, as written in messages and documentation.
+        needs_byzantine: whether it must be told f: without it, it would be the mean or nearly.
+        state: vectors it keeps between rounds, each with the layout of the parameters and zero at first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    source: ClassVar[str]
+    condition: ClassVar[str] = "1 ≤ n"
+    needs_byzantine: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, **options: Any) -> None:
+        """Validate the options.
+
+        Raises:
+            PlanError: one is unknown or out of range; the text names each.
+        """
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise PlanError(_explain(type(self), error)) from error
+
+    def options(self) -> dict[str, OptionValue]:
+        """Return the options as ``plan.rule_options`` holds them; those that are None are left out."""
+        return self.model_dump(exclude_none=True)
+
+    def fewest(self, byzantine: int) -> int:
+        """Return the fewest vectors with which `condition` holds for f hostile ones."""
+        return 1
+
+    def check(self, vectors: int, byzantine: int) -> None:
+        """Check that the rule can stand `byzantine` hostile ones among so many vectors.
+
+        Raises:
+            PlanError: it cannot; the text says what it needs.
+        """
+        needed = self.fewest(byzantine)
+        if vectors < needed:
+            raise PlanError(
+                f"rule {self.name!r} stands byzantine = {byzantine} only where {self.condition}: it needs {needed} "
+                f"updates or more and has {vectors}"
+            )
+
+    def combine(
+        self, source: TileSource, context: RuleContext = DEFAULT_CONTEXT
+    ) -> Generator[tuple[Tile, Array], None, RuleReport]:
+        """Yield each tile of the source with its combined elements, and return the report.
 
         Args:
-            source: the updates; float tiles only.
+            source: the updates; float tiles only, finite.
+            context: the round.
 
         Yields:
             The tile and its elements as float64, in an array that the rule may overwrite at the next step.
 
         Raises:
-            ValueError: no site, or no site with a weight above 0.
+            ValueError: there is no site, or (the mean) no site with a weight above 0.
+            PlanError: as `check`.
         """
-        ...
+        if not source.sites:
+            raise ValueError("there is no site to aggregate")
+        self.check(len(source.sites), context.byzantine)
+        return (yield from self._combine(source, context))
+
+    @abstractmethod
+    def _combine(self, source: TileSource, context: RuleContext) -> Generator[tuple[Tile, Array], None, RuleReport]:
+        """Do what `combine` says, for sites that are enough."""
+
+    def advance(self, state: Mapping[str, Array], aggregate: Array) -> dict[str, Array]:
+        """Return the next elements of each vector of `state`, given the present ones and the aggregate, all float64."""
+        return {}
 
 
-_BUILT_IN: dict[str, Callable[[], AggregationRule]] = {"mean": WeightedMean}
-
-
-def rule_names() -> list[str]:
-    """Return the names a plan may use here: ours and those of installed plugins."""
-    return sorted({*_BUILT_IN, *(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))})
-
-
-def load_rule(name: str) -> AggregationRule:
-    """Return the rule registered under `name`. Our own names cannot be taken by a plugin.
-
-    Raises:
-        PlanError: there is none; the text names the nearest.
-        ConfigurationError: a plugin's entry point cannot be loaded.
-    """
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]()
-    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        try:
-            factory: Callable[[], AggregationRule] = entry.load()
-            return factory()
-        except Exception as error:
-            raise ConfigurationError(f"aggregation rule {name!r} ({entry.value}) cannot be loaded: {error}") from error
-    names = rule_names()
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise PlanError(f"there is no aggregation rule {name[:80]!r} here, only {', '.join(names)}{hint}")
+def _explain(rule: type[AggregationRule], error: ValidationError) -> str:
+    known = ", ".join(rule.model_fields) or "none"
+    problems = "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'options'}: "
+        f"{problem['msg'].removeprefix('Value error, ')} (got {str(problem.get('input'))[:80]!r})"
+        for problem in error.errors(include_url=False)
+    )
+    return f"rule_options of rule {rule.name!r} are not valid: {problems}; its options are: {known}"

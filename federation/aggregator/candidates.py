@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from federation.aggregation.rule import RuleReport
     from federation.names import Digest, PayloadName, RoundNumber, SiteName
     from federation.storage.checkpoints import ModelFile, ModelWriter
     from federation.storage.disk import Readable
@@ -54,6 +55,7 @@ class Candidate:
         weights: weight of each contribution's change, in name order.
         scalars: what the method computed for the round.
         total_sites: N, sites the method counts with.
+        report: what the rule says of the round.
     """
 
     round: RoundNumber
@@ -64,6 +66,7 @@ class Candidate:
     weights: tuple[float, ...] = ()
     scalars: Mapping[str, float] = field(default_factory=dict)
     total_sites: int = 0
+    report: RuleReport | None = None
     _writers: dict[str, ModelWriter] = field(default_factory=dict)
 
     def open(self) -> ModelFile:

@@ -19,7 +19,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from federation.aggregation.rule import load_rule
+from federation.aggregation.registry import load_aggregation
 from federation.aggregator.candidates import MODEL, OPTIMIZER, Candidate, Contribution, slot_file
 from federation.aggregator.support import check_supported
 from federation.algorithms import registry
@@ -71,7 +71,7 @@ class Checkpoints:
         self._initial = folder / "initial.safetensors"
         self._folder = folder / "checkpoints"
         self._metadata = {"experiment": str(experiment)}
-        self._rule = load_rule(spec.plan.rule)
+        self._aggregation = load_aggregation(spec.plan)
         self._needs_master = combination.needs_master(self.schema.federated)
 
     def prepare(self, committed: RoundNumber, best: RoundNumber) -> None:
@@ -148,7 +148,7 @@ class Checkpoints:
                     slots=slots,
                     writer=writers[MODEL],
                     slot_writers={name: writers[slot_file(name)] for name in slots},
-                    rule=self._rule,
+                    aggregation=self._aggregation,
                     updates=[SiteUpdate(site=row.site, payloads=row.payloads) for row in ordered],
                     previous_total=previous,
                     master=master,
@@ -164,6 +164,7 @@ class Checkpoints:
             update_norm=combined.update_norm,
             weights=combined.weights,
             scalars=combined.scalars,
+            report=combined.report,
             total_sites=round_.total,
             _writers=writers,
         )
@@ -208,7 +209,7 @@ class Checkpoints:
             (row.site, weight, row.payloads[PayloadName(OPTIMIZER)])
             for row, weight in zip(contributions, weights, strict=True)
         ]
-        return combination.combine_values(writer=writer, rule=self._rule, updates=states)
+        return combination.combine_values(writer=writer, updates=states)
 
     def keep_best(self) -> None:
         """Let the committed model be the best one.

@@ -12,6 +12,7 @@ import difflib
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from federation.aggregation import registry as rules
 from federation.algorithms.algorithm import Algorithm
 from federation.algorithms.dcgd import Dcgd
 from federation.algorithms.diana import Diana
@@ -37,7 +38,7 @@ from federation.algorithms.scaffold import Scaffold
 from federation.algorithms.stale import StaleCompensation
 from federation.compression import load_codec
 from federation.errors import ConfigurationError, PlanError
-from federation.rounds.sampling import check_sampler
+from federation.rounds.sampling import check_sampler, fewest_updates
 from federation.rounds.schedules import check_schedules
 from federation.rounds.shares import check_max_share
 from federation.tensors import DType
@@ -150,16 +151,24 @@ def check(spec: ExperimentSpec, own: Algorithm | None = None) -> None:
     check_max_share(plan, is_asynchronous=algorithm.mode == "buffer")
     _check_dtypes(spec, algorithm)
     _check_compression(plan, algorithm)
-    if algorithm.only_mean and plan.rule != "mean":
-        raise PlanError(
-            f"algorithm {name!r} sums what sites send and cannot stand behind rule {plan.rule!r}; use rule 'mean'"
-        )
+    _check_rule(plan, algorithm)
     if algorithm.sets_server_step and (plan.server_learning_rate != 1 or plan.server_schedule != "constant"):
         raise PlanError(
             f"algorithm {name!r} sets the server's step itself: leave server_learning_rate at 1 and server_schedule "
             "constant"
         )
     algorithm.check(spec)
+
+
+def _check_rule(plan: Plan, algorithm: Algorithm) -> None:
+    """Refuse a rule that the method breaks, or that the plan's rounds are too small for."""
+    is_plain = plan.rule == "mean" and not plan.pre_aggregation
+    if algorithm.only_mean and not is_plain:
+        raise PlanError(
+            f"algorithm {algorithm.name!r} sums what sites send and cannot stand behind rule {plan.rule!r}"
+            f"{' with pre_aggregation' if plan.pre_aggregation else ''}; use rule 'mean' alone"
+        )
+    rules.check(plan, fewest_updates(plan) if algorithm.mode == "rounds" else algorithm.buffer_size(plan))
 
 
 def _check_dtypes(spec: ExperimentSpec, algorithm: Algorithm) -> None:

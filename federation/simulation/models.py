@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from federation.aggregation.rule import load_rule
+from federation.aggregation.registry import load_aggregation
 from federation.aggregation.tiles import ArrayTiles
 from federation.algorithms.server import ServerRound, SiteFacts
 from federation.names import PayloadName
@@ -27,6 +27,7 @@ from federation.training.exchange import MODEL, OPTIMIZER, SCALARS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from federation.aggregation.rule import RuleReport
     from federation.algorithms import Algorithm
     from federation.names import Digest, RoundNumber, SiteName
     from federation.plan import ExperimentSpec
@@ -40,11 +41,12 @@ _MASTER = PayloadName("master")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A finished model that is not committed: its digest, L2 norm of the change, and weight of each site."""
+    """A finished model that is not committed: digest, L2 norm of the change, weight of each site, the rule's report."""
 
     digest: Digest
     update_norm: float
     weights: tuple[float, ...]
+    report: RuleReport | None
 
 
 class Models:
@@ -66,7 +68,7 @@ class Models:
         self._spec = spec
         self._algorithm = algorithm
         self._arena = arena
-        self._rule = load_rule(spec.plan.rule)
+        self._aggregation = load_aggregation(spec.plan)
         self._schema = spec.schema_
         self._base = {each.name: arrays[each.name].copy() for each in self._schema.local}
         self._uploads = {plan.name: plan.schema for plan in spec.uploads()}
@@ -161,7 +163,7 @@ class Models:
             slots={name: self.model(name) for name in self.slots},
             writer=self._writer(MODEL),
             slot_writers={name: self._writer(name) for name in self.slots},
-            rule=self._rule,
+            aggregation=self._aggregation,
             updates=[combination.SiteUpdate(site=site, payloads=parts) for site, parts in payloads.items()],
             base=self._bases(updates),
             previous_total=self.total,
@@ -171,8 +173,10 @@ class Models:
         weights = combined.weights or tuple(self._algorithm.server().weights(server_round)["delta"])
         if OPTIMIZER in self._uploads:
             rows = [(site, weight, payloads[site][OPTIMIZER]) for site, weight in zip(payloads, weights, strict=True)]
-            combination.combine_values(writer=self._writer(OPTIMIZER), rule=self._rule, updates=rows)
-        self.candidate = Candidate(digest=combined.digest, update_norm=combined.update_norm, weights=weights)
+            combination.combine_values(writer=self._writer(OPTIMIZER), updates=rows)
+        self.candidate = Candidate(
+            digest=combined.digest, update_norm=combined.update_norm, weights=weights, report=combined.report
+        )
         self._next_total = total
         self._next_sent = self._describe(self.next_generation, model=combined.digest)
 

@@ -4,7 +4,7 @@ Rules, in order:
 
 1. Parameters: x⁺ = x + rule(Δ), in float64, rounded once to the tensor's dtype; rule(Δ) is Σp_iΔ_i/Σp_i or its like.
 2. float16 and bfloat16 parameters keep a float32 master (`federation.storage.rounding`).
-3. Float buffers and other float values: rule(b). Integers and booleans: elementwise maximum.
+3. Float buffers and other float values: Σp_ib_i/Σp_i, whatever the rule. Integers and booleans: elementwise maximum.
 4. A result that is not finite in its dtype is refused; the candidate is then aborted by whoever holds its writer.
 
 Memory is a few tiles, whatever the model and the number of sites. Everything is read by position, so nothing is mapped.
@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from federation.aggregation.combiner import Combiner
 from federation.aggregation.maximum import Maximum
+from federation.aggregation.mean import WeightedMean
 from federation.aggregation.tiles import TILE_ELEMENTS, Array, Tile, tiles_of
 from federation.names import PayloadName
 from federation.storage.rounding import HALF, Parameters, Rounder
@@ -28,7 +30,7 @@ from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from federation.aggregation.rule import AggregationRule
+    from federation.aggregation.rule import Combines, RuleReport
     from federation.names import Digest, SiteName
     from federation.storage.disk import Readable
     from federation.storage.memory import ModelSink, ModelSource
@@ -75,6 +77,7 @@ class Combined:
         weights: weight of each site's change, in name order, not normalised.
         slot_digests: of each slot of a method's state.
         scalars: numbers that the method computed for the round.
+        report: what the rule says of the round, where it says something.
     """
 
     digest: Digest
@@ -82,6 +85,7 @@ class Combined:
     weights: tuple[float, ...] = ()
     slot_digests: Mapping[str, Digest] = field(default_factory=dict)
     scalars: Mapping[str, float] = field(default_factory=dict)
+    report: RuleReport | None = None
 
 
 def needs_master(schema: TensorSchema) -> bool:
@@ -118,7 +122,7 @@ def combine_model(
     *,
     model: ModelSource,
     writer: ModelSink,
-    rule: AggregationRule,
+    rule: Combines,
     updates: Sequence[SiteUpdate],
     master: ModelSource | None = None,
     master_writer: ModelSink | None = None,
@@ -129,7 +133,7 @@ def combine_model(
     Args:
         model: the present model x, with the federated schema.
         writer: of the same schema; finished here, committed or aborted by the caller.
-        rule: for parameters and float buffers.
+        rule: for the parameters; the float buffers are combined by their mean.
         updates: what was admitted, in any order.
         master: float32 master of the half-precision parameters, if `needs_master`.
         master_writer: for the next master; finished here.
@@ -147,13 +151,18 @@ def combine_model(
         model=model,
         writer=writer,
         changes={DELTA: TileStream(deltas, rule.combine(deltas))},
-        values=value_streams(rule, ordered, weights, model.schema.buffers, tile_elements),
+        values=value_streams(ordered, weights, model.schema.buffers, tile_elements),
         step=_add_mean,
         master=master,
         master_writer=master_writer,
         tile_elements=tile_elements,
     )
-    return Combined(digest=writer.finish(), update_norm=math.sqrt(squares), weights=tuple(weights))
+    return Combined(
+        digest=writer.finish(),
+        update_norm=math.sqrt(squares),
+        weights=tuple(weights),
+        report=rule.report if isinstance(rule, Combiner) else None,
+    )
 
 
 def _add_mean(x: Array, means: Mapping[str, Array], _piece: Tile, _start: int) -> float:
@@ -222,6 +231,8 @@ def walk(
                 piece, left = split(left, value.size)
                 out = rounder.round(piece, value)
             writer.append(out.view(np.uint8).data)
+    for stream in (*changes.values(), *values.values()):
+        stream.finish()
     if master_writer is not None:
         master_writer.finish()
     return squares
@@ -235,15 +246,13 @@ def take_all(changes: Mapping[str, TileStream], most: int) -> dict[str, Array]:
 def combine_values(
     *,
     writer: ModelSink,
-    rule: AggregationRule,
     updates: Sequence[tuple[SiteName, float, Readable]],
     tile_elements: int = TILE_ELEMENTS,
 ) -> Digest:
-    """Write the combination of values, not changes, such as aggregated optimizer state.
+    """Write the mean of values, not changes, such as aggregated optimizer state; of integers and booleans the maximum.
 
     Args:
         writer: its schema lays out every site's buffer; finished here, committed or aborted by the caller.
-        rule: for floats; integers and booleans are combined by maximum.
         updates: site, weight p_i and flat buffer of each, in any order.
         tile_elements: most elements of a tile.
 
@@ -252,7 +261,7 @@ def combine_values(
     """
     rows = sorted(updates, key=lambda row: row[0])
     ordered = [SiteUpdate(site=site, payloads={BUFFERS: values}) for site, _, values in rows]
-    streams = value_streams(rule, ordered, [weight for _, weight, _ in rows], writer.schema, tile_elements)
+    streams = value_streams(ordered, [weight for _, weight, _ in rows], writer.schema, tile_elements)
     rounder = Rounder(tile_elements)
     for segment in writer.schema.segments:
         left = Tile(dtype=segment.dtype, offset=segment.offset, elements=segment.elements)
@@ -260,6 +269,8 @@ def combine_values(
             value = streams[left.dtype.is_float].take(left.elements)
             piece, left = split(left, value.size)
             writer.append(rounder.round(piece, value).view(np.uint8).data)
+    for stream in streams.values():
+        stream.finish()
     return writer.finish()
 
 
@@ -273,9 +284,11 @@ def squared_norm(values: Array) -> float:
 
 
 def value_streams(
-    rule: AggregationRule, updates: Sequence[SiteUpdate], weights: Sequence[float], schema: TensorSchema, most: int
+    updates: Sequence[SiteUpdate], weights: Sequence[float], schema: TensorSchema, most: int
 ) -> dict[bool, TileStream]:
     """Return streams of combined buffers, under True the floats, under False the others; none without buffers.
+
+    Never by a robust rule: running statistics are no vector, and their mean with p_i is what the model was trained for.
 
     Raises:
         ValueError: an update has none, though the schema has.
@@ -287,7 +300,10 @@ def value_streams(
         raise ValueError("an update lacks the buffers its schema has")
     floats = site_tiles(updates, weights, payloads, schema, most)
     others = site_tiles(updates, weights, payloads, schema, most, floats=False)
-    return {True: TileStream(floats, rule.combine(floats)), False: TileStream(others, Maximum().combine(others))}
+    return {
+        True: TileStream(floats, WeightedMean().combine(floats)),
+        False: TileStream(others, Maximum().combine(others)),
+    }
 
 
 def site_tiles(

@@ -27,6 +27,7 @@ from federation.algorithms.server import ServerHalf, ServerTile
 from federation.compression.frame import payload_damping
 from federation.compression.registry import load_codec
 from federation.names import PayloadName
+from federation.rounds import randomness
 from federation.storage.combination import (
     DELTA,
     Combined,
@@ -44,7 +45,8 @@ from federation.storage.tile_streams import TileStream
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from federation.aggregation.rule import AggregationRule
+    from federation.aggregation.combiner import Aggregation
+    from federation.aggregation.rule import Combines
     from federation.algorithms.algorithm import Algorithm
     from federation.algorithms.server import ServerRound, SiteFacts
     from federation.names import Digest, SiteName
@@ -63,7 +65,7 @@ def combine_round(
     slots: Mapping[str, ModelSource],
     writer: ModelSink,
     slot_writers: Mapping[str, ModelSink],
-    rule: AggregationRule,
+    aggregation: Aggregation,
     updates: Sequence[SiteUpdate],
     base: Mapping[SiteName, ModelSource] | None = None,
     previous_total: int = 0,
@@ -80,7 +82,7 @@ def combine_round(
         slots: the method's state, each with the schema of the parameters.
         writer: for the next model; finished here, committed or aborted by the caller.
         slot_writers: for the next slots; finished here.
-        rule: for ``delta`` and float buffers.
+        aggregation: the plan's rule and what comes before it, for ``delta``.
         updates: what was admitted, payloads as they came, in any order.
         base: model each site started from, for methods that need it.
         previous_total: N of the round before; 0 before the first.
@@ -89,7 +91,7 @@ def combine_round(
 
     Raises:
         ValueError: no update has a weight above 0, a payload is missing or not well-formed, or sites differ.
-        PlanError: the result is not finite in the dtype of a tensor.
+        PlanError: the result is not finite in the dtype of a tensor, or there are too few updates for the plan's rule.
         StorageError: the disk failed.
     """
     ordered = sorted(updates, key=lambda update: update.site)
@@ -104,6 +106,8 @@ def combine_round(
         round = replace(round, sites=_with_norms(round, opened, model.schema.parameters))
     round = replace(round, damping=_damping(spec))
     weights = server.weights(round)
+    seed, number = round.plan.seed, round.number
+    rule = aggregation.for_round(lambda purpose: randomness.stream(seed, number, "", purpose))
     delta_weights = weights[DELTA]
     if type(server) is ServerHalf and not slots and round.learning_rate == 1.0:
         weighed = [replace(update, weight=weight) for update, weight in zip(opened, delta_weights, strict=True)]
@@ -117,7 +121,7 @@ def combine_round(
         model=model,
         writer=writer,
         changes=changes,
-        values=value_streams(rule, opened, delta_weights, model.schema.buffers, TILE_ELEMENTS),
+        values=value_streams(opened, delta_weights, model.schema.buffers, TILE_ELEMENTS),
         step=step,
         master=master,
         master_writer=master_writer,
@@ -129,6 +133,7 @@ def combine_round(
         weights=tuple(delta_weights),
         slot_digests=step.finish(),
         scalars={name: value for name, value in scalars.items() if math.isfinite(value)},
+        report=rule.report,
     )
 
 
@@ -185,7 +190,7 @@ def _with_norms(round: ServerRound, updates: Sequence[SiteUpdate], schema: Tenso
 def _changes(
     algorithm: Algorithm,
     weights: Mapping[str, Sequence[float]],
-    rule: AggregationRule,
+    rule: Combines,
     updates: Sequence[SiteUpdate],
     schema: TensorSchema,
 ) -> dict[str, TileStream]:
@@ -193,7 +198,7 @@ def _changes(
     for name in (DELTA, *map(PayloadName, algorithm.vectors)):
         payloads = [update.payloads[name] for update in updates]
         source: TileSource = site_tiles(updates, weights.get(name, weights[DELTA]), payloads, schema, TILE_ELEMENTS)
-        combiner = rule if name == DELTA else WeightedMean()
+        combiner: Combines = rule if name == DELTA else WeightedMean()
         streams[name] = TileStream(source, combiner.combine(source))
     return streams
 

@@ -93,3 +93,13 @@ class TileStream:
                 raise RuntimeError(f"the aggregation rule yielded {tile}, expected {expected}")
         piece, self._left = self._left[:most], self._left[most:]
         return piece
+
+    def finish(self) -> None:
+        """Let the rule come to its end, after the last piece.
+
+        Raises:
+            RuntimeError: it has more to yield.
+        """
+        tile = next(self._expected, None) or next((tile for tile, _ in self._results), None)
+        if self._left.size or tile is not None:
+            raise RuntimeError(f"the aggregation rule is not at its end: {tile or self._left.size} is left")

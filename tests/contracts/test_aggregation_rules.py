@@ -1,24 +1,25 @@
-"""What every aggregation rule promises. A new rule is added to `RULES` and must pass."""
+"""What every aggregation rule promises, alone and behind every pre-aggregation. A new rule is in `RULES` at once."""
 
 from __future__ import annotations
 
 import itertools
+from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from federation.aggregation.mean import WeightedMean
+from federation.aggregation.combiner import Aggregation
+from federation.aggregation.registry import PRE_AGGREGATIONS, RULES, load_pre_aggregation, load_rule
+from federation.aggregation.rule import RuleContext
 from federation.aggregation.tiles import ArrayTiles
+from federation.errors import PlanError
 from federation.names import SiteName
 from federation.tensors import DType, TensorSchema, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from federation.aggregation.rule import AggregationRule
 
-RULES: dict[str, Callable[[], AggregationRule]] = {"mean": WeightedMean}
 SCHEMA = TensorSchema.of(
     [
         TensorSpec(name="a", dtype=DType.FLOAT32, shape=(33,)),
@@ -26,31 +27,75 @@ SCHEMA = TensorSchema.of(
         TensorSpec(name="c", dtype=DType.BFLOAT16, shape=(8,)),
     ]
 )
+WIDE = TensorSchema.of([TensorSpec(name="a", dtype=DType.FLOAT64, shape=(40,))])
+CHOICES = {"": (), "nnm": ("nnm",), "bucketing": ("bucketing:2",), "clipping": ("clipping:4.0",), "arc": ("arc",)}
+OFFSET_BOUND = {"clipping", "arc"}
+"""Pre-aggregations that measure from the origin, so that a common offset changes what they do."""
 
 
-@pytest.fixture(params=RULES.values(), ids=RULES.keys())
-def rule(request: pytest.FixtureRequest) -> AggregationRule:
-    return request.param()
+@pytest.fixture(params=RULES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def buffers_of(count: int, seed: int = 0) -> dict[SiteName, bytes]:
-    random = np.random.default_rng(seed)
-    return {
-        SiteName(f"site-{index}"): b"".join(
-            random.standard_normal(segment.elements).astype(segment.dtype.numpy).tobytes()
-            for segment in SCHEMA.segments
-        )
-        for index in range(count)
-    }
+@pytest.fixture(params=CHOICES.values(), ids=[f"after {choice}" if choice else "alone" for choice in CHOICES])
+def before(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    chosen: tuple[str, ...] = request.param
+    return chosen
 
 
-def source_of(buffers: dict[SiteName, bytes], tile_elements: int = 10) -> ArrayTiles:
-    weights = {site: 1.0 + index for index, site in enumerate(sorted(buffers))}
-    return ArrayTiles(SCHEMA, buffers, weights, tile_elements=tile_elements)
+def rule_of(name: str) -> AggregationRule:
+    return load_rule(name)
 
 
-def values_of(rule: AggregationRule, source: ArrayTiles) -> np.ndarray:
-    return np.concatenate([values.copy() for _, values in rule.combine(source)])
+def aggregation_of(name: str, before: tuple[str, ...] = (), byzantine: int = 1) -> Aggregation:
+    return Aggregation(rule=rule_of(name), before=tuple(map(load_pre_aggregation, before)), byzantine=byzantine)
+
+
+def count_for(aggregation: Aggregation) -> int:
+    """Return the fewest updates the aggregation takes, or a few more."""
+    for count in range(5, 100):
+        try:
+            aggregation.check(count)
+        except PlanError:
+            continue
+        return count
+    raise AssertionError("no number of sites is enough")
+
+
+def vectors_of(count: int, seed: int = 0, schema: TensorSchema = SCHEMA) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, sum(each.elements for each in schema.segments)))
+
+
+def packed(row: np.ndarray, schema: TensorSchema) -> bytes:
+    parts, start = [], 0
+    for segment in schema.segments:
+        parts.append(row[start : start + segment.elements].astype(segment.dtype.numpy).tobytes())
+        start += segment.elements
+    return b"".join(parts)
+
+
+def source_of(
+    rows: np.ndarray, schema: TensorSchema = SCHEMA, tile_elements: int = 10, order: tuple[int, ...] | None = None
+) -> ArrayTiles:
+    places = order or tuple(range(len(rows)))
+    buffers = {SiteName(f"site-{place:02d}"): packed(rows[place], schema) for place in places}
+    weights = {site: 1.0 for site in buffers}
+    return ArrayTiles(schema, buffers, weights, tile_elements=tile_elements)
+
+
+def combined(aggregation: Aggregation, source: ArrayTiles, threads: int | None = 2) -> np.ndarray:
+    combiner = aggregation.for_round(Random, state_of(aggregation.rule), threads=threads)
+    return np.concatenate([values.copy() for _, values in combiner.combine(source)])
+
+
+class Zeros:
+    def read(self, tile: object, out: np.ndarray) -> None:
+        out[...] = 0.0
+
+
+def state_of(rule: AggregationRule) -> dict[str, Zeros]:
+    return {name: Zeros() for name in rule.state}
 
 
 def as_float64(buffer: bytes) -> np.ndarray:
@@ -63,51 +108,127 @@ def as_float64(buffer: bytes) -> np.ndarray:
     )
 
 
-def test_yields_every_tile_once_in_order_as_float64(rule: AggregationRule) -> None:
-    source = source_of(buffers_of(5))
+def test_yields_every_tile_once_in_order_as_float64_and_then_reports(name: str, before: tuple[str, ...]) -> None:
+    aggregation = aggregation_of(name, before)
+    source = source_of(vectors_of(count_for(aggregation)))
+    combiner = aggregation.for_round(Random, state_of(aggregation.rule))
     seen = []
-    for tile, values in rule.combine(source):
+    for tile, values in combiner.combine(source):
         assert values.dtype == np.float64
         assert values.shape == (tile.elements,)
+        assert combiner.report is None
         seen.append(tile)
     assert seen == list(source.tiles)
+    assert combiner.report is not None
+    assert combiner.report.note
+    assert combiner.report.weights is None or set(combiner.report.weights) == set(source.sites)
 
 
-def test_does_not_depend_on_the_order_of_arrival(rule: AggregationRule) -> None:
-    buffers = buffers_of(4)
-    expected = values_of(rule, source_of(buffers)).tobytes()
-    for order in itertools.permutations(buffers):
-        arrived = {site: buffers[site] for site in order}
-        assert values_of(rule, source_of(arrived)).tobytes() == expected
+def test_does_not_depend_on_the_order_of_arrival(name: str) -> None:
+    aggregation = aggregation_of(name)
+    rows = vectors_of(count_for(aggregation))
+    expected = combined(aggregation, source_of(rows)).tobytes()
+    for order in itertools.islice(itertools.permutations(range(len(rows))), 3, 100, 31):
+        assert combined(aggregation, source_of(rows, order=order)).tobytes() == expected
 
 
-def test_does_not_depend_on_the_tiles_beyond_rounding(rule: AggregationRule) -> None:
-    buffers = buffers_of(5)
-    expected = values_of(rule, source_of(buffers))
+def test_is_the_same_bytes_for_any_number_of_threads(name: str, before: tuple[str, ...]) -> None:
+    aggregation = aggregation_of(name, before)
+    schema = TensorSchema.of([TensorSpec(name="a", dtype=DType.FLOAT32, shape=(40_000,))])
+    source = source_of(vectors_of(count_for(aggregation), schema=schema), schema, tile_elements=1 << 15)
+    expected = combined(aggregation, source, threads=1).tobytes()
+    for threads in (2, 5):
+        assert combined(aggregation, source, threads=threads).tobytes() == expected
+
+
+def test_does_not_depend_on_the_tiles_beyond_rounding(name: str, before: tuple[str, ...]) -> None:
+    aggregation = aggregation_of(name, before)
+    rows = vectors_of(count_for(aggregation))
+    expected = combined(aggregation, source_of(rows))
     for tile_elements in (1, 7, 1000):
-        np.testing.assert_allclose(values_of(rule, source_of(buffers, tile_elements)), expected, rtol=1e-12)
+        found = combined(aggregation, source_of(rows, tile_elements=tile_elements))
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_sites_that_agree_give_what_they_agree_on(rule: AggregationRule) -> None:
-    (buffer,) = buffers_of(1).values()
-    same = {SiteName(f"site-{index}"): buffer for index in range(5)}
-    np.testing.assert_allclose(values_of(rule, source_of(same)), as_float64(buffer), rtol=1e-14)
+def test_sites_that_agree_give_what_they_agree_on(name: str, before: tuple[str, ...]) -> None:
+    aggregation = aggregation_of(name, before)
+    rows = np.repeat(vectors_of(1) * 0.1, count_for(aggregation), axis=0)
+    expected = as_float64(packed(rows[0], SCHEMA))
+    np.testing.assert_allclose(combined(aggregation, source_of(rows)), expected, rtol=1e-9)
 
 
-def test_one_site_alone_gives_its_own_update(rule: AggregationRule) -> None:
-    buffers = buffers_of(1)
-    (buffer,) = buffers.values()
-    np.testing.assert_allclose(values_of(rule, source_of(buffers)), as_float64(buffer), rtol=1e-14)
+def test_does_not_depend_on_which_site_sent_which_vector(name: str) -> None:
+    aggregation = aggregation_of(name)
+    rows = vectors_of(count_for(aggregation))
+    expected = combined(aggregation, source_of(rows))
+    for seed in range(3):
+        shuffled = rows[np.random.default_rng(seed).permutation(len(rows))]
+        np.testing.assert_allclose(combined(aggregation, source_of(shuffled)), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_stays_between_the_smallest_and_the_largest_value(rule: AggregationRule) -> None:
-    buffers = buffers_of(6)
-    rows = np.stack([as_float64(buffer) for buffer in buffers.values()])
-    found = values_of(rule, source_of(buffers))
-    assert (found >= rows.min(axis=0) - 1e-12).all()
-    assert (found <= rows.max(axis=0) + 1e-12).all()
+def test_moves_and_grows_with_the_vectors(name: str, before: tuple[str, ...]) -> None:
+    if OFFSET_BOUND.intersection(choice.partition(":")[0] for choice in before):
+        pytest.skip("clipping measures from the origin")
+    aggregation = aggregation_of(name, before)
+    rows = vectors_of(count_for(aggregation), schema=WIDE)
+    expected = combined(aggregation, source_of(rows, WIDE))
+    offset = np.random.default_rng(9).standard_normal(rows.shape[1])
+    found = combined(aggregation, source_of(rows * 8.0 + offset, WIDE))
+    np.testing.assert_allclose(found, expected * 8.0 + offset, rtol=1e-6, atol=1e-6)
 
 
-def test_refuses_no_sites_at_all(rule: AggregationRule) -> None:
-    with pytest.raises(ValueError, match=r"weights|site"):
-        list(rule.combine(source_of({})))
+def test_stays_between_the_smallest_and_the_largest_value(name: str, before: tuple[str, ...]) -> None:
+    aggregation = aggregation_of(name, before)
+    rows = vectors_of(count_for(aggregation))
+    found = combined(aggregation, source_of(rows))
+    low, high = np.minimum(rows.min(axis=0), 0.0), np.maximum(rows.max(axis=0), 0.0)
+    assert (found >= low - 0.02).all()
+    assert (found <= high + 0.02).all()
+
+
+@pytest.mark.parametrize("size", [1e300, 1e30, 1e-30, 5e-324], ids=["huge", "large", "tiny", "denormal"])
+def test_vectors_of_any_size_give_a_finite_result_of_that_size(name: str, before: tuple[str, ...], size: float) -> None:
+    if before and before[0].startswith("clipping"):
+        pytest.skip("clipping has a size of its own")
+    aggregation = aggregation_of(name, before)
+    rows = np.clip(np.round(vectors_of(count_for(aggregation), schema=WIDE)), -1, 1) * size
+    found = combined(aggregation, source_of(rows, WIDE))
+    assert np.isfinite(found).all()
+    assert np.abs(found).max() <= size * (1 + 1e-6)
+
+
+def test_one_huge_vector_does_not_move_a_robust_result(name: str, before: tuple[str, ...]) -> None:
+    if name == "mean":
+        pytest.skip("the mean stands nothing")
+    aggregation = aggregation_of(name, before)
+    rows = vectors_of(count_for(aggregation), schema=WIDE)
+    for size in (1e12, 1e200):
+        rows[1] = size
+        found = combined(aggregation, source_of(rows, WIDE))
+        assert np.abs(found).max() < 10
+
+
+def test_refuses_no_sites_at_all(name: str) -> None:
+    with pytest.raises((ValueError, PlanError), match=r"site|updates"):
+        list(rule_of(name).combine(source_of(np.empty((0, 46))), RuleContext()))
+
+
+def test_refuses_one_site_fewer_than_its_condition_says(name: str, before: tuple[str, ...]) -> None:
+    aggregation = aggregation_of(name, before, byzantine=2)
+    enough = next(count for count in range(1, 100) if is_enough(aggregation, count))
+    if enough == 1:
+        pytest.skip("one is enough")
+    with pytest.raises(PlanError, match=r"stands byzantine = 2 only where .*updates or more and has"):
+        combined(aggregation, source_of(vectors_of(enough - 1)))
+
+
+def is_enough(aggregation: Aggregation, count: int) -> bool:
+    try:
+        aggregation.check(count)
+    except PlanError:
+        return False
+    return True
+
+
+def test_every_pre_aggregation_is_tried_here() -> None:
+    assert {choice.partition(":")[0] for choices in CHOICES.values() for choice in choices} == set(PRE_AGGREGATIONS)

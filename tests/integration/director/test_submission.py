@@ -162,7 +162,7 @@ async def test_a_submission_that_stops_half_way_is_refused(world: Any, make_pack
 
 
 async def test_a_rule_that_is_not_installed_is_named(world: Any, make_package: Any) -> None:
-    with pytest.raises(FederationError, match=r"rule 'krumb' is not installed here; there are: .*mean"):
+    with pytest.raises(FederationError, match=r"no aggregation rule 'krumb' here, only .*; did you mean 'krum'"):
         await make_package(plan={"rule": "krumb"}).submit(world)
 
 

@@ -240,7 +240,7 @@ def test_an_update_without_its_buffers_is_refused(tmp_path: Path) -> None:
 
 def test_no_update_at_all_is_refused(tmp_path: Path) -> None:
     start(tmp_path, NETWORK)
-    with pytest.raises(ValueError, match="weights must be"):
+    with pytest.raises(ValueError, match="no site"):
         step(tmp_path, [])
 
 
@@ -271,7 +271,7 @@ def test_optimizer_state_is_combined_as_values(tmp_path: Path) -> None:
         for index, (weight, row) in enumerate(zip((1.0, 3.0), rows, strict=True))
     ]
     with ModelWriter(tmp_path / "o", schema) as writer:
-        digest = combine_values(writer=writer, rule=WeightedMean(), updates=updates[::-1], tile_elements=4)
+        digest = combine_values(writer=writer, updates=updates[::-1], tile_elements=4)
         assert writer.commit() == digest
     found = read_model(tmp_path / "o")[1]
     np.testing.assert_allclose(found["momentum"], 0.25 * rows[0]["momentum"] + 0.75 * rows[1]["momentum"], rtol=1e-6)

@@ -1,0 +1,76 @@
+"""Rules whose result is Σ_i a_i v_i: one pass over the sites that count, whatever came before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from federation.aggregation.columns import map_columns
+from federation.aggregation.mixing import unmixed
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+
+    from federation.aggregation.columns import Scratch
+    from federation.aggregation.rule import RuleContext
+    from federation.aggregation.tiles import Array, Tile, TileSource
+    from federation.names import SiteName
+
+
+class ChosenTiles:
+    """Some sites of a source, in its order. Implements `TileSource`."""
+
+    def __init__(self, source: TileSource, chosen: Sequence[int]) -> None:
+        self.sites = [source.sites[index] for index in chosen]
+        self.weights = [source.weights[index] for index in chosen]
+        self.tiles = source.tiles
+        self._source = source
+        self._chosen = chosen
+
+    def read(self, site: int, tile: Tile, out: Array) -> None:
+        """Read one site's elements of a tile."""
+        self._source.read(self._chosen[site], tile, out)
+
+
+def weighted_sum(
+    source: TileSource, coefficients: Array, context: RuleContext
+) -> Generator[tuple[Tile, Array], None, dict[SiteName, float]]:
+    """Yield each tile of Σ_i a_i v_i, and return what each site's own vector was multiplied by.
+
+    Sites whose coefficient is 0 are not read, so nothing they sent can matter.
+
+    Args:
+        source: v_1 to v_n, mixed or not.
+        coefficients: a, float64, (n,).
+        context: how many threads to use.
+    """
+    base, each = unmixed(source, coefficients)
+    chosen = [int(index) for index in np.flatnonzero(each)]
+    if chosen:
+        factors = each[chosen]
+
+        def work(rows: Array, out: Array, scratch: Scratch) -> None:
+            term = scratch.array("term", out.shape)
+            np.multiply(rows[0], factors[0], out=out, dtype=np.float64)
+            for row, factor in zip(rows[1:], factors[1:], strict=True):
+                np.copyto(term, row)
+                np.multiply(term, factor, out=term)
+                np.add(out, term, out=out)
+
+        yield from map_columns(ChosenTiles(base, chosen), work, context.threads)
+    else:
+        yield from _nothing(base)
+    return {site: float(factor) for site, factor in zip(base.sites, each, strict=True)}
+
+
+def mean_coefficients(count: int, chosen: Sequence[int]) -> Array:
+    """Return coefficients of the mean of the chosen of `count` vectors."""
+    found = np.zeros(count)
+    found[list(chosen)] = 1.0 / len(chosen)
+    return found
+
+
+def _nothing(source: TileSource) -> Iterator[tuple[Tile, Array]]:
+    for tile in source.tiles:
+        yield tile, np.zeros(tile.elements)

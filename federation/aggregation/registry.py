@@ -1,0 +1,150 @@
+"""Which rules and pre-aggregations there are, how a plan's are found, and for which plans they are sound.
+
+1. Built-in names cannot be taken. Further rules are plugins the operator installed, in the entry-point group
+   ``federation.aggregation_rules``: an entry is a subclass of `AggregationRule`. No code comes from the wire.
+2. `check` refuses a plan whose rule does not exist, has wrong options, or cannot stand what the plan asks of it with
+   the fewest updates a round may close with.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from federation.aggregation.before.arc import Arc
+from federation.aggregation.before.bucketing import Bucketing
+from federation.aggregation.before.clipping import Clipping
+from federation.aggregation.before.nnm import Nnm
+from federation.aggregation.combiner import Aggregation
+from federation.aggregation.krum import Krum, MultiKrum
+from federation.aggregation.mean import WeightedMean
+from federation.aggregation.median import Median
+from federation.aggregation.rule import AggregationRule
+from federation.aggregation.trimmed_mean import TrimmedMean
+from federation.errors import ConfigurationError, PlanError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from federation.aggregation.before.pre_aggregation import PreAggregation
+    from federation.plan import Plan
+
+ENTRY_POINT_GROUP = "federation.aggregation_rules"
+
+RULES: dict[str, type[AggregationRule]] = {
+    rule.name: rule for rule in (WeightedMean, Median, TrimmedMean, Krum, MultiKrum)
+}
+"""Every built-in rule by name, in the order of the documentation."""
+
+PRE_AGGREGATIONS: dict[str, type[PreAggregation]] = {each.name: each for each in (Nnm, Bucketing, Clipping, Arc)}
+"""Every pre-aggregation by name, in the order of the documentation."""
+
+
+def rule_names() -> list[str]:
+    """Return the names a plan may use here: ours and those of installed plugins."""
+    return sorted({*RULES, *(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def load_rule(name: str, **options: Any) -> AggregationRule:
+    """Return a rule with its options.
+
+    Raises:
+        PlanError: there is none of that name, and the text names the nearest; or an option is wrong.
+        ConfigurationError: a plugin's entry point cannot be loaded.
+    """
+    if name in RULES:
+        return RULES[name](**options)
+    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        return _load_plugin(entry)(**options)
+    raise _unknown("aggregation rule", name, rule_names())
+
+
+def load_pre_aggregation(choice: str) -> PreAggregation:
+    """Return a pre-aggregation as a plan writes it, such as ``nnm`` or ``clipping:1.5``.
+
+    Raises:
+        PlanError: there is none of that name, or what follows the colon is wrong.
+    """
+    name, colon, text = choice.partition(":")
+    if name not in PRE_AGGREGATIONS:
+        raise _unknown("pre_aggregation", name, list(PRE_AGGREGATIONS))
+    kind = PRE_AGGREGATIONS[name]
+    fields = list(kind.model_fields)
+    if colon and not fields:
+        raise PlanError(f"pre_aggregation {choice[:80]!r}: {name!r} has no options; write it as {name!r}")
+    try:
+        return kind(**{fields[0]: text} if colon else {})
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]["msg"]
+        raise PlanError(
+            f"pre_aggregation {choice[:80]!r}: {fields[0]}: {problem}; write it as '{name}:{fields[0].upper()}'"
+        ) from error
+
+
+def load_aggregation(plan: Plan) -> Aggregation:
+    """Return what a plan does to the updates of a round.
+
+    Raises:
+        PlanError, ConfigurationError: as `load_rule` and `load_pre_aggregation`.
+    """
+    return Aggregation(
+        rule=load_rule(plan.rule, **plan.rule_options),
+        before=tuple(map(load_pre_aggregation, plan.pre_aggregation)),
+        byzantine=plan.byzantine,
+    )
+
+
+def check(plan: Plan, fewest: int) -> Aggregation:
+    """Return what a plan does to the updates of a round, if it can stand what the plan says.
+
+    Args:
+        plan: the plan.
+        fewest: updates a round may close with.
+
+    Raises:
+        PlanError: says what does not fit and what to change.
+    """
+    aggregation = load_aggregation(plan)
+    steps: list[AggregationRule | PreAggregation] = [aggregation.rule, *aggregation.before]
+    asking = next((step.name for step in steps if step.needs_byzantine), None)
+    if asking and not plan.byzantine:
+        raise PlanError(
+            f"{asking!r} must be told how many hostile sites to stand, and byzantine is 0: set byzantine to 1 "
+            "or more, or use the mean or the median"
+        )
+    if plan.byzantine and plan.rule == "mean" and not plan.pre_aggregation:
+        raise PlanError(
+            f"byzantine is {plan.byzantine}, and the mean stands no hostile site: choose another rule, such as "
+            "'trimmed_mean', or leave byzantine at 0"
+        )
+    try:
+        aggregation.check(fewest)
+    except PlanError as error:
+        raise PlanError(
+            f"{error}. A round of this plan may close with {fewest}: raise quorum (or, without one, minimum_sites and "
+            "sample), or lower byzantine"
+        ) from error
+    return aggregation
+
+
+def _load_plugin(entry: EntryPoint) -> type[AggregationRule]:
+    try:
+        rule = entry.load()
+    except Exception as error:
+        raise ConfigurationError(
+            f"aggregation rule {entry.name!r} ({entry.value}) cannot be loaded: {error}"
+        ) from error
+    if not (isinstance(rule, type) and issubclass(rule, AggregationRule)):
+        raise ConfigurationError(
+            f"aggregation rule {entry.name!r} ({entry.value}) is not a subclass of AggregationRule"
+        )
+    return rule
+
+
+def _unknown(what: str, name: str, names: list[str]) -> PlanError:
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return PlanError(f"there is no {what} {name[:80]!r} here, only {', '.join(names)}{hint}")

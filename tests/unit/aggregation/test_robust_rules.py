@@ -1,0 +1,198 @@
+"""Each robust rule against the plainest version of it, with f attackers it stands and one more that it does not."""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from federation.aggregation.registry import RULES, load_aggregation
+from federation.aggregation.tiles import ArrayTiles
+from federation.names import SiteName
+from federation.plan import Plan
+from federation.tensors import DType, TensorSchema, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from federation.aggregation.rule import RuleReport
+
+    Rows = np.ndarray[Any, Any]
+
+
+def run(rows: Rows, byzantine: int, rule: str, *before: str, **options: Any) -> tuple[Rows, RuleReport]:
+    """Combine float64 vectors as a plan says."""
+    schema = TensorSchema.of([TensorSpec(name="w", dtype=DType.FLOAT64, shape=(rows.shape[1],))])
+    buffers = {SiteName(f"site-{index:02d}"): row.tobytes() for index, row in enumerate(rows)}
+    source = ArrayTiles(schema, buffers, dict.fromkeys(buffers, 1.0), tile_elements=7)
+    plan = Plan(rule=rule, byzantine=byzantine, rule_options=options, pre_aggregation=before)
+    combiner = load_aggregation(plan).for_round(Random, threads=1)
+    found = np.concatenate([values.copy() for _, values in combiner.combine(source)])
+    assert combiner.report is not None
+    return found, combiner.report
+
+
+# --- the plainest versions
+
+
+def median(rows: Rows, f: int) -> Rows:
+    result = []
+    for column in rows.T:
+        ordered = sorted(column)
+        middle = len(ordered) // 2
+        result.append(ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2)
+    return np.array(result)
+
+
+def trimmed_mean(rows: Rows, f: int) -> Rows:
+    return np.array([np.mean(sorted(column)[f : len(column) - f]) for column in rows.T])
+
+
+def scores(rows: Rows, neighbours: int) -> list[float]:
+    found = []
+    for i, row in enumerate(rows):
+        others = sorted(float(((row - other) ** 2).sum()) for j, other in enumerate(rows) if j != i)
+        found.append(sum(others[:neighbours]))
+    return found
+
+
+def multi_krum(rows: Rows, f: int, m: int | None = None) -> Rows:
+    found = scores(rows, len(rows) - f - 2)
+    best = sorted(range(len(rows)), key=lambda i: (found[i], i))[: m or len(rows) - f - 2]
+    return rows[best].mean(axis=0)
+
+
+def krum(rows: Rows, f: int) -> Rows:
+    return multi_krum(rows, f, 1)
+
+
+BRUTE: dict[str, Callable[[Rows, int], Rows]] = {
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+    "krum": krum,
+    "multi_krum": multi_krum,
+}
+SITES = {"bulyan": (11, 15)}
+"""Numbers of sites to try with f = 2, where 9 and 10 are too few or too many."""
+
+
+@pytest.mark.parametrize("rule", BRUTE)
+def test_is_what_its_formula_says(rule: str) -> None:
+    for count, hostile, seed in itertools.product(SITES.get(rule, (9, 10)), (0, 2, 3), range(3)):
+        rows = np.random.default_rng(seed).standard_normal((count, 15))
+        rows[:hostile] += 3.0
+        np.testing.assert_allclose(run(rows, 2, rule)[0], BRUTE[rule](rows, 2), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", BRUTE)
+def test_stands_f_hostile_sites_and_no_more(rule: str) -> None:
+    count = SITES.get(rule, (9, 10))[0]
+    rows = np.random.default_rng(3).standard_normal((count, 15))
+    for hostile in range(3):
+        attacked = rows.copy()
+        attacked[:hostile] = 1e6
+        assert np.abs(run(attacked, 2, rule)[0]).max() < 5
+    # Told of too few, a rule that picks by neighbourhood or trims follows hostile sites that agree and outnumber it.
+    attacked = rows.copy()
+    attacked[: count // 2 + 1] = 1e6
+    assert np.abs(run(attacked, 2, rule)[0]).max() > 1e5
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+def test_each_coordinate_is_within_the_honest_range(rule: str) -> None:
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        rows = random.standard_normal((9, 15))
+        rows[:2] *= 10.0 ** random.integers(-3, 9)
+        found, _ = run(rows, 2, rule)
+        assert (found >= rows[2:].min(axis=0)).all()
+        assert (found <= rows[2:].max(axis=0)).all()
+
+
+def test_multi_krum_averages_as_many_as_it_is_told() -> None:
+    rows = np.random.default_rng(0).standard_normal((10, 15))
+    for m in (1, 3, 8):
+        np.testing.assert_allclose(run(rows, 2, "multi_krum", m=m)[0], multi_krum(rows, 2, m), rtol=1e-12)
+        _, report = run(rows, 2, "multi_krum", m=m)
+        assert report.weights is not None
+        assert sorted(report.weights.values()) == [0.0] * (10 - m) + [1 / m] * m
+
+
+def test_krum_takes_the_first_by_name_of_equal_ones() -> None:
+    rows = np.zeros((7, 3))
+    _, report = run(rows, 2, "krum")
+    assert report.weights is not None
+    assert [site for site, weight in report.weights.items() if weight] == ["site-00"]
+    assert report.note == "nearest to their neighbours: site-00"
+
+
+def test_distances_of_honest_sites_survive_an_offset_and_a_huge_vector() -> None:
+    rows = np.random.default_rng(1).standard_normal((9, 15)) * 1e-4
+    expected = int(np.argmin(scores(rows[1:], 5))) + 1
+    attacked = rows + 1e4
+    attacked[0] = 1e18
+    _, report = run(attacked, 1, "krum")
+    assert report.weights is not None
+    # The plain scores of the honest vectors alone: the hostile one is nobody's neighbour.
+    assert [index for index, weight in enumerate(report.weights.values()) if weight] == [expected]
+
+
+def test_every_rule_has_its_plain_version_here() -> None:
+    assert set(BRUTE) | {"mean"} == set(RULES)
+
+
+# --- pre-aggregations
+
+
+def nnm(rows: Rows, f: int) -> Rows:
+    mixed = []
+    for row in rows:
+        nearest = sorted(range(len(rows)), key=lambda j: float(((rows[j] - row) ** 2).sum()))
+        mixed.append(rows[nearest[: len(rows) - f]].mean(axis=0))
+    return np.array(mixed)
+
+
+def arc(rows: Rows, f: int) -> Rows:
+    norms = [float(np.sqrt((row**2).sum())) for row in rows]
+    k = (2 * f * (len(rows) - f)) // len(rows)
+    limit = sorted(norms, reverse=True)[k]
+    return np.array([row * min(1.0, limit / norm) for row, norm in zip(rows, norms, strict=True)])
+
+
+def clipping(rows: Rows, radius: float) -> Rows:
+    return np.array([row * min(1.0, radius / float(np.sqrt((row**2).sum()))) for row in rows])
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean", "multi_krum"])
+def test_a_rule_sees_what_comes_before_it_in_order(rule: str) -> None:
+    rows = np.random.default_rng(5).standard_normal((9, 15))
+    rows[:2] *= 20
+    brute = BRUTE[rule]
+    for before, expected in {
+        ("nnm",): brute(nnm(rows, 2), 2),
+        ("arc",): brute(arc(rows, 2), 2),
+        ("clipping:2.5",): brute(clipping(rows, 2.5), 2),
+        ("arc", "nnm"): brute(nnm(arc(rows, 2), 2), 2),
+        ("clipping:2.5", "arc", "nnm"): brute(nnm(arc(clipping(rows, 2.5), 2), 2), 2),
+    }.items():
+        np.testing.assert_allclose(run(rows, 2, rule, *before)[0], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_buckets_are_means_of_a_permutation_of_the_sites() -> None:
+    rows = np.random.default_rng(5).standard_normal((9, 15))
+    order = list(range(9))
+    Random("bucketing").shuffle(order)  # noqa: S311 - the stream that the rule is given
+    means = np.array([rows[order[start : start + 2]].mean(axis=0) for start in range(0, 9, 2)])
+    assert len(means) == 5
+    np.testing.assert_allclose(run(rows, 2, "median", "bucketing:2")[0], median(means, 2), rtol=1e-12)
+
+
+def test_weights_are_seen_from_each_sites_own_vector() -> None:
+    rows = np.random.default_rng(5).standard_normal((9, 15))
+    rows[0] *= 100
+    found, report = run(rows, 2, "multi_krum", "arc", "nnm")
+    assert report.weights is not None
+    np.testing.assert_allclose(np.array(list(report.weights.values())) @ rows, found, rtol=1e-9)

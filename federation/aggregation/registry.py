@@ -97,12 +97,13 @@ def load_aggregation(plan: Plan) -> Aggregation:
     )
 
 
-def check(plan: Plan, fewest: int) -> Aggregation:
+def check(plan: Plan, fewest: int, advice: str = "raise quorum, or lower byzantine") -> Aggregation:
     """Return what a plan does to the updates of a round, if it can stand what the plan says.
 
     Args:
         plan: the plan.
         fewest: updates a round may close with.
+        advice: how the plan could need more of them.
 
     Raises:
         PlanError: says what does not fit and what to change.
@@ -123,10 +124,7 @@ def check(plan: Plan, fewest: int) -> Aggregation:
     try:
         aggregation.check(fewest)
     except PlanError as error:
-        raise PlanError(
-            f"{error}. A round of this plan may close with {fewest}: raise quorum (or, without one, minimum_sites and "
-            "sample), or lower byzantine"
-        ) from error
+        raise PlanError(f"{error}. A round of this plan may close with {fewest}: {advice}") from error
     return aggregation
 
 

@@ -38,9 +38,9 @@ from federation.algorithms.scaffold import Scaffold
 from federation.algorithms.stale import StaleCompensation
 from federation.compression import load_codec
 from federation.errors import ConfigurationError, PlanError
-from federation.rounds.sampling import check_sampler, fewest_updates
+from federation.rounds.sampling import check_sampler
 from federation.rounds.schedules import check_schedules
-from federation.rounds.shares import check_max_share
+from federation.rounds.shares import check_max_share, fewest_updates
 from federation.tensors import DType
 
 if TYPE_CHECKING:
@@ -168,7 +168,14 @@ def _check_rule(plan: Plan, algorithm: Algorithm) -> None:
             f"algorithm {algorithm.name!r} sums what sites send and cannot stand behind rule {plan.rule!r}"
             f"{' with pre_aggregation' if plan.pre_aggregation else ''}; use rule 'mean' alone"
         )
-    rules.check(plan, fewest_updates(plan) if algorithm.mode == "rounds" else algorithm.buffer_size(plan))
+    is_asynchronous = algorithm.mode == "buffer"
+    advice = (
+        f"algorithm {algorithm.name!r} is asynchronous, and a step of it may be of a single update: choose a method of "
+        "synchronous rounds"
+        if is_asynchronous
+        else "raise quorum (or, without one, minimum_sites and sample), or lower byzantine"
+    )
+    rules.check(plan, fewest_updates(plan, is_asynchronous=is_asynchronous), advice)
 
 
 def _check_dtypes(spec: ExperimentSpec, algorithm: Algorithm) -> None:

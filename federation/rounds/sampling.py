@@ -135,22 +135,6 @@ def check_sampler(plan: Plan) -> None:
         )
 
 
-def fewest_updates(plan: Plan) -> int:
-    """Return the fewest updates with which a round of this plan may close.
-
-    That is `quorum`. Without one all that were asked must answer: `sample` of at least `minimum_sites` that are
-    connected, or 1 where the sampler leaves their number to chance.
-
-    Raises:
-        PlanError: no such sampler, or its parameters do not fit.
-    """
-    if plan.quorum is not None:
-        return plan.quorum
-    if not takes_count(plan.sampler):
-        return 1
-    return min(plan.sample or plan.minimum_sites, plan.minimum_sites)
-
-
 @functools.cache
 def load_sampler(spec: str) -> SiteSampler:
     """Return the sampler a plan names, such as ``"poisson:0.1"``.

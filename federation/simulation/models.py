@@ -20,7 +20,7 @@ from federation.rounds.schedules import server_rate
 from federation.simulation.memory import GENERATIONS
 from federation.storage import combination
 from federation.storage.memory import MemoryModel, MemoryWriter
-from federation.storage.method_combination import combine_round, read_scalars, write_slot
+from federation.storage.method_combination import combine_round, combiner_of, read_scalars, write_slot
 from federation.tensors import DType, TensorSchema, TensorSpec, pack
 from federation.training.exchange import MODEL, OPTIMIZER, SCALARS
 
@@ -214,7 +214,7 @@ class Models:
         }
         tiles = ArrayTiles(schema, buffers, dict(zip(sites, weights, strict=True)))
         result = np.empty(size, dtype=np.float64)
-        for tile, values in self._rule.combine(tiles):
+        for tile, values in combiner_of(self._aggregation, server_round).combine(tiles):
             result[tile.offset // 8 : tile.offset // 8 + tile.elements] = values
         return result
 

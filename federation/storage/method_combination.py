@@ -45,7 +45,7 @@ from federation.storage.tile_streams import TileStream
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from federation.aggregation.combiner import Aggregation
+    from federation.aggregation.combiner import Aggregation, Combiner
     from federation.aggregation.rule import Combines
     from federation.algorithms.algorithm import Algorithm
     from federation.algorithms.server import ServerRound, SiteFacts
@@ -106,8 +106,7 @@ def combine_round(
         round = replace(round, sites=_with_norms(round, opened, model.schema.parameters))
     round = replace(round, damping=_damping(spec))
     weights = server.weights(round)
-    seed, number = round.plan.seed, round.number
-    rule = aggregation.for_round(lambda purpose: randomness.stream(seed, number, "", purpose))
+    rule = combiner_of(aggregation, round)
     delta_weights = weights[DELTA]
     if type(server) is ServerHalf and not slots and round.learning_rate == 1.0:
         weighed = [replace(update, weight=weight) for update, weight in zip(opened, delta_weights, strict=True)]
@@ -135,6 +134,12 @@ def combine_round(
         scalars={name: value for name, value in scalars.items() if math.isfinite(value)},
         report=rule.report,
     )
+
+
+def combiner_of(aggregation: Aggregation, round: ServerRound) -> Combiner:
+    """Return what combines ``delta`` in a round: rule and pre-aggregations of the plan, with the round's randomness."""
+    seed, number = round.plan.seed, round.number
+    return aggregation.for_round(lambda purpose: randomness.stream(seed, number, "", purpose))
 
 
 def write_slot(writer: ModelSink, value: float) -> Digest:

@@ -190,3 +190,25 @@ def test_personal_methods_report_every_metric_twice():
         "loss", "f1", "personal_loss", "personal_f1",
     )  # fmt: skip
     assert load_algorithm(Plan()).metric_names(("loss",)) == ("loss",)
+
+
+def test_a_rule_is_checked_for_the_fewest_updates_a_round_may_close_with() -> None:
+    stands = {"rule": "trimmed_mean", "byzantine": 2, "sites": 8}
+    check(_spec(**stands, quorum=5))
+    check(_spec(**stands, minimum_sites=5))
+    for plan in ({"quorum": 4}, {"minimum_sites": 4}, {"minimum_sites": 8, "sample": 4}):
+        with pytest.raises(PlanError, match=r"needs 5 updates or more and has 4.*may close with 4: raise quorum"):
+            check(_spec(**stands, **plan))
+    with pytest.raises(PlanError, match=r"may close with 1: raise quorum"):
+        check(_spec(**stands, minimum_sites=8, sampler="poisson:0.9"))
+
+
+def test_an_asynchronous_method_may_step_with_one_update_which_no_rule_stands_an_attacker_in() -> None:
+    with pytest.raises(PlanError, match=r"'fedbuff' is asynchronous, and a step of it may be of a single update"):
+        check(_spec(algorithm="fedbuff", rule="median", byzantine=1, quorum=5, sites=5))
+    check(_spec(algorithm="fedbuff", pre_aggregation=("clipping:1.0",)))
+
+
+def test_a_method_that_sums_takes_no_pre_aggregation_either() -> None:
+    with pytest.raises(PlanError, match="behind rule 'mean' with pre_aggregation; use rule 'mean' alone"):
+        check(_spec(algorithm="fednova", pre_aggregation=("clipping:1.0",)))

@@ -35,6 +35,7 @@ from federation.algorithms.per_fedavg import PerFedAvg
 from federation.algorithms.personal_fedavg import PersonalFedAvg
 from federation.algorithms.qfedavg import QFedAvg
 from federation.algorithms.scaffold import Scaffold
+from federation.algorithms.site_momentum import SiteMomentum
 from federation.algorithms.stale import StaleCompensation
 from federation.compression import load_codec
 from federation.errors import ConfigurationError, PlanError
@@ -57,6 +58,7 @@ BUILT_IN: dict[str, type[Algorithm]] = {
         FedSgd,
         FedProx,
         FixedTime,
+        SiteMomentum,
         Scaffold,
         FedNova,
         FedAvgM,

@@ -9,6 +9,7 @@ from federation.algorithms.fedavg import FedAvg
 from federation.algorithms.fedcurv import FedCurv
 from federation.algorithms.feddyn import FedDyn
 from federation.algorithms.fedprox import FedProx
+from federation.algorithms.site_momentum import SiteMomentum
 
 ETA = 0.05
 
@@ -127,3 +128,24 @@ def test_fedcurv_takes_out_nothing_where_the_sites_last_update_did_not_count(fed
     for round in (alone, with_state):
         federation.method.client().work(round)
     np.testing.assert_array_equal(_flat(alone.sent["delta"]), _flat(with_state.sent["delta"]))
+
+
+def test_site_momentum_sends_the_average_of_its_changes_and_begins_with_the_first(federate, problems, grad):
+    federation = federate(SiteMomentum(beta=0.8), problems, learning_rate=ETA, tau=3)
+    x, n = federation.x.copy(), np.array([len(b) for _, b in problems])
+    momenta = [None] * len(problems)
+    for _ in range(4):
+        for site, problem in enumerate(problems):
+            w = x.copy()
+            for _ in range(3):
+                w = w - ETA * grad(problem, w)
+            before = momenta[site]
+            momenta[site] = w - x if before is None else 0.2 * (w - x) + 0.8 * before
+        x = x + np.average(momenta, axis=0, weights=n)
+        np.testing.assert_allclose(federation.round(), x, rtol=1e-12)
+
+
+def test_site_momentum_without_beta_is_fedavg_to_the_bit(federate, problems):
+    plain, avg = (federate(m, problems, learning_rate=ETA, tau=3) for m in (SiteMomentum(beta=0), FedAvg()))
+    for _ in range(3):
+        np.testing.assert_array_equal(plain.round(), avg.round())

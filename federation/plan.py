@@ -102,7 +102,7 @@ class Plan(_Frozen):
         server_schedule: how η_g goes over the rounds, such as ``cosine``; see `federation.rounds.schedules`.
         local_schedule: how `learning_rate` goes over the rounds.
         compression: codec of what sites send, their change and the method's vectors, such as ``top_k:0.01``.
-        downlink: codec of what the server sends.
+        downlink: codec of what the server sends, the way from the model sites hold to its own, such as ``qsgd:16``.
         error_feedback: sites keep what compression lost and add it to their next update. None: on for biased codecs,
             unless the algorithm has its own.
         sampler: how the sites of a round are drawn, such as ``poisson:0.1``; see `federation.rounds.sampling`.

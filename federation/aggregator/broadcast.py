@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING
 from federation.errors import MalformedMessageError, NotFoundError
 from federation.v1 import aggregator_pb2 as pb
 from federation.wire.chunks import CHUNK_BYTES, checksum, encode_chunk
-from federation.wire.payloads import INLINE_BYTES, Payload, payload_to_proto
+from federation.wire.payloads import BUFFERS, INLINE_BYTES, MODEL, STEP, Payload, payload_to_proto
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from federation.names import Digest, PayloadName
     from federation.storage.checkpoints import ModelFile
+    from federation.storage.flat import ScratchFile
 
 
 SMALL_PIECE_BYTES = 256 << 10
@@ -46,7 +47,7 @@ class Offer:
 
     payload: Payload
     inline: bytes | None
-    _file: ModelFile
+    _file: ModelFile | ScratchFile
     _pulls: int = 0
     _is_retired: bool = False
     _pieces: dict[tuple[int, int], asyncio.Future[bytes]] = field(default_factory=dict)
@@ -90,8 +91,32 @@ class Offer:
 def make_offer(name: PayloadName, file: ModelFile, digest: Digest) -> Offer:
     """Return an offer of a model file's data section, which takes the file over. Blocks."""
     payload = Payload(name=name, schema_digest=file.schema.digest, encoded_bytes=file.nbytes, digest=digest)
-    inline = file.pread(0, file.nbytes) if file.nbytes <= INLINE_BYTES else None
+    return make_offer_of(payload, file)
+
+
+def make_offer_of(payload: Payload, file: ModelFile | ScratchFile) -> Offer:
+    """Return an offer of a file's bytes, which takes the file over. Blocks."""
+    inline = file.pread(0, payload.encoded_bytes) if payload.encoded_bytes <= INLINE_BYTES else None
     return Offer(payload=payload, inline=inline, _file=file)
+
+
+def offers_inside(offers: Sequence[Offer], held: Mapping[str, bytes]) -> tuple[Offer, ...]:
+    """Return the payloads that a task for one site has inside: small ones that the site should not hold.
+
+    Of a model and the step to it: the step, if the site should hold what it is added to; else the model.
+
+    Args:
+        offers: what the task names.
+        held: digest of the payload of each name that the site should hold. Should it have lost it, it pulls what the
+            task names.
+    """
+    by_name = {offer.payload.name: offer.payload for offer in offers}
+    wanted = {name for name, payload in by_name.items() if held.get(name) != payload.digest}
+    if STEP in by_name:
+        is_steppable = MODEL in wanted and held.get(MODEL) == by_name[STEP].from_digest
+        unwanted = {MODEL} if is_steppable else {STEP, BUFFERS}
+        wanted = (wanted - unwanted) | ({STEP, BUFFERS} if is_steppable else set())
+    return tuple(offer for offer in offers if offer.inline is not None and offer.payload.name in wanted)
 
 
 class Offers:

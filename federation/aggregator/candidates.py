@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from federation.aggregation.rule import RuleReport
+    from federation.aggregator.steps import Step
     from federation.names import Digest, PayloadName, RoundNumber, SiteName
     from federation.storage.checkpoints import ModelFile, ModelWriter
     from federation.storage.disk import Readable
 
-MODEL, OPTIMIZER = "model", "optimizer"
+MODEL, OPTIMIZER, HELD = "model", "optimizer", "held"
 
 
 def slot_file(slot: str) -> str:
@@ -48,7 +49,7 @@ class Candidate:
 
     Attributes:
         round: round it would commit.
-        digest: BLAKE3 of its ``model`` payload.
+        digest: BLAKE3 of the model x⁺.
         optimizer_digest: BLAKE3 of the aggregated optimizer state; None without one.
         slot_digests: BLAKE3 of each vector of the method's state.
         update_norm: L2 norm of the aggregated change of the parameters.
@@ -56,6 +57,7 @@ class Candidate:
         scalars: what the method computed for the round.
         total_sites: N, sites the method counts with.
         report: what the rule says of the round.
+        step: what takes sites to it, where the plan compresses what the server sends; None otherwise.
     """
 
     round: RoundNumber
@@ -67,11 +69,17 @@ class Candidate:
     scalars: Mapping[str, float] = field(default_factory=dict)
     total_sites: int = 0
     report: RuleReport | None = None
+    step: Step | None = None
     _writers: dict[str, ModelWriter] = field(default_factory=dict)
 
+    @property
+    def sent_digest(self) -> Digest:
+        """BLAKE3 of what sites will hold: the ``model`` payload of its tasks."""
+        return self.step.digest if self.step is not None else self.digest
+
     def open(self) -> ModelFile:
-        """Open its model for reading, to be evaluated."""
-        return self._writers[MODEL].reader()
+        """Open what sites will hold for reading, to be evaluated."""
+        return self._writers[MODEL if self.step is None else HELD].reader()
 
     def open_optimizer(self) -> ModelFile:
         """Open its optimizer state for reading."""
@@ -100,6 +108,6 @@ class Candidate:
             writer.commit()
 
     def abort(self) -> None:
-        """Forget it; nothing happens after `commit`."""
+        """Forget it; nothing happens after `commit`. The step is whoever's offers it."""
         for writer in self._writers.values():
             writer.abort()

@@ -1,8 +1,9 @@
 """The models of one experiment on disk: the committed one, the best one, and the candidate being made.
 
 Files, in ``checkpoints/``: ``base`` (tensors with role LOCAL, never changed), ``model`` (what is federated), ``best``
-(a hard link to the model it was), and, where they apply, ``master`` (float32 of half-precision parameters) and
-``optimizer`` (aggregated optimizer state), and ``method-…`` for each vector of the method's state. Each says in its
+(a hard link to the model it was), and, where they apply, ``master`` (float32 of half-precision parameters),
+``optimizer`` (aggregated optimizer state), ``held`` (what sites hold, where the plan compresses what the server sends),
+and ``method-…`` for each vector of the method's state. Each says in its
 metadata which round it is of, and with how many sites N the method then counted. Rules:
 
 1. A candidate is committed file by file, then the journal line is written. A process killed in between leaves files of
@@ -20,7 +21,8 @@ import os
 from typing import TYPE_CHECKING
 
 from federation.aggregation.registry import load_aggregation
-from federation.aggregator.candidates import MODEL, OPTIMIZER, Candidate, Contribution, slot_file
+from federation.aggregator.candidates import HELD, MODEL, OPTIMIZER, Candidate, Contribution, slot_file
+from federation.aggregator.steps import make_step
 from federation.aggregator.support import check_supported
 from federation.algorithms import registry
 from federation.algorithms.algorithm import SCALARS
@@ -36,9 +38,10 @@ from federation.storage.disk import sync_folder, translated
 from federation.storage.method_combination import combine_round, read_scalars, write_slot
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from federation.aggregator.steps import Step
     from federation.names import Digest, ExperimentId, RoundNumber
     from federation.plan import ExperimentSpec
     from federation.tensors import TensorSchema
@@ -57,6 +60,7 @@ class Checkpoints:
 
     Attributes:
         algorithm: the plan's method.
+        downlink: codec of what the server sends.
 
     Raises:
         PlanError: method, options and plan do not fit together, or not with an aggregator of this release.
@@ -72,6 +76,7 @@ class Checkpoints:
         self._folder = folder / "checkpoints"
         self._metadata = {"experiment": str(experiment)}
         self._aggregation = load_aggregation(spec.plan)
+        self.downlink = spec.plan.downlink
         self._needs_master = combination.needs_master(self.schema.federated)
 
     def prepare(self, committed: RoundNumber, best: RoundNumber) -> None:
@@ -106,6 +111,10 @@ class Checkpoints:
     def open_model(self) -> ModelFile:
         """Open the committed model, federated tensors only."""
         return ModelFile.open(self._path("model"))
+
+    def open_sent(self) -> ModelFile:
+        """Open what sites hold: the committed model, or where the plan compresses what the server sends, x̂."""
+        return ModelFile.open(self._path(HELD if HELD in self._names() else MODEL))
 
     def open_optimizer(self) -> ModelFile | None:
         """Open the aggregated optimizer state; None before the first round, or without one."""
@@ -155,6 +164,7 @@ class Checkpoints:
                     master_writer=writers.get(_MASTER),
                 )
                 optimizer_digest = self._combine_optimizer(writers.get(OPTIMIZER), ordered, combined.weights)
+                step = self._make_step(round_number, writers)
                 candidate.pop_all()  # from here on the candidate owns its writers: nothing else may abort them
         return Candidate(
             round=round_number,
@@ -166,6 +176,7 @@ class Checkpoints:
             scalars=combined.scalars,
             report=combined.report,
             total_sites=round_.total,
+            step=step,
             _writers=writers,
         )
 
@@ -211,6 +222,19 @@ class Checkpoints:
         ]
         return combination.combine_values(writer=writer, updates=states)
 
+    def _make_step(self, number: RoundNumber, writers: Mapping[str, ModelWriter]) -> Step | None:
+        if HELD not in writers:
+            return None
+        with writers[MODEL].reader() as model, self.open_sent() as held:
+            return make_step(
+                model=model,
+                held=held,
+                writer=writers[HELD],
+                plan=self._spec.plan,
+                round_number=number,
+                folder=self._folder,
+            )
+
     def keep_best(self) -> None:
         """Let the committed model be the best one.
 
@@ -241,8 +265,9 @@ class Checkpoints:
     def _begin(self) -> None:
         """Make the files of round 0 unless they are there."""
         metadata = {**self._metadata, _ROUND: "0", _SITES: "0"}
-        if self._is_missing(MODEL):
-            assemble_model(self._path(MODEL), self.schema.federated, [self._initial], metadata=metadata)
+        for name in (MODEL, HELD):  # what sites hold first is the first model
+            if name in self._names() and self._is_missing(name):
+                assemble_model(self._path(name), self.schema.federated, [self._initial], metadata=metadata)
         if self._needs_master and self._is_missing(_MASTER):
             source = self._path(MODEL) if self._round_of(self._path(MODEL)) == 0 else self._spare(MODEL)
             with (
@@ -279,12 +304,15 @@ class Checkpoints:
     def _names(self) -> list[str]:
         master = [_MASTER] if self._needs_master else []
         optimizer = [OPTIMIZER] if self.optimizer_schema.nbytes else []
-        return [MODEL, *master, *optimizer, *map(slot_file, self.algorithm.slots)]
+        held = [HELD] if self.downlink != "identity" else []
+        return [MODEL, *master, *optimizer, *held, *map(slot_file, self.algorithm.slots)]
 
     def _schema_of(self, name: str) -> TensorSchema:
         if name == _MASTER:
             return combination.master_schema(self.schema.federated)
-        return {MODEL: self.schema.federated, OPTIMIZER: self.optimizer_schema}.get(name, self.schema.parameters)
+        federated = self.schema.federated
+        own = {MODEL: federated, HELD: federated, OPTIMIZER: self.optimizer_schema}
+        return own.get(name, self.schema.parameters)
 
     def _round_of(self, path: Path) -> int:
         """Round a file says it is of; -1 if it is not there or does not say."""

@@ -1,15 +1,17 @@
 """What sites are told: tasks with their payloads, and verdicts, as messages in their sessions.
 
 A payload that fits into a task travels inside it, unless its site was sent it before in the same session: what a site
-just evaluated it trains from next. Should it have lost that, it pulls it.
+just evaluated it trains from next. Should it have lost that, it pulls it. A site that was named the model before is
+given the step from there in place of the model, where there is one.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from federation.aggregator.broadcast import Offer, fill_task
+from federation.aggregator.broadcast import Offer, fill_task, offers_inside
 from federation.v1 import aggregator_pb2
+from federation.wire.payloads import MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,14 +68,11 @@ class Dispatch:
         replies: dict[tuple[Offer, ...], aggregator_pb2.ParticipateReply] = {}
         for site in sites:
             inlined = self._sessions.inlined(site)
-            inside = tuple(
-                offer
-                for offer in offers
-                if offer.inline is not None and inlined.get(offer.payload.name) != offer.payload.digest
-            )
+            inside = offers_inside(offers, inlined)
             if inside not in replies:
                 replies[inside] = _with_inline(task, inside)
             if self._sessions.send(site, replies[inside]):
+                inlined[MODEL] = offers[0].payload.digest or b""  # inside, or pulled, or made by a step
                 for offer in inside:
                     inlined[offer.payload.name] = offer.payload.digest or b""
                     self._book.sent(site, offer.payload.name, len(offer.inline or b""))

@@ -1,7 +1,9 @@
 """The models in play: the one that sites train from, and the candidate they evaluate; on disk and on offer.
 
 A candidate's payloads become those of the next round when it is committed, so a site that has evaluated it holds them
-already. The candidate becomes durable while it is being evaluated.
+already. The candidate becomes durable while it is being evaluated. Where the plan compresses what the server sends,
+payload ``model`` is what sites hold, x̂, not the server's own model x; beside it is the step that leads there from the x̂
+before (`federation.storage.steps`).
 """
 
 from __future__ import annotations
@@ -9,9 +11,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from federation.aggregator.broadcast import Offer, Offers, make_offer
+from federation.aggregator.broadcast import Offer, Offers, make_offer, make_offer_of
 from federation.names import PayloadName
-from federation.wire.payloads import BASE, MODEL, OPTIMIZER
+from federation.wire.payloads import BASE, BUFFERS, MODEL, OPTIMIZER, STEP, Payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from federation.aggregator.candidates import Candidate, Contribution
     from federation.aggregator.checkpoints import Checkpoints
     from federation.names import Digest, RoundNumber
+
+
+_EVALUATED = frozenset({MODEL, STEP, BUFFERS})
 
 
 class Models:
@@ -48,17 +53,17 @@ class Models:
 
     @property
     def for_training(self) -> list[Offer]:
-        """Payloads of a train task: the model, then aggregated optimizer state if any, then what the method sends."""
+        """Payloads of a train task: the model, the step to it if any, aggregated optimizer state, the method's own."""
         return self._model
 
     @property
     def for_evaluation(self) -> list[Offer]:
-        """Payloads of an evaluate task: the candidate."""
-        return self._candidate_offers[:1]
+        """Payloads of an evaluate task: the candidate, and the step to it if any."""
+        return [offer for offer in self._candidate_offers if offer.payload.name in _EVALUATED]
 
     @property
     def digest(self) -> Digest:
-        """Digest of the model that sites train from."""
+        """Digest of the model that sites train from, x̂ where the plan compresses what the server sends."""
         return _digest(self._model[0])
 
     @property
@@ -128,7 +133,7 @@ class Models:
             await self._on_disk(candidate.abort)
 
     def _open(self) -> tuple[Offer, list[Offer]]:
-        base, model = self._checkpoints.open_base(), self._checkpoints.open_model()
+        base, model = self._checkpoints.open_base(), self._checkpoints.open_sent()
         optimizer = self._checkpoints.open_optimizer()
         offers = [make_offer(MODEL, model, model.digest())]
         if optimizer is not None:
@@ -145,12 +150,38 @@ class Models:
         self, round_number: RoundNumber, contributions: list[Contribution], connected: int
     ) -> tuple[Candidate, list[Offer]]:
         candidate = self._checkpoints.combine(round_number, contributions, connected=connected)
-        offers = [make_offer(MODEL, candidate.open(), candidate.digest)]
+        offers = [make_offer(MODEL, candidate.open(), candidate.sent_digest), *self._step_offers(candidate)]
         if candidate.optimizer_digest is not None:
             offers.append(make_offer(OPTIMIZER, candidate.open_optimizer(), candidate.optimizer_digest))
         for name in self._checkpoints.algorithm.broadcast:
             offers.append(make_offer(PayloadName(name), candidate.open_slot(name), candidate.slot_digests[name]))
         return candidate, offers
+
+    def _step_offers(self, candidate: Candidate) -> list[Offer]:
+        step, schema = candidate.step, self._checkpoints.schema
+        if step is None:
+            return []
+        if step.nbytes >= schema.federated.nbytes:  # of a model so small, frames cost more than they save
+            step.close()
+            return []
+        change = Payload(
+            name=STEP,
+            schema_digest=schema.parameters.digest,
+            codec=self._checkpoints.downlink,
+            encoded_bytes=step.change.nbytes,
+            digest=step.change.digest(),
+            from_digest=step.from_digest,
+        )
+        offers = [make_offer_of(change, step.change)]
+        if step.buffers is not None:
+            buffers = Payload(
+                name=BUFFERS,
+                schema_digest=schema.buffers.digest,
+                encoded_bytes=step.buffers.nbytes,
+                digest=step.buffers.digest(),
+            )
+            offers.append(make_offer_of(buffers, step.buffers))
+        return offers
 
     async def _on_disk(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)

@@ -52,7 +52,8 @@ class Session:
         call: its call.
         bounds: what the site said when it was ready; None before.
         has_left: it said that it cannot do any later task.
-        inlined: digest of the last payload of each name that was sent inside a task: it need not be sent again.
+        inlined: digest of the last payload of each name that was sent inside a task, and of the last model that a task
+            named: it need not be sent again.
     """
 
     site: SiteName

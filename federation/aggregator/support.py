@@ -24,8 +24,3 @@ def check_supported(spec: ExperimentSpec) -> None:
             f"algorithm {algorithm.name!r} is asynchronous; this release runs it in simulation only: simulate it, or "
             "choose a method of synchronous rounds"
         )
-    if spec.plan.downlink != "identity":
-        raise PlanError(
-            f"downlink {spec.plan.downlink!r} compresses what the server sends; aggregators of this release send "
-            "models whole: leave downlink out, or simulate it"
-        )

@@ -44,6 +44,8 @@ class Algorithm(BaseModel):
         needs_unbiased: whether a biased codec would break it.
         only_mean: whether a rule other than the mean would break it.
         sets_server_step: its formula fixes the server's step, so η_g must stay 1.
+        needs_exact_model: why sites must train from the server's own model, so that what it sends is not compressed;
+            empty: they need not.
         personal: whether it evaluates personal models too, as ``personal_*``.
         mode: ``rounds``, or ``buffer`` for asynchronous methods: a step whenever `buffer_size` updates have arrived.
         ends_at_deadline: in mode ``buffer``: a step also at the plan's deadline, with what has arrived.
@@ -66,6 +68,7 @@ class Algorithm(BaseModel):
     needs_unbiased: ClassVar[bool] = False
     only_mean: ClassVar[bool] = False
     sets_server_step: ClassVar[bool] = False
+    needs_exact_model: ClassVar[str] = ""
     personal: ClassVar[bool] = False
     mode: ClassVar[Literal["rounds", "buffer"]] = "rounds"
     ends_at_deadline: ClassVar[bool] = False

@@ -46,6 +46,7 @@ class FedDyn(Algorithm):
     site_state: ClassVar[tuple[str, ...]] = ("multiplier",)
     only_mean: ClassVar[bool] = True
     sets_server_step: ClassVar[bool] = True
+    needs_exact_model: ClassVar[str] = "adds up in h how far sites are from the server's model"
 
     alpha: float = Field(default=0.01, gt=0)
 

@@ -50,6 +50,7 @@ class Marina(Algorithm):
     has_own_feedback: ClassVar[bool] = True
     needs_unbiased: ClassVar[bool] = True
     only_mean: ClassVar[bool] = True
+    needs_exact_model: ClassVar[str] = "compares changes at the server's last two models"
 
     p: float | None = Field(default=None, gt=0, le=1)
 

@@ -38,6 +38,7 @@ from federation.algorithms.scaffold import Scaffold
 from federation.algorithms.site_momentum import SiteMomentum
 from federation.algorithms.stale import StaleCompensation
 from federation.compression import load_codec
+from federation.compression.powersgd import PowerSgd
 from federation.errors import ConfigurationError, PlanError
 from federation.rounds.sampling import check_sampler
 from federation.rounds.schedules import check_schedules
@@ -195,7 +196,7 @@ def _check_dtypes(spec: ExperimentSpec, algorithm: Algorithm) -> None:
 def _check_compression(plan: Plan, algorithm: Algorithm) -> None:
     """Refuse codecs that break the method, and error feedback where there is none to feed back or too much."""
     name, codec = algorithm.name, load_codec(plan.compression)
-    load_codec(plan.downlink)
+    _check_downlink(plan, algorithm)
     if plan.error_feedback and algorithm.has_own_feedback:
         raise PlanError(f"error_feedback must be off: algorithm {name!r} carries its own")
     if plan.error_feedback and codec.is_unbiased:
@@ -211,4 +212,28 @@ def _check_compression(plan: Plan, algorithm: Algorithm) -> None:
         raise PlanError(
             f"compression {plan.compression!r} keeps a feedback of its own, and so does algorithm {name!r}: use dcgd "
             "or fedavg with it, or another codec"
+        )
+
+
+def _check_downlink(plan: Plan, algorithm: Algorithm) -> None:
+    """Refuse compression of what the server sends where the model that sites hold must be the server's own."""
+    codec = load_codec(plan.downlink)
+    if plan.downlink == "identity":
+        return
+    name, advice = algorithm.name, "leave downlink out"
+    # PowerSGD's Q is only a better start of the next round's: without it each round draws one.
+    if codec.takes_own_feedback and not isinstance(codec, PowerSgd):
+        raise PlanError(
+            f"downlink {plan.downlink!r}: momentum correction is for gradients that sites send; what a downlink loses "
+            "comes with its next step: use top_k or stc"
+        )
+    if algorithm.mode == "buffer":
+        raise PlanError(
+            f"algorithm {name!r} is asynchronous: sites take models at any time, and no step leads from what one holds "
+            f"to the next; {advice}"
+        )
+    if algorithm.needs_exact_model:
+        raise PlanError(
+            f"algorithm {name!r} {algorithm.needs_exact_model}, and downlink {plan.downlink!r} lets sites hold "
+            f"another: {advice}"
         )

@@ -1,18 +1,22 @@
 """Getting a payload: from the task itself if it is small, else by `PullModel`, resumed where it was cut.
 
 Every byte is checked twice: a CRC per chunk on the way, and BLAKE3 over the whole before a trainer sees it. What the
-site holds already, by digest, is not fetched again. Memory is a few chunks.
+site holds already, by digest, is not fetched again. A model that a step leads to, from one that the site holds, is made
+from the step, and is that model if its digest says so; if not, or without the model before, it is fetched whole. Memory
+is a few chunks.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from federation.collaborator import exchange as files
 from federation.collaborator.backoff import Backoff
+from federation.collaborator.stepping import make_model
 from federation.collaborator.threads import in_thread
 from federation.errors import LimitError, MalformedMessageError, StorageError, TransportError
 from federation.runtime.batches import Batches
@@ -27,13 +31,16 @@ if TYPE_CHECKING:
 
     from federation.collaborator.exchange import Exchange
     from federation.collaborator.link import Link, LinkHolder
+    from federation.collaborator.tasks import StepOrder
     from federation.names import Digest, ExperimentId
+    from federation.plan import ExperimentSpec
     from federation.runtime.clock import Clock
     from federation.telemetry.metrics import Metrics
     from federation.v1 import tensors_pb2
     from federation.wire.payloads import Payload
 
 _MAX_DAMAGED = 5
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +50,7 @@ class Downloads:
     Attributes:
         experiment: id.
         exchange: where payloads go.
+        spec: the signed spec.
         links: connection to the aggregator.
         metrics: bytes fetched.
         clock: for the delay after a cut.
@@ -50,26 +58,27 @@ class Downloads:
 
     experiment: ExperimentId
     exchange: Exchange
+    spec: ExperimentSpec
     links: LinkHolder
     metrics: Metrics
     clock: Clock
 
-    async def model(self, payload: Payload, inline: Mapping[bytes, bytes]) -> Path:
+    async def model(self, payload: Payload, inline: Mapping[bytes, bytes], step: StepOrder | None = None) -> Path:
         """Return the exchange file that holds a model.
 
         Args:
             payload: checked descriptor, with digest.
             inline: payloads that came with the task, by digest.
+            step: another way to the model; None: there is none.
 
         Raises:
             MalformedMessageError: what is sent is not what was announced.
             StorageError: the disk refused.
         """
         digest = _digest_of(payload)
-        held = self.exchange.held_model(digest)
-        if held is None and digest not in inline and self.exchange.has_unknown_models:
-            # After a restart a slot may still hold it; reading it costs less than fetching it.
-            held = await in_thread(self.exchange.find_held_model, digest, payload.encoded_bytes)
+        held = self.exchange.held_model(digest) if digest in inline else await self._find(digest, payload)
+        if held is None and step is not None and digest not in inline:
+            held = await self._take_step(payload, digest, step, inline)
         if held is not None:
             return held
         path = self.exchange.free_model_slot()
@@ -88,6 +97,43 @@ class Downloads:
             self.exchange.forget(name)
             await self._obtain(payload, digest, inline, path)
             self.exchange.keep(name, digest)
+        return path
+
+    async def _find(self, digest: Digest, payload: Payload) -> Path | None:
+        """Return the slot that holds a model of that digest, as large as `payload`; None if there is none."""
+        held = self.exchange.held_model(digest)
+        if held is None and self.exchange.has_unknown_models:
+            # After a restart a slot may still hold it; reading it costs less than fetching it.
+            held = await in_thread(self.exchange.find_held_model, digest, payload.encoded_bytes)
+        return held
+
+    async def _take_step(
+        self, payload: Payload, digest: Digest, step: StepOrder, inline: Mapping[bytes, bytes]
+    ) -> Path | None:
+        """Return the slot with the model that the step leads to; None if it does not lead there from here."""
+        start = await self._find(step.from_digest, payload)
+        if start is None:
+            return None
+        change = await self.single(files.STEP, step.change, inline)
+        buffers = None
+        if step.buffers is not None:
+            buffers = await self.single(files.STEP_BUFFERS, step.buffers, inline)
+        path = self.exchange.free_model_slot()
+        made = await in_thread(
+            make_model,
+            path,
+            spec=self.spec,
+            start=start,
+            change=change,
+            change_bytes=step.change.encoded_bytes,
+            buffers=buffers,
+        )
+        if made != digest:
+            # Its trainer can write here, or this machine computes otherwise than the server.
+            _log.warning("the step did not lead to the model announced; fetching it whole")
+            self.exchange.forget(files.STEP)
+            return None
+        self.exchange.keep_model(path, digest)
         return path
 
     async def _obtain(self, payload: Payload, digest: Digest, inline: Mapping[bytes, bytes], path: Path) -> None:

@@ -32,6 +32,7 @@ BUFFERS = "buffers.bin"
 OPTIMIZER_IN = "optimizer-in.bin"
 OPTIMIZER_OUT = "optimizer-out.bin"
 BASE = "base.bin"
+STEP, STEP_BUFFERS = "step.bin", "step-buffers.bin"
 _RECEIVED = "slot-{}.bin"
 _SENT = "up-{}.bin"
 _SLOTS = ("model-0.bin", "model-1.bin")

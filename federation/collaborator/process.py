@@ -178,7 +178,9 @@ def _assemble(config: CollaboratorConfig, place: _Place, metrics: Metrics, clock
         config=config,
         spec=spec,
         exchange=exchange,
-        downloads=Downloads(experiment=config.experiment, exchange=exchange, links=links, metrics=metrics, clock=clock),
+        downloads=Downloads(
+            experiment=config.experiment, exchange=exchange, spec=spec, links=links, metrics=metrics, clock=clock
+        ),
         uploads=Uploads(links=links, metrics=metrics, clock=clock),
         trainer=trainer,
         retention=Retention(config.folder / "retained"),

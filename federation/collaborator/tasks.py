@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from federation.collaborator.ordering import Asking, UnsignedPlanError
+from federation.compression import load_codec
+from federation.compression.parts import max_step_bytes
 from federation.errors import MalformedMessageError
 from federation.names import Attempt, Digest, PayloadName, RoundNumber
 from federation.v1 import aggregator_pb2
@@ -20,6 +22,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepOrder:
+    """How a site that holds the model before gets the model of a task without fetching it whole.
+
+    Attributes:
+        change: the encoded change; its ``from_digest`` is that of the model before.
+        buffers: values of the buffers; None if the model has none.
+    """
+
+    change: Payload
+    buffers: Payload | None
+
+    @property
+    def from_digest(self) -> Digest:
+        """Digest of the model it is added to."""
+        if self.change.from_digest is None:
+            raise ValueError("a step always says what it is added to")
+        return self.change.from_digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOrder:
     """One task.
 
@@ -27,6 +49,7 @@ class TaskOrder:
         is_training: train, or else evaluate.
         asking: round and attempt it belongs to.
         model: the model to start from or to evaluate.
+        step: another way to that model, where the plan compresses what the server sends; None otherwise.
         optimizer: aggregated optimizer state to start from; None if there is none.
         extras: what the algorithm broadcasts, by name, in the order of the signed spec; none with an evaluation.
         inline: payloads that came with the task, by digest.
@@ -36,6 +59,7 @@ class TaskOrder:
     is_training: bool
     asking: Asking
     model: Payload
+    step: StepOrder | None
     optimizer: Payload | None
     extras: Mapping[PayloadName, Payload]
     inline: Mapping[bytes, bytes]
@@ -84,6 +108,7 @@ def read_task(message: aggregator_pb2.Task, spec: ExperimentSpec, initial_model:
     expected.update((plan.name, plan.schema) for plan in spec.downloads() if is_training)
     if payloads.OPTIMIZER in found and spec.optimizer_tensors:
         expected[payloads.OPTIMIZER] = spec.optimizer_schema
+    step = _take_step(found, spec)
     _check(tuple(found.values()), expected)
     model = found[payloads.MODEL]
     if is_training and (asking.round, asking.attempt) == (1, 1) and model.digest != initial_model:
@@ -92,11 +117,35 @@ def read_task(message: aggregator_pb2.Task, spec: ExperimentSpec, initial_model:
         is_training=is_training,
         asking=asking,
         model=model,
+        step=step,
         optimizer=found.get(payloads.OPTIMIZER),
         extras={name: found[name] for name in extras},
         inline={bytes(each.digest): each.data for each in message.inline},
         deadline_s=message.deadline_s,
     )
+
+
+def _take_step(found: dict[PayloadName, Payload], spec: ExperimentSpec) -> StepOrder | None:
+    """Take what makes a step out of a task's payloads.
+
+    Raises:
+        MalformedMessageError: it is not one of the plan's codec and model.
+    """
+    if payloads.STEP not in found or spec.plan.downlink == payloads.IDENTITY_CODEC:
+        return None
+    schema, plan = spec.schema_, spec.plan
+    change = found.pop(payloads.STEP)
+    most = max_step_bytes(schema.parameters, load_codec(plan.downlink))
+    got = (change.codec, change.schema_digest, change.encoded_bytes <= most, change.from_digest is not None)
+    if got != (plan.downlink, schema.parameters.digest, True, True):
+        raise MalformedMessageError(
+            f"a step has {change.encoded_bytes} bytes, codec {change.codec!r} and from_digest {change.from_digest!r}; "
+            f"by the signed plan it has at most {most} bytes, codec {plan.downlink!r} and the digest it is added to"
+        )
+    buffers = found.pop(payloads.BUFFERS, None)
+    expected = {payloads.BUFFERS: schema.buffers} if schema.buffers.nbytes else {}
+    _check((buffers,) if buffers is not None else (), expected)
+    return StepOrder(change=change, buffers=buffers)
 
 
 def read_base(message: aggregator_pb2.SessionWelcome, spec: ExperimentSpec, initial_base: Digest) -> Payload | None:

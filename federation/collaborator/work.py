@@ -140,7 +140,7 @@ class Work:
     async def evaluate(self, order: TaskOrder, epoch: Epoch) -> aggregator_pb2.EvaluationResult:
         """Do an evaluate task and return its answer; errors as `train`."""
         shard = self._prepared()
-        model = await self.downloads.model(order.model, order.inline)
+        model = await self.downloads.model(order.model, order.inline, order.step)
         message = trainer_pb2.RunEvaluation(round=order.asking.round, model_file=str(model))
         with self._in_trainer():
             done = await self.trainer.do(lambda handle: handle.evaluate(message, timeout_s=_patience_s(order)))
@@ -230,7 +230,7 @@ class Work:
         return update
 
     async def _training_order(self, order: TaskOrder) -> trainer_pb2.RunTraining:
-        model = await self.downloads.model(order.model, order.inline)
+        model = await self.downloads.model(order.model, order.inline, order.step)
         message = trainer_pb2.RunTraining(
             round=order.asking.round,
             attempt=order.asking.attempt,

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from federation.names import Epoch
 from federation.rounds.events import Phase, Progress
 from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord, weighted_mean
+from federation.training.exchange import MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from federation.names import Attempt, PayloadName, RoundNumber, SiteName
     from federation.rounds.events import Commit, Standing
-    from federation.simulation.models import Candidate
+    from federation.simulation.models import Candidate, StepSize
     from federation.training.work import Trained
 
 _TIMED = frozenset({Phase.SELECT, Phase.BROADCAST, Phase.COLLECT, Phase.AGGREGATE, Phase.EVALUATE, Phase.COMMIT})
@@ -73,14 +74,23 @@ class RoundBook:
             self._seconds[self._phase.value] += now - self._entered
         self._phase, self._entered = phase, now
 
-    def send(self, site: SiteName, payloads: Mapping[PayloadName, tuple[bytes, int]]) -> int:
-        """Note that a site is sent payloads, by name their digest and size; returns the bytes it lacks of them."""
+    def send(
+        self, site: SiteName, payloads: Mapping[PayloadName, tuple[bytes, int]], step: StepSize | None = None
+    ) -> int:
+        """Note that a site is sent payloads; returns the bytes it lacks of them.
+
+        Args:
+            site: which.
+            payloads: by name their digest and size.
+            step: what a site that holds the model before is sent instead of the model.
+        """
         held = self.held.setdefault(site, {})
         sent = 0
         for name, (digest, nbytes) in payloads.items():
             if held.get(name) != digest:
+                is_step = step is not None and name == MODEL and held.get(name) == step.from_digest
                 held[name] = digest
-                sent += nbytes
+                sent += step.nbytes if step is not None and is_step else nbytes
         self._down[site] += sent
         return sent
 

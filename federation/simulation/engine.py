@@ -261,7 +261,7 @@ class Engine:
         self._models.keep_version(action.round)
         for site in action.sites:
             fate = self._script.fate(seed=self._spec.plan.seed, round_number=action.round, site=site)
-            downs[site] = self.book.send(site, self._models.sent)
+            downs[site] = self.book.send(site, self._models.sent, self._models.sent_step)
             if fate.end:
                 self._end_of(site, fate, downs[site])
                 continue
@@ -353,10 +353,9 @@ class Engine:
         self.failures.append((round_number, site, failure))
 
     def _evaluate(self, action: events.AskEvaluate) -> None:
-        sent = self._models.candidate_sent
-        at = {
-            site: self.clock + self._times.evaluation_s(bytes_down=self.book.send(site, sent)) for site in action.sites
-        }
+        sent, step = self._models.candidate_sent, self._models.candidate_step
+        downs = {site: self.book.send(site, sent, step) for site in action.sites}
+        at = {site: self.clock + self._times.evaluation_s(bytes_down=down) for site, down in downs.items()}
         generation = self._models.next_generation
         orders = [EvaluateOrder(site, action.round, generation) for site in action.sites]
         with self._spans.span("evaluate"):

@@ -2,7 +2,9 @@
 
 What is broadcast lies in the arena, twice: a candidate is written into the generation that is not in use, and a commit
 changes places. What stays at the server (slots that are not broadcast, masters of half-precision parameters) lies in
-memory of our own, twice likewise. The arithmetic is `combine_round`, the aggregator's.
+memory of our own, twice likewise. The arithmetic is `combine_round`, the aggregator's. Where the plan compresses what
+the server sends, the arena has what sites hold, x̂, and the server's own model x is in our memory; the step from one x̂
+to the next is made and applied as an aggregator and its sites do.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from federation.names import PayloadName
 from federation.rounds.schedules import server_rate
 from federation.simulation.memory import GENERATIONS
 from federation.storage import combination
-from federation.storage.memory import MemoryModel, MemoryWriter
+from federation.storage.encoded import IDENTITY, RoleOf
+from federation.storage.memory import MemoryBytes, MemoryModel, MemoryWriter
 from federation.storage.method_combination import combine_round, combiner_of, read_scalars, write_slot
-from federation.tensors import DType, TensorSchema, TensorSpec, pack
+from federation.storage.steps import apply_step, write_step
+from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack
 from federation.training.exchange import MODEL, OPTIMIZER, SCALARS
 
 if TYPE_CHECKING:
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
     from federation.training.exchange import Buffer
 
 _MASTER = PayloadName("master")
+HELD = PayloadName("held")
+"""What sites hold, where it is not the model itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +53,14 @@ class Candidate:
     update_norm: float
     weights: tuple[float, ...]
     report: RuleReport | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSize:
+    """What a step costs: its bytes with those of the buffers beside it, and the digest of the model it is added to."""
+
+    from_digest: bytes
+    nbytes: int
 
 
 class Models:
@@ -61,6 +75,8 @@ class Models:
     Attributes:
         generation: that sites train from.
         sent: digest and bytes of each payload a training task brings.
+        sent_step: the step to its model; None if there is none.
+        candidate_step: the same of the candidate.
         total: N of the last committed round; 0 before the first.
     """
 
@@ -78,6 +94,8 @@ class Models:
         self.total = 0
         self.has_optimizer = False
         self.candidate: Candidate | None = None
+        self.sent_step: StepSize | None = None
+        self.candidate_step: StepSize | None = None
         self._begin(arrays)
         self.sent = self._describe(0)
         self._next_sent = self.sent
@@ -102,13 +120,14 @@ class Models:
     def names(self) -> tuple[PayloadName, ...]:
         """Return everything a checkpoint needs, the model first."""
         optimizer = (OPTIMIZER,) if self.has_optimizer else ()
-        return (MODEL, *optimizer, *self.slots, *((_MASTER,) if _MASTER in self._own else ()))
+        held = (HELD,) if MODEL in self._own else ()
+        return (MODEL, *optimizer, *held, *self.slots, *((_MASTER,) if _MASTER in self._own else ()))
 
     def schema_of(self, name: PayloadName) -> TensorSchema:
         """Return the layout of one of `names`."""
         if name in self._own:
             return self._own[name][0]
-        return self._arena.layout.broadcast[name]
+        return self._arena.layout.broadcast[MODEL if name == HELD else name]
 
     def model(self, name: PayloadName = MODEL, *, is_next: bool = False) -> MemoryModel:
         """Return one of `names`, of the present generation or the next; it is overwritten two commits later."""
@@ -178,7 +197,9 @@ class Models:
             digest=combined.digest, update_norm=combined.update_norm, weights=weights, report=combined.report
         )
         self._next_total = total
-        self._next_sent = self._describe(self.next_generation, model=combined.digest)
+        self.candidate_step = None
+        sent = self._take_step(round_number) if MODEL in self._own else combined.digest
+        self._next_sent = self._describe(self.next_generation, model=sent)
 
     def outcome(
         self, round_number: RoundNumber, updates: Sequence[Update], deltas: Mapping[SiteName, Array], total: int
@@ -224,14 +245,16 @@ class Models:
         self.total = self._next_total
         self.has_optimizer = OPTIMIZER in self._uploads
         self.sent = self._next_sent
+        self.sent_step, self.candidate_step = self.candidate_step, None
         self.candidate = None
 
-    def restore(self, payloads: Mapping[PayloadName, Buffer], total: int) -> None:
+    def restore(self, payloads: Mapping[PayloadName, Buffer], total: int, step: StepSize | None = None) -> None:
         """Go back to a checkpoint.
 
         Args:
             payloads: flat buffer of each of `names` as they were then.
             total: N then.
+            step: `sent_step` then.
 
         Raises:
             ValueError: one is missing, or has another size.
@@ -243,6 +266,7 @@ class Models:
             self._memory(name, self.generation)[:] = payloads[name]
         self.total = total
         self.sent = self._describe(self.generation)
+        self.sent_step = step
 
     # --- inside
 
@@ -250,12 +274,15 @@ class Models:
         layouts = {name: self._schema.parameters for name in self.slots if name not in self._arena.layout.broadcast}
         if combination.needs_master(self._schema.federated):
             layouts[_MASTER] = combination.master_schema(self._schema.federated)
+        if self._spec.plan.downlink != IDENTITY:
+            layouts[MODEL] = self._schema.federated
         return {
             name: (schema, [bytearray(schema.nbytes) for _ in range(GENERATIONS)]) for name, schema in layouts.items()
         }
 
     def _begin(self, arrays: Mapping[str, Array]) -> None:
-        self._memory(MODEL, 0)[:] = pack(self._schema.federated, arrays)
+        for name in (MODEL, HELD):  # what sites hold first is the first model
+            self._memory(name, 0)[:] = pack(self._schema.federated, arrays)
         server = self._algorithm.server()
         for name in self.slots:
             write_slot(self._writer(name, 0), server.initial(name))
@@ -265,7 +292,24 @@ class Models:
     def _memory(self, name: PayloadName, generation: int) -> memoryview:
         if name in self._own:
             return memoryview(self._own[name][1][generation])
-        return self._arena.broadcast(generation, name)
+        return self._arena.broadcast(generation, MODEL if name == HELD else name)
+
+    def _take_step(self, round_number: RoundNumber) -> Digest:
+        """Make the step from what sites hold to the candidate, apply it as they do, and return their next digest."""
+        model, held, step = self.model(is_next=True), self.model(HELD), MemoryBytes(bytearray())
+        write_step(model=model, held=held, plan=self._spec.plan, round_number=round_number, sink=step)
+        buffers = RoleOf(model, TensorRole.BUFFER)
+        digest = apply_step(
+            held=held,
+            step=step,
+            buffers=buffers,
+            downlink=self._spec.plan.downlink,
+            writer=self._writer(HELD),
+        )
+        nbytes = step.nbytes + buffers.nbytes
+        if nbytes < model.nbytes:  # a step that is no smaller is not sent, as an aggregator does not
+            self.candidate_step = StepSize(from_digest=self.sent[MODEL][0], nbytes=nbytes)
+        return digest
 
     def _writer(self, name: PayloadName, generation: int | None = None) -> MemoryWriter:
         place = self.next_generation if generation is None else generation
@@ -277,7 +321,8 @@ class Models:
             if name == MODEL and model is not None:
                 sent[name] = (model, schema.nbytes)
             elif name != OPTIMIZER or self.has_optimizer or model is not None:
-                sent[name] = (MemoryModel(schema, self._memory(name, generation)).digest(), schema.nbytes)
+                held = self._arena.broadcast(generation, name)
+                sent[name] = (MemoryModel(schema, held).digest(), schema.nbytes)
         return sent
 
     def _payloads(self, update: Update) -> dict[PayloadName, Payload]:

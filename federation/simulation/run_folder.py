@@ -23,6 +23,7 @@ from federation.errors import ConflictError, StorageError
 from federation.names import PayloadName, RoundNumber, SiteName
 from federation.rounds.events import Score
 from federation.rounds.history import RoundRecord
+from federation.simulation.models import StepSize
 from federation.storage.checkpoints import read_model, write_model
 from federation.tensors import pack
 
@@ -52,6 +53,7 @@ class Standpoint:
         clock: simulated seconds.
         absent: round at which each site that is away is ready.
         held: digest of each payload each site holds.
+        step: what leads to the model from the one before; None if there is none.
     """
 
     round: RoundNumber = _NO_ROUND
@@ -60,6 +62,7 @@ class Standpoint:
     clock: float = 0.0
     absent: Mapping[SiteName, int] = field(default_factory=dict)
     held: Mapping[SiteName, Mapping[PayloadName, bytes]] = field(default_factory=dict)
+    step: StepSize | None = None
 
 
 class RunFolder:
@@ -206,6 +209,7 @@ class RunFolder:
                     site: {name: digest.hex() for name, digest in held.items()}
                     for site, held in standpoint.held.items()
                 },
+                "step": standpoint.step and [standpoint.step.from_digest.hex(), standpoint.step.nbytes],
             }
             _replace(self._checkpoint / "state.json", json.dumps(document))
             self._forget_others(number)
@@ -270,7 +274,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def _file(self, name: PayloadName, number: RoundNumber) -> Path:
-        kind = name if name in ("model", "optimizer", "master") else f"slot-{name}"
+        kind = name if name in ("model", "optimizer", "held", "master") else f"slot-{name}"
         return self._checkpoint / f"{kind}-{number}.safetensors"
 
     def _restore(self, models: Models) -> Standpoint:
@@ -280,7 +284,8 @@ class RunFolder:
         for name in map(PayloadName, document["payloads"]):
             schema, arrays = read_model(self._file(name, number))
             payloads[name] = pack(schema, arrays)
-        models.restore(payloads, int(document["total"]))
+        step = _step_of(document.get("step"))
+        models.restore(payloads, int(document["total"]), step)
         shutil.rmtree(self.state, ignore_errors=True)
         kept = self._checkpoint / f"state-{number}"
         if kept.exists():
@@ -296,6 +301,7 @@ class RunFolder:
                 SiteName(site): {PayloadName(name): bytes.fromhex(digest) for name, digest in held.items()}
                 for site, held in document["held"].items()
             },
+            step=step,
         )
 
     def _link_state(self, number: RoundNumber) -> None:
@@ -321,6 +327,10 @@ class RunFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def _step_of(row: list[Any] | None) -> StepSize | None:
+    return None if row is None else StepSize(from_digest=bytes.fromhex(row[0]), nbytes=int(row[1]))
 
 
 def _replace(path: Path, text: str) -> None:

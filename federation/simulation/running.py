@@ -211,8 +211,6 @@ def _prepare(
     threat = threat_of(attack, hostile, names)
     _limit_torch(loaded.plan.threads)
     built = loaded.build()
-    if built.spec.plan.downlink != "identity":
-        raise PlanError("downlink compression is not simulated in this release; leave downlink out")
     shards = shards_of(loaded, names, data, partition, built.spec.plan.seed)
     check_data(built.spec, shards)
     algorithm = load_algorithm(built.spec.plan, loaded.algorithm)
@@ -418,6 +416,7 @@ class _Run:
             clock=engine.clock,
             absent=dict(engine.absent),
             held=engine.book.held,
+            step=models.sent_step,
         )
         if folder is not None:
             folder.append(record)

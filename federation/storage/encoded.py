@@ -88,8 +88,8 @@ class _Rebased:
     def __init__(self, delta: Readable, model: ModelSource, start: ModelSource) -> None:
         self.nbytes = delta.nbytes
         self._delta = delta
-        self._model = ParametersOf(model)
-        self._start = ParametersOf(start)
+        self._model = RoleOf(model, TensorRole.PARAMETER)
+        self._start = RoleOf(start, TensorRole.PARAMETER)
         self._schema = model.schema.parameters
 
     def pread_into(self, offset: int, view: Buffer) -> None:
@@ -106,19 +106,20 @@ class _Rebased:
         np.copyto(out, wide, casting="same_kind")
 
 
-class ParametersOf:
-    """The parameters of a model as their own flat buffer. Implements `Readable`.
+class RoleOf:
+    """The parameters of a model, or its buffers, as their own flat buffer. Implements `Readable`.
 
     Args:
         model: whose buffer has buffers and parameters between one another.
+        role: which of them.
     """
 
-    def __init__(self, model: ModelSource) -> None:
+    def __init__(self, model: ModelSource, role: TensorRole) -> None:
         self._model = model
         self.nbytes = 0
         self._runs = []
         for run in runs(model.schema):
-            if run.role is TensorRole.PARAMETER:
+            if run.role is role:
                 self._runs.append((self.nbytes, run.tile))
                 self.nbytes += run.tile.nbytes
 
@@ -130,7 +131,7 @@ class ParametersOf:
         """
         target = memoryview(view).cast("B")
         if offset + target.nbytes > self.nbytes:
-            raise StorageError(f"read past the {self.nbytes} bytes of a model's parameters")
+            raise StorageError(f"read past the {self.nbytes} bytes of a part of a model")
         for place, tile in self._runs:
             begin, end = max(offset, place), min(offset + target.nbytes, place + tile.nbytes)
             if begin < end:

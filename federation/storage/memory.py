@@ -70,6 +70,37 @@ class ModelSink(Protocol):
         ...
 
 
+class MemoryBytes:
+    """Bytes in memory as a `Readable`, and as a `ByteSink` where they are a bytearray.
+
+    Args:
+        data: the bytes, not copied.
+    """
+
+    def __init__(self, data: Buffer) -> None:
+        self._data = data
+
+    @property
+    def nbytes(self) -> int:
+        """Size, bytes."""
+        return memoryview(self._data).nbytes
+
+    def pread_into(self, offset: int, view: Buffer) -> None:
+        """Fill `view` with the bytes from `offset` on."""
+        target = memoryview(view).cast("B")
+        target[:] = memoryview(self._data).cast("B")[offset : offset + target.nbytes]
+
+    def append(self, view: Buffer) -> None:
+        """Add bytes at the end.
+
+        Raises:
+            TypeError: they are not a bytearray.
+        """
+        if not isinstance(self._data, bytearray):
+            raise TypeError("only a bytearray can be appended to")
+        self._data += memoryview(view).cast("B")
+
+
 class MemoryModel:
     """A flat buffer in memory as a `ModelSource`, or a payload in memory as a `Readable`.
 

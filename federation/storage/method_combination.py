@@ -5,7 +5,7 @@ Rules, in order:
 1. Plain FedAvg takes the way of `combine_model`, to the bit.
 2. Else every payload is combined by itself, ``delta`` by the plan's rule and the method's vectors by the weighted mean,
    with the weights of the method's server half; then `ServerHalf.step` sees each tile of model, means and slots once.
-3. Tiles are always of `TILE_ELEMENTS`, sites in name order, arithmetic in float64 in one order: the same bytes
+3. Tiles are always of `TILE_ELEMENTS`, sites in name order, arithmetic in float64 in one thread: the same bytes
    everywhere. What comes out is rounded once to each tensor's dtype.
 4. Slots that are means over all sites are rescaled by N_old/N before the step, where N grew.
 5. Buffers are combined as ever, with the weights of ``delta``.

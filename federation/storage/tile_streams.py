@@ -1,15 +1,9 @@
-"""Between payload files and rules: tiles read by position, results taken in pieces, runs of one role.
-
-What a rule yields for a large model is computed a few tiles ahead in a thread of its own, while the tiles before are
-added to the model, rounded, hashed and written: the same operations in the same order, on two cores instead of one.
-"""
+"""Between payload files and rules: tiles read by position, results taken in pieces, runs of one role, copies."""
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -17,17 +11,25 @@ from federation.aggregation.tiles import Array, Tile, TileSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
     from federation.names import SiteName
-    from federation.storage.disk import Readable
+    from federation.storage.disk import Buffer, Readable
     from federation.tensors import TensorRole, TensorSchema
 
 
-_WORTH_A_THREAD = 16
-"""Tiles: below, what is computed ahead does not pay for the thread."""
-_AHEAD = 3
-"""Tiles that may be ready at a time: enough that neither side waits for the other's every tile."""
+_COPIED_BYTES = 1 << 19
+
+
+class ByteSink(Protocol):
+    """Takes bytes in order."""
+
+    def append(self, view: Buffer) -> None:
+        """Take the next bytes.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,15 @@ def cut(tile: Tile, most: int) -> Iterator[Tile]:
         yield piece
 
 
+def copy(source: Readable, sink: ByteSink) -> None:
+    """Copy bytes in pieces."""
+    piece = memoryview(bytearray(min(source.nbytes, _COPIED_BYTES)))
+    for offset in range(0, source.nbytes, _COPIED_BYTES):
+        view = piece[: source.nbytes - offset]
+        source.pread_into(offset, view)
+        sink.append(view)
+
+
 class PayloadTiles:
     """The same payload of every site as a `TileSource`; sites, weights and payloads in name order."""
 
@@ -83,8 +94,6 @@ class PayloadTiles:
 class TileStream:
     """What a rule yields for a source, taken in pieces of any size.
 
-    A context manager: on the way out no thread of its own reads the source any more.
-
     Args:
         source: what the rule was given; its tiles are what must come out.
         results: what the rule yields.
@@ -92,18 +101,8 @@ class TileStream:
 
     def __init__(self, source: TileSource, results: Iterator[tuple[Tile, Array]]) -> None:
         self._expected = iter(source.tiles)
-        self._ahead = _Ahead(results) if len(source.tiles) >= _WORTH_A_THREAD else None
-        self._results = self._ahead or results
+        self._results = results
         self._left: Array = np.empty(0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._ahead is not None:
-            self._ahead.stop()
 
     def take(self, most: int) -> Array:
         """Return 1 to `most` next elements; valid until the next call.
@@ -128,59 +127,3 @@ class TileStream:
         tile = next(self._expected, None) or next((tile for tile, _ in self._results), None)
         if self._left.size or tile is not None:
             raise RuntimeError(f"the aggregation rule is not at its end: {tile or self._left.size} is left")
-
-
-class _Ahead:
-    """An iterator whose next items are computed in a thread, each copied: a rule overwrites what it yielded.
-
-    The thread begins with the first item asked for; what the rule raises is raised where its item would have come.
-    """
-
-    def __init__(self, results: Iterator[tuple[Tile, Array]]) -> None:
-        self._results = results
-        self._ready: SimpleQueue[tuple[Tile, Array] | BaseException | None] = SimpleQueue()
-        self._free: SimpleQueue[Array | None] = SimpleQueue()
-        self._lent: Array | None = None
-        self._thread: threading.Thread | None = None
-
-    def __iter__(self) -> _Ahead:
-        return self
-
-    def __next__(self) -> tuple[Tile, Array]:
-        if self._thread is None:
-            for _ in range(_AHEAD):
-                self._free.put(np.empty(0, dtype=np.uint8))
-            self._thread = threading.Thread(target=self._run, name="tiles-ahead", daemon=True)
-            self._thread.start()
-        if self._lent is not None:
-            self._free.put(self._lent)
-            self._lent = None
-        item = self._ready.get()
-        if item is None or isinstance(item, BaseException):
-            self._ready.put(item)  # and so it stays
-            raise item or StopIteration
-        tile, values = item
-        self._lent = values.view(np.uint8)
-        return tile, values
-
-    def stop(self) -> None:
-        """Return once the thread has ended."""
-        self._free.put(None)
-        if self._thread is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        end: BaseException | None = None
-        try:
-            for tile, values in self._results:
-                room = self._free.get()
-                if room is None:
-                    break
-                if room.nbytes != values.nbytes:
-                    room = np.empty(values.nbytes, dtype=np.uint8)
-                copy = room.view(values.dtype)
-                np.copyto(copy, values)
-                self._ready.put((tile, copy))
-        except BaseException as error:
-            end = error
-        self._ready.put(end)

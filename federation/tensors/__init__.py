@@ -5,7 +5,7 @@ is checkpointed. `pack` and `unpack` go between that buffer and NumPy arrays.
 """
 
 from federation.tensors.buffers import pack, unpack, write_into
-from federation.tensors.scan import NotFiniteError, TensorScan, squares_by_block
+from federation.tensors.scan import NotFiniteError, TensorScan
 from federation.tensors.schema import DType, Segment, TensorRole, TensorSchema, TensorSpec
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "TensorSchema",
     "TensorSpec",
     "pack",
-    "squares_by_block",
     "unpack",
     "write_into",
 ]

@@ -35,20 +35,6 @@ class NotFiniteError(ValueError):
         self.tensor = tensor
 
 
-def squares_by_block(values: npt.NDArray[Any]) -> list[float]:
-    """Return the sum of squares of each block of 8192 elements, and of what is left, summed in the array's own dtype.
-
-    The same numbers on any number of threads.
-
-    Args:
-        values: one-dimensional, contiguous, float32 or float64.
-    """
-    whole = values.size // _BLOCK_ELEMENTS * _BLOCK_ELEMENTS
-    blocks, rest = values[:whole].reshape(-1, _BLOCK_ELEMENTS), values[whole:]
-    sums: list[float] = np.vecdot(blocks, blocks).tolist()
-    return [*sums, float(np.dot(rest, rest))] if rest.size else sums
-
-
 class TensorScan:
     """One pass over one flat buffer.
 
@@ -139,13 +125,13 @@ class TensorScan:
 
         The same sums as block by block, in one call: each call gives the interpreter lock away and must win it back.
         """
-        whole = values.size // _BLOCK_ELEMENTS * _BLOCK_ELEMENTS
-        sums = squares_by_block(values[:whole])
+        blocks = values[: values.size // _BLOCK_ELEMENTS * _BLOCK_ELEMENTS].reshape(-1, _BLOCK_ELEMENTS)
+        sums = np.vecdot(blocks, blocks).tolist()
         if not all(map(math.isfinite, sums)):
             return 0
         for squares in sums:
             self._squares += squares
-        return whole
+        return int(blocks.size)
 
     def _squares_of(self, dtype: DType, block: npt.NDArray[Any], start: int) -> float:
         if dtype in _NARROW:

@@ -19,6 +19,8 @@ import numpy as np
 from federation.compression import encode_payload, load_codec
 from federation.errors import FederationError, TransportError, UpdateRejectedError
 from federation.names import Identity, Role, aggregator_server_name
+from federation.storage.memory import MemoryBytes, MemoryModel, MemoryWriter
+from federation.storage.steps import apply_step
 from federation.tensors import pack, unpack
 from federation.tensors.digest import payload_digest
 from federation.transport.channels import open_channel
@@ -26,7 +28,7 @@ from federation.transport.methods import Stub
 from federation.v1 import aggregator_pb2 as pb
 from federation.v1 import tensors_pb2
 from federation.wire.chunks import checksum
-from federation.wire.payloads import BUFFERS, DELTA, IDENTITY_CODEC, OPTIMIZER
+from federation.wire.payloads import BUFFERS, DELTA, IDENTITY_CODEC, MODEL, OPTIMIZER, STEP
 from federation.wire.versions import range_to_proto
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ class ScriptedSite:
         verdicts: every verdict heard.
         trained: rounds it was asked to train, in order, repeats included.
         pulled_bytes: payload bytes fetched by PullModel.
+        steps: models made by a step.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class ScriptedSite:
         self.verdicts: list[pb.Verdict] = []
         self.trained: list[int] = []
         self.pulled_bytes = 0
+        self.steps = 0
         self.welcome = pb.SessionWelcome()
         self.pending: pb.PendingUpdate | None = None
         self._tls = tls
@@ -189,8 +193,30 @@ class ScriptedSite:
                 return reply.task
 
     async def load(self, task: pb.Task, index: int = 0) -> bytes:
-        """Return a payload of a task: held already, inside the task, or pulled."""
-        return await self.fetch(task.payloads[index], {part.digest: part.data for part in task.inline})
+        """Return a payload of a task: held already, made by the task's step, inside the task, or pulled."""
+        payload, inline = task.payloads[index], {part.digest: part.data for part in task.inline}
+        if payload.name == MODEL and payload.digest not in self._held and payload.digest not in inline:
+            offered = {each.name: each for each in task.payloads}
+            if STEP in offered and offered[STEP].from_digest in self._held:
+                held = self._held[offered[STEP].from_digest]
+                step = await self.fetch(offered[STEP], inline)
+                buffers = await self.fetch(offered[BUFFERS], inline) if BUFFERS in offered else b""
+                self._held = {payload.digest: self._step(held, step, buffers)}
+                self.steps += 1
+        return await self.fetch(payload, inline)
+
+    def _step(self, held: bytes, step: bytes, buffers: bytes) -> bytes:
+        """Return the model that a step leads to."""
+        schema = self.meeting.spec.schema_
+        data = bytearray(schema.federated.nbytes)
+        apply_step(
+            held=MemoryModel(schema.federated, held),
+            step=MemoryBytes(step),
+            buffers=MemoryBytes(buffers),
+            downlink=self.meeting.spec.plan.downlink,
+            writer=MemoryWriter(schema.federated, data),
+        )
+        return bytes(data)
 
     async def fetch(self, payload: tensors_pb2.PayloadDescriptor, inline: Mapping[bytes, bytes]) -> bytes:
         """Return a payload's bytes, checked against its digest."""

@@ -24,6 +24,7 @@ BASE = PayloadName("base")
 DELTA = PayloadName("delta")
 BUFFERS = PayloadName("buffers")
 OPTIMIZER = PayloadName("optimizer")
+STEP = PayloadName("step")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,7 @@ class Payload:
     """One named payload.
 
     Attributes:
-        name: ``model``, ``base``, ``delta``, ``buffers``, ``optimizer``, or a method's own.
+        name: ``model``, ``base``, ``delta``, ``buffers``, ``optimizer``, ``step``, or a method's own.
         schema_digest: digest of the schema that lays out its flat buffer.
         codec: how the flat buffer was encoded; ``identity`` for raw bytes.
         encoded_bytes: size on the wire.

@@ -155,7 +155,7 @@ async def test_a_norm_beyond_the_plans_is_seen_through_compression(tmp_path):
     ("plan", "message"),
     [
         ({"algorithm": "fedbuff"}, "asynchronous"),
-        ({"downlink": "rand_k:0.1"}, "downlink"),
+        ({"downlink": "dgc:0.1"}, "downlink"),
     ],
 )
 async def test_what_an_aggregator_cannot_run_is_refused_before_anybody_is_asked(tmp_path, plan, message):

@@ -28,14 +28,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"algorithm": "fedavg"},
     "scaffold": {"algorithm": "scaffold"},
     "diana": {"algorithm": "diana", "compression": "rand_k:0.1"},
+    # Inside tasks, biased, every site asked; and pulled, unbiased, with sites that miss rounds and get the model whole.
+    "downlink": {"algorithm": "scaffold", "compression": "top_k:0.2", "downlink": "stc:0.2"},
+    "downlink-wide": {"downlink": "qsgd:16", "sample": 2, "rounds": 5, "evaluate_every": 3},
 }
+WIDTHS = {"downlink-wide": 1000}
+"""Of the hidden layer: 300 KB are more than travel inside a task."""
 EXPERIMENT = """
 import torch
 from federation import Experiment, Plan, SupervisedTask
 
 def make_model():
     return torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Dropout(0.1), torch.nn.Linear(32, 10)
+        torch.nn.Flatten(), torch.nn.Linear(64, {width}), {norm}torch.nn.ReLU(), torch.nn.Dropout(0.1),
+        torch.nn.Linear({width}, 10)
     )
 
 experiment = Experiment(
@@ -44,7 +50,7 @@ experiment = Experiment(
     task=SupervisedTask(metrics=("accuracy",)),
     shard="digits",
     data="{whole}",
-    plan=Plan(rounds=3, sites=3, minimum_sites=3, local_epochs=2, learning_rate=0.1, seed=11, {options}),
+    plan=Plan(sites=3, minimum_sites=3, local_epochs=2, learning_rate=0.1, seed=11, {options}),
 )
 """
 
@@ -52,8 +58,11 @@ experiment = Experiment(
 def write(folder: Path, name: str) -> Path:
     """Write the experiment of one method."""
     folder.mkdir()
-    options = ", ".join(f"{key}={value!r}" for key, value in METHODS[name].items())
-    (folder / "experiment.py").write_text(EXPERIMENT.format(name=name, whole=WHOLE, options=options))
+    options = ", ".join(f"{key}={value!r}" for key, value in {"rounds": 3, **METHODS[name]}.items())
+    width = WIDTHS.get(name, 32)
+    norm = f"torch.nn.BatchNorm1d({width}), " if name in WIDTHS else ""
+    text = EXPERIMENT.format(name=name, whole=WHOLE, options=options, width=width, norm=norm)
+    (folder / "experiment.py").write_text(text)
     return folder
 
 

@@ -173,7 +173,7 @@ def test_an_initial_model_of_another_shape_is_refused(shelf, tmp_path):
 
 @pytest.fixture
 def adam(tmp_path):
-    plan = Plan(algorithm="fedadam", sites=3)
+    plan = Plan(algorithm="fedadam", sites=3, downlink="top_k:0.5")
     spec = ExperimentSpec(name="x", shard="s", plan=plan, tensors=tensor_rows(FULL), metrics=("loss",))
     write_model(tmp_path / "initial.safetensors", FULL, {"weight": np.zeros(4, dtype=np.float32)})
     return lambda: Checkpoints(tmp_path, ExperimentId("x-00000001"), spec)
@@ -189,9 +189,11 @@ def step(checkpoints, number, change=1.0):
 
 
 def state(checkpoints):
-    """What a round goes on from: the model, each slot, and N."""
+    """What a round goes on from: the model, what sites hold of it, each slot, and N."""
     with checkpoints.open_model() as model:
         found = {"model": model.digest(), "sites": model.metadata["sites"]}
+    with checkpoints.open_sent() as held:
+        found["held"] = held.digest()
     for name, slot in checkpoints.open_slots().items():
         found[name] = slot.digest()
         slot.close()
@@ -206,8 +208,24 @@ def test_the_state_of_a_method_begins_as_it_says(adam):
     assert weight(slots["variance"]) == np.float32(checkpoints.algorithm.server().initial("variance")) > 0
 
 
+def test_what_sites_hold_begins_as_the_model_and_goes_its_own_way(adam):
+    checkpoints = adam()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    begun = state(checkpoints)
+    assert begun["held"] == begun["model"]
+    candidate = step(checkpoints, 1)
+    with candidate.open() as held:
+        values = np.frombuffer(held.pread(0, 16), dtype="<f4")
+    assert np.count_nonzero(values) == 2  # two of four arrive in the first step
+    assert candidate.step.from_digest == begun["held"]
+    candidate.commit()
+    after = state(checkpoints)
+    assert (after["model"], after["held"]) == (candidate.digest, candidate.sent_digest)
+    assert after["model"] != after["held"]
+
+
 @pytest.mark.parametrize("round_number", [1, 2], ids=["first round", "second round"])
-@pytest.mark.parametrize("files", [0, 1, 2, 3])
+@pytest.mark.parametrize("files", [0, 1, 2, 3, 4])
 def test_a_kill_at_each_step_of_a_commit_leaves_model_and_state_of_one_round(adam, round_number, files):
     checkpoints = adam()
     checkpoints.prepare(RoundNumber(0), RoundNumber(0))
@@ -215,7 +233,7 @@ def test_a_kill_at_each_step_of_a_commit_leaves_model_and_state_of_one_round(ada
         step(checkpoints, 1).commit()
     before = state(checkpoints)
     half = step(checkpoints, round_number, 5.0)
-    expected = {"model": half.digest, **half.slot_digests, "sites": "3"}
+    expected = {"model": half.digest, "held": half.sent_digest, **half.slot_digests, "sites": "3"}
     writers = list(half._writers.values())
     for writer in writers[:files]:
         writer.commit()

@@ -113,6 +113,13 @@ def test_every_method_accepts_a_plain_plan_once_it_has_what_it_needs(name):
         ({"compression": "rand_k:5", "error_feedback": True}, "is unbiased; error_feedback is for biased codecs"),
         ({"compression": "randk:5"}, "no codec 'randk' here.*did you mean 'rand_k'"),
         ({"downlink": "randk:5"}, "no codec 'randk' here"),
+        ({"downlink": "dgc:0.1"}, "momentum correction is for gradients that sites send.*use top_k or stc"),
+        ({"downlink": "natural", "algorithm": "fedbuff"}, "'fedbuff' is asynchronous.*leave downlink out"),
+        (
+            {"downlink": "natural", "algorithm": "marina"},
+            "last two models, and downlink 'natural' lets sites hold another",
+        ),
+        ({"downlink": "natural", "algorithm": "feddyn"}, "adds up in h how far.*leave downlink out"),
         ({"algorithm": "fedprox", "options": {"gamma": 0.5}, "local_steps": 5}, "give local_epochs, not local_steps"),
         ({"algorithm": "fixed_time"}, "needs a time budget: set local_seconds"),
         ({"algorithm": "fednova", "options": {"mu": 1.0, "momentum": 0.5}}, "takes momentum or mu, not both"),

@@ -105,3 +105,45 @@ def test_a_training_task_brings_what_the_algorithm_broadcasts() -> None:
 def test_an_evaluation_brings_the_model_alone() -> None:
     order = read_task(_task(kind=aggregator_pb2.TASK_KIND_EVALUATE), SCAFFOLD, FIRST)
     assert not order.extras
+
+
+STEPPED = SPEC.model_copy(update={"plan": Plan(rounds=3, local=("head",), downlink="rand_k:0.5")})
+
+
+def _step(**changes: Any) -> tensors_pb2.PayloadDescriptor:
+    fields: dict[str, Any] = {"codec": "rand_k:0.5", "encoded_bytes": 60, "from_digest": b"f" * 32}
+    return _descriptor("step", SCHEMA.parameters, **{**fields, **changes})
+
+
+@pytest.mark.parametrize("kind", [aggregator_pb2.TASK_KIND_TRAIN, aggregator_pb2.TASK_KIND_EVALUATE])
+def test_a_step_is_another_way_to_the_model_and_may_be_missing(kind: Any) -> None:
+    payloads = [_descriptor("model", SCHEMA.federated), _step(), _descriptor("buffers", SCHEMA.buffers)]
+    order = read_task(_task(kind=kind, round=2, payloads=payloads), STEPPED, FIRST)
+    assert order.step is not None
+    assert order.step.from_digest == b"f" * 32
+    assert order.step.buffers is not None
+    assert read_task(_task(kind=kind, payloads=payloads[:1]), STEPPED, FIRST).step is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "rest"),
+    [
+        pytest.param(SPEC, [_step(), _descriptor("buffers", SCHEMA.buffers)], id="the plan compresses nothing"),
+        pytest.param(STEPPED, [_step()], id="no buffers"),
+        pytest.param(STEPPED, [_descriptor("buffers", SCHEMA.buffers)], id="buffers alone"),
+        pytest.param(STEPPED, [_step(), _descriptor("buffers", SCHEMA)], id="other buffers"),
+        *(
+            pytest.param(STEPPED, [_step(**changes), _descriptor("buffers", SCHEMA.buffers)], id=name)
+            for name, changes in {
+                "another codec": {"codec": "top_k:0.5"},
+                "too large": {"encoded_bytes": 1 << 20},
+                "from nothing": {"from_digest": b""},
+                "of another model": {"schema_digest": SCHEMA.digest},
+            }.items()
+        ),
+    ],
+)
+def test_a_step_that_is_not_the_signed_plans_is_refused(spec: ExperimentSpec, rest: list[Any]) -> None:
+    payloads = [_descriptor("model", SCHEMA.federated), *rest]
+    with pytest.raises(MalformedMessageError):
+        read_task(_task(round=2, payloads=payloads), spec, FIRST)

@@ -22,7 +22,7 @@ from federation.errors import PlanError
 from federation.names import PayloadName, SiteName
 from federation.plan import ExperimentSpec, Plan, TensorRow
 from federation.storage.combination import BUFFERS, DELTA, Combined, SiteUpdate, combine_model
-from federation.storage.encoded import ParametersOf
+from federation.storage.encoded import RoleOf
 from federation.storage.memory import MemoryModel, MemoryWriter
 from federation.storage.method_combination import combine_round, read_scalars, write_slot
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack
@@ -281,7 +281,7 @@ def test_a_first_slot_has_its_value_everywhere() -> None:
 
 def test_parameters_of_a_model_lie_as_those_of_an_update() -> None:
     arrays = random_arrays(NETWORK, 3)
-    parameters = ParametersOf(MemoryModel.of(NETWORK, arrays))
+    parameters = RoleOf(MemoryModel.of(NETWORK, arrays), TensorRole.PARAMETER)
     data = bytearray(parameters.nbytes)
     for offset in range(0, parameters.nbytes, 1000):
         parameters.pread_into(offset, memoryview(data)[offset : offset + 1000])

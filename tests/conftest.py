@@ -27,8 +27,18 @@ def _missing(marker: str) -> str | None:
     return None
 
 
+def _has_cuda() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_cuda") is not None and not _has_cuda():
+        pytest.skip("CUDA is NOT TESTED: torch sees no GPU here")  # also in CI, which has none
     for marker in ("needs_bubblewrap", "needs_torch"):
         if item.get_closest_marker(marker) is None:
             continue

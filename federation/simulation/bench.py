@@ -96,6 +96,7 @@ class Premises:
         shards: data of each site.
         state: folder in which sites keep state; None: in memory.
         is_shared: any of several benches may serve a site, so what it keeps is read anew each time.
+        device: where the task was told to compute; None: where it says itself.
     """
 
     experiment: Experiment
@@ -104,6 +105,7 @@ class Premises:
     shards: Mapping[SiteName, Shard]
     state: Path | None
     is_shared: bool = False
+    device: str | None = None
 
 
 class Bench:
@@ -112,14 +114,17 @@ class Bench:
     Args:
         premises: what to work on.
         arena: where models come from and updates go.
+        stores: what sites keep, filled as they are met, where several benches of a process serve them in turn. None: it
+            is this bench's, or read anew each time if the premises say that others may serve a site.
 
     Raises:
         PlanError: the experiment does not make the model of the spec.
     """
 
-    def __init__(self, premises: Premises, arena: Arena) -> None:
+    def __init__(self, premises: Premises, arena: Arena, stores: dict[SiteName, StateStore] | None = None) -> None:
         self._premises = premises
         self._arena = arena
+        self._stores = stores
         self._resident = Resident(experiment=premises.experiment, spec=premises.spec, base=premises.base)
         self._data: dict[SiteName, LocalData] = {}
         self._works: dict[SiteName, SiteWork] = {}
@@ -151,6 +156,12 @@ class Bench:
         """
         self._work(order.site).keep(order.round, order.attempt, counted=order.counted)
 
+    def written(self) -> frozenset[int]:
+        """Return the addresses of the tensors that a task writes."""
+        arrays = self._resident.arrays()
+        names = [*(spec.name for spec in self._premises.spec.schema_.federated), *self._resident.changing]
+        return frozenset(arrays[name].ctypes.data for name in names if arrays[name].nbytes)
+
     def _work(self, site: SiteName) -> SiteWork:
         found = self._works.get(site)
         if found is not None:
@@ -158,12 +169,20 @@ class Bench:
         data = self._data.get(site)
         if data is None:
             data = self._data[site] = LocalData(self._premises.shards[site])
-        folder = self._premises.state
-        store = StateStore(None if folder is None else folder / site, durable=False)
-        work = SiteWork(self._resident, site=site, data=data, state=store)
+        work = SiteWork(self._resident, site=site, data=data, state=self._store(site))
         if not self._premises.is_shared:
             self._works[site] = work
         return work
+
+    def _store(self, site: SiteName) -> StateStore:
+        found = None if self._stores is None else self._stores.get(site)
+        if found is not None:
+            return found
+        folder = self._premises.state
+        store = StateStore(None if folder is None else folder / site, durable=False)
+        if self._stores is not None:
+            self._stores[site] = store
+        return store
 
 
 def settle(state: Path, order: KeepOrder) -> None:

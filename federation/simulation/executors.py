@@ -84,7 +84,7 @@ class SerialExecutor:
 
     def __init__(self, premises: Premises, layout: Layout) -> None:
         self.arena = Arena(layout)
-        self._torch = _torch_settings()
+        self._torch = torch_settings()
         self._bench = Bench(premises, self.arena)
 
     def train(self, orders: Sequence[TrainOrder]) -> Iterator[TrainAnswer]:
@@ -102,16 +102,11 @@ class SerialExecutor:
 
     def close(self) -> None:
         """See `Executor.close`."""
-        if self._torch is None:
-            return
-        import torch
-
-        threads, deterministic, warn_only = self._torch
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        restore_torch(self._torch)
 
 
-def _torch_settings() -> tuple[int, bool, bool] | None:
+def torch_settings() -> tuple[int, bool, bool] | None:
+    """Return what a bench changes of torch in its process, for `restore_torch`; None: torch is not loaded."""
     if "torch" not in sys.modules:
         return None
     import torch
@@ -121,3 +116,14 @@ def _torch_settings() -> tuple[int, bool, bool] | None:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
+
+
+def restore_torch(settings: tuple[int, bool, bool] | None) -> None:
+    """Put torch back as `torch_settings` found it."""
+    if settings is None:
+        return
+    import torch
+
+    threads, deterministic, warn_only = settings
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

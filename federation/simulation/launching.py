@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from federation.errors import ConfigurationError, PlanError
+from federation.simulation.devices import device_of
 from federation.simulation.executors import SerialExecutor
 
 if TYPE_CHECKING:
@@ -17,23 +19,37 @@ if TYPE_CHECKING:
 ExecutorName: TypeAlias = Literal["serial", "processes", "threads", "ray"]
 
 
-def launch(
-    premises: Premises, layout: Layout, *, workers: int, name: ExecutorName | None, source: Path | None
-) -> Executor:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crew:
+    """Who shall work.
+
+    Attributes:
+        workers: how many sites train at once, 1 or more.
+        executor: by name; None: serial for one worker; for more, threads on a GPU and else processes.
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``, where sites compute; None: as the task says.
+    """
+
+    workers: int = 1
+    executor: ExecutorName | None = None
+    device: str | None = None
+
+
+def launch(premises: Premises, layout: Layout, crew: Crew, *, source: Path | None) -> Executor:
     """Start the workers of a simulation; the caller closes them.
 
     Args:
         premises: what they start from.
         layout: of the memory they share.
-        workers: how many.
-        name: of the executor; None: serial for one worker, else processes.
+        crew: who shall work; where, the premises say already.
         source: the experiment's folder, if it came from one.
 
     Raises:
         PlanError: no such executor, or it does not go with so many workers.
         ConfigurationError: it is not available here.
     """
-    chosen = name or ("serial" if workers == 1 else "processes")
+    side_by_side = "threads" if device_of(premises.experiment).startswith("cuda") else "processes"
+    workers = crew.workers
+    chosen = crew.executor or ("serial" if workers == 1 else side_by_side)
     if chosen == "serial":
         if workers != 1:
             raise PlanError(f"the serial executor is one worker, {workers} are asked for; leave --executor out")
@@ -42,9 +58,10 @@ def launch(
         from federation.simulation.processes import ProcessExecutor
 
         return ProcessExecutor(premises, layout, workers=workers, source=source)
-    if chosen in ("threads", "ray"):
-        raise ConfigurationError(
-            f"executor {chosen!r} is not in this release: threads need a CUDA device, for a stream of its own each, "
-            "and ray a cluster; use processes"
-        )
-    raise PlanError(f"there is no executor {name!r}, only serial and processes")
+    if chosen == "threads":
+        from federation.simulation.threads import ThreadExecutor
+
+        return ThreadExecutor(premises, layout, workers=workers)
+    if chosen == "ray":
+        raise ConfigurationError("executor 'ray' is not in this release; use processes")
+    raise PlanError(f"there is no executor {chosen!r}, only serial, processes and threads")

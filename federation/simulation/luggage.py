@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from federation.errors import PlanError
 from federation.simulation.bench import Premises
+from federation.simulation.devices import placed
 from federation.training.importing import load_experiment, names_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def pack(premises: Premises, source: Path | None) -> Luggage:
         "shards": dict(premises.shards),
         "state": premises.state,
         "is_shared": premises.is_shared,
+        "device": premises.device,
     }
     try:
         data = pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
@@ -76,4 +78,6 @@ def unpack(luggage: Luggage) -> Premises:
     """
     experiment = None if luggage.source is None else load_experiment(luggage.source, also_as=luggage.names)
     content = pickle.loads(luggage.content)  # noqa: S301 - made by the process that started this one
-    return Premises(**{**content, "experiment": experiment or content["experiment"]})
+    if experiment is not None:
+        content["experiment"] = placed(experiment, content["device"], is_asked=False)
+    return Premises(**content)

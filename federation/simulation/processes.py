@@ -3,8 +3,8 @@
 Rules:
 
 1. Where the system can fork, workers are copies of this process, made before torch computes in it, so that nothing is
-   pickled and nothing loaded twice. Elsewhere they are spawned: each is sent what it needs, and loads the experiment
-   from its folder (`federation.simulation.luggage`).
+   pickled and nothing loaded twice. Elsewhere, and where they compute on CUDA, which does not survive a fork, they are
+   spawned: each is sent what it needs, and loads the experiment from its folder (`federation.simulation.luggage`).
 2. Orders and answers are small; models and updates lie in shared memory and are read and written in place.
 3. A worker has two parcels of orders at hand and gets the next when it answers: it does not wait for the parent, and
    all finish together. A parcel is one order, or as many as take `PARCEL_S`, so that telling costs less than doing. Any
@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from federation.simulation import luggage
 from federation.simulation.bench import Bench, EvaluateAnswer, EvaluateOrder, TrainAnswer, TrainOrder, settle
+from federation.simulation.devices import device_of
 from federation.simulation.executors import SimulationError
 from federation.simulation.memory import Arena
 
@@ -186,9 +187,10 @@ class _Worker:
         source: Path | None,
         pipes: Sequence[Connection],
     ) -> _Worker:
-        context = multiprocessing.get_context(START_METHOD)
+        method = "spawn" if device_of(premises.experiment).startswith("cuda") else START_METHOD
+        context = multiprocessing.get_context(method)
         ours, theirs = context.Pipe()
-        if START_METHOD == "fork":
+        if method == "fork":
             start: Any = (premises, arena, theirs, [ours, *pipes])
         else:
             start = (luggage.pack(premises, source), (arena.layout, memory), theirs, [])

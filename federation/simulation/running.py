@@ -27,10 +27,11 @@ from federation.plan import ExperimentSpec, Plan
 from federation.rounds import events
 from federation.rounds.asynchronous import machine_for
 from federation.simulation.bench import Premises
+from federation.simulation.devices import choose_device, device_of, placed
 from federation.simulation.engine import Engine, Machine, NoSpans, Spans
 from federation.simulation.hostile import HostileSites, Threat, attack_success, poisoned, threat_of
 from federation.simulation.interruption import Interruption
-from federation.simulation.launching import ExecutorName, launch
+from federation.simulation.launching import Crew, launch
 from federation.simulation.memory import Layout
 from federation.simulation.models import Models
 from federation.simulation.population import check_data, report_of, shards_of, site_names
@@ -96,8 +97,8 @@ class _Setting:
     script: Script
     times: TimeModel
     enforces_deadlines: bool
-    workers: int
-    executor: ExecutorName | None
+    crew: Crew
+    device: str | None
     source: Path | None
     threat: Threat | None
 
@@ -111,6 +112,7 @@ def simulate(
     sample: int | None = None,
     workers: int = 1,
     executor: Literal["serial", "processes", "threads", "ray"] | None = None,
+    device: str | None = None,
     folder: Path | str | None = None,
     seed: int | None = None,
     on_round: Callable[[RoundRecord], None] | None = None,
@@ -135,8 +137,9 @@ def simulate(
         partition: how the whole is divided, such as ``"dirichlet:0.3"``.
         sample: sites asked each round, instead of the plan's.
         workers: how many sites train at once.
-        executor: ``serial`` or ``processes`` (``threads`` and ``ray`` are not in this release). None: serial for one
-            worker, else processes.
+        executor: ``serial``, ``processes`` or ``threads`` (``ray`` is not in this release). None: serial for one
+            worker; for more, threads on a GPU and else processes.
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``, instead of what the task says. Other devices give other bits.
         folder: run folder, made if missing; None: nothing is written, and the run cannot be resumed.
         seed: root seed instead of the plan's; also decides the division of the data.
         on_round: told of each round after its commit.
@@ -167,8 +170,7 @@ def simulate(
         data,
         partition,
         sample,
-        workers,
-        executor,
+        Crew(workers=workers, executor=executor, device=device),
         seed,
         script,
         times,
@@ -189,8 +191,7 @@ def _prepare(
     data: Any,
     partition: str,
     sample: int | None,
-    workers: int,
-    executor: ExecutorName | None,
+    crew: Crew,
     seed: int | None,
     script: Script | None,
     times: TimeModel | None,
@@ -201,9 +202,10 @@ def _prepare(
     source = None if isinstance(experiment, Experiment) else Path(experiment)
     loaded = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     names = site_names(sites)
-    if workers < 1:
-        raise PlanError(f"{workers} workers; give at least 1")
-    loaded = copy.copy(loaded)
+    if crew.workers < 1:
+        raise PlanError(f"{crew.workers} workers; give at least 1")
+    device = choose_device(crew.device)
+    loaded = copy.copy(placed(loaded, device, is_asked=crew.device != "auto"))
     loaded.plan = _plan_of(loaded.plan, len(names), script or Script(), sample, seed, changes)
     if loaded.algorithm is not None and loaded.plan.algorithm != loaded.algorithm.name:
         loaded.algorithm = None  # `changes` chose another
@@ -222,8 +224,8 @@ def _prepare(
         script=script or Script(),
         times=times or TimeModel(),
         enforces_deadlines=times is not None or script is not None or algorithm.ends_at_deadline,
-        workers=workers,
-        executor=executor,
+        crew=crew,
+        device=device,
         source=source,
         threat=threat,
     )
@@ -288,7 +290,7 @@ def _threat_facts(threat: Threat | None) -> dict[str, Any]:
 
 
 def _digest_of(setting: _Setting, partition: str) -> str:
-    """Name everything that decides the result; workers and executor do not."""
+    """Name everything that decides the result; workers and executor do not, another device than the CPU does."""
     import hashlib
     import json
 
@@ -300,6 +302,7 @@ def _digest_of(setting: _Setting, partition: str) -> str:
         asdict(setting.times),
         setting.enforces_deadlines,
         *([repr(setting.threat.attack), sorted(setting.threat.sites)] if setting.threat else []),
+        *([device] if (device := device_of(setting.experiment)) != "cpu" else []),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -349,10 +352,9 @@ class _Run:
             base=base,
             shards=poisoned(setting.threat, setting.shards, plan.seed) if setting.threat else setting.shards,
             state=None if folder is None else folder.state,
+            device=setting.device,
         )
-        executor = launch(
-            premises, Layout(spec, slots), workers=setting.workers, name=setting.executor, source=setting.source
-        )
+        executor = launch(premises, Layout(spec, slots), setting.crew, source=setting.source)
         try:
             models = Models(spec, setting.algorithm, executor.arena, setting.built.arrays)
             if folder is not None:

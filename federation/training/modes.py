@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from federation.tensors import DType
+from federation.training.seeding import streams_kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,13 +54,12 @@ def frozen(model: torch.nn.Module, only: Callable[[str], bool] | None) -> Iterat
 
 @contextmanager
 def undisturbed(model: torch.nn.Module) -> Iterator[None]:
-    """Give buffers and torch's random stream back as they were."""
-    stream = torch.get_rng_state()
+    """Give buffers and torch's random streams back as they were."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
-        yield
+        with streams_kept():
+            yield
     finally:
-        torch.set_rng_state(stream)
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

@@ -1,6 +1,9 @@
 """Global random generators under a seed, for code that uses them: model constructors and the author's own.
 
 What is ours draws from generators of its own; these are for what we cannot reach. torch is seeded only if it is loaded.
+
+Generators are global to a process. Where several threads work side by side, each has streams of its own instead
+(`Streams`, `thread_streams`): seeding then seeds those, and leaves the global generators alone.
 """
 
 from __future__ import annotations
@@ -8,8 +11,9 @@ from __future__ import annotations
 import functools
 import random
 import sys
+import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,8 +23,96 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+class Streams(Protocol):
+    """The random streams of one thread, in place of torch's global generators.
+
+    Attributes:
+        refused: what the task did that cannot be given to a thread, and what to do instead; empty: nothing.
+    """
+
+    refused: str
+
+    def seed(self, seed: int) -> None:
+        """Begin anew: the same streams as ``torch.manual_seed``."""
+        ...
+
+    def state(self) -> Any:
+        """Return where the streams are."""
+        ...
+
+    def restore(self, state: Any) -> None:
+        """Go back to where they were."""
+        ...
+
+
+class Idle:
+    """Streams of a thread whose task, as far as is known, never draws. Implements `Streams`.
+
+    They do nothing, and cost nothing. Whoever uses them must look afterwards whether the global generators moved, and
+    throw away what was made if they did.
+    """
+
+    refused = ""
+
+    def seed(self, seed: int) -> None:
+        """Do nothing."""
+
+    def state(self) -> None:
+        """Return nothing."""
+
+    def restore(self, state: None) -> None:
+        """Do nothing: had something been drawn, it must show."""
+
+
+class _Thread(threading.local):
+    streams: Streams | None = None
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def thread_streams(streams: Streams) -> Iterator[None]:
+    """Have this thread draw from streams of its own for the block."""
+    before, _thread.streams = _thread.streams, streams
+    try:
+        yield
+    finally:
+        _thread.streams = before
+
+
+def streams_of_thread() -> Streams | None:
+    """Return the streams this thread has of its own; None: the global generators are its."""
+    return _thread.streams
+
+
+@contextmanager
+def streams_kept() -> Iterator[None]:
+    """Give torch's random streams back as they were: this thread's own, or the global ones."""
+    own = _thread.streams
+    if own is not None:
+        state = own.state()
+        try:
+            yield
+        finally:
+            own.restore(state)
+        return
+    torch = sys.modules["torch"]
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
 def seed_globals(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and, if it is loaded, torch."""
+    """Seed the global generators of Python, NumPy and, if it is loaded, torch; or this thread's own streams."""
+    if _thread.streams is not None:
+        _thread.streams.seed(seed)
+        return
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if "torch" in sys.modules:
@@ -33,7 +125,9 @@ def seed_torch(seed: int) -> None:
     Without an accelerator that can only be the CPU's own: ``torch.manual_seed`` also notes a call per kind of device,
     each with the text of the whole stack, and keeps them all; that takes longer than a small site's training.
     """
-    if _has_accelerator():
+    if _thread.streams is not None:
+        _thread.streams.seed(seed)
+    elif _has_accelerator():
         sys.modules["torch"].manual_seed(seed)
     else:
         sys.modules["torch"].default_generator.manual_seed(seed)

@@ -14,7 +14,7 @@ torch is imported when the task first works, not when it is defined.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from federation.errors import PlanError
@@ -104,6 +104,17 @@ class SupervisedTask:
             device=device,
         )
         self.metric_names: tuple[str, ...] = ("loss", *self._recipe.metrics)
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return self._recipe.device
+
+    def on(self, device: str) -> SupervisedTask:
+        """Return the same task for another device, such as ``"cuda:1"``."""
+        other = copy.copy(self)
+        other._recipe = replace(self._recipe, device=device)
+        return other
 
     def problem(self, model: torch.nn.Module, data: LocalData, round: RoundContext) -> TorchProblem:
         """Return the site's problem, for algorithms that do more than have it trained; seeds torch for the round."""

@@ -275,10 +275,11 @@ def test_every_tracker_is_ended_when_one_fails(make: Make) -> None:
     assert first.heard == second.heard == ["start mean", "round 1", "end failed"]
 
 
-@pytest.mark.parametrize("executor", ["threads", "ray"])
-def test_an_executor_that_is_not_here_is_refused_with_advice(make: Make, executor: Any) -> None:
-    with pytest.raises(ConfigurationError, match="use processes"):
-        simulate(make(), sites=2, workers=2, executor=executor)
+def test_a_device_that_is_not_here_is_refused(make: Make) -> None:
+    for device in ("cuda:99", "gpu"):
+        with pytest.raises(ConfigurationError, match=f"device '{device}'"):
+            simulate(make(), sites=2, device=device)
+    assert digests(simulate(make(), sites=2, device="auto")) == digests(simulate(make(), sites=2, device="cpu"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

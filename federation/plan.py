@@ -341,6 +341,10 @@ class ExperimentSpec(_Frozen):
 
     def uploads(self) -> tuple[PayloadPlan, ...]:
         """Return the payloads of every update, in the order they are sent: the model's own, then the method's."""
+        return self._uploads
+
+    @cached_property
+    def _uploads(self) -> tuple[PayloadPlan, ...]:
         schema = self.schema_
         own = [PayloadPlan(name=PayloadName("delta"), schema=schema.parameters, codec=self.plan.compression)]
         for name, tensors in (("buffers", schema.buffers), ("optimizer", self.optimizer_schema)):

@@ -76,10 +76,10 @@ class LocalData:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         data = self.train if part == "train" else self.validation
-        order = np.arange(count_examples(data)) if chosen is None else np.asarray(chosen)
+        order = np.arange(count_examples(data)) if chosen is None else np.array(chosen)
         count = len(order)
         if rng is not None:
-            order = rng.permutation(order)
+            rng.shuffle(order)
         start = 0
         while start < count:
             end = min(start + batch_size, count)
@@ -105,7 +105,7 @@ class LocalData:
     @property
     def examples_used(self) -> int:
         """Distinct training examples drawn since `start_count`; all of them if none was drawn."""
-        return self.train_examples if self._seen is None else int(self._seen.sum())
+        return self.train_examples if self._seen is None else int(np.count_nonzero(self._seen))
 
     @property
     def batches_drawn(self) -> int:

@@ -116,7 +116,7 @@ class RoundMachine(Lifecycle):
             return
         kept = {site for site in self.standings if self._is(site, Progress.ADMITTED)}
         candidates = self.connected - kept
-        trusted = {site for site in candidates if not self._is(site, Progress.REFUSED)}
+        trusted = candidates - {site for site in self.standings if self._is(site, Progress.REFUSED)}
         if len(trusted | kept) >= self._plan.sites_needed:
             candidates = trusted
         drawn = self._draw(candidates, kept)
@@ -173,10 +173,16 @@ class RoundMachine(Lifecycle):
             self._look_at_collection()
 
     def _look_at_collection(self) -> None:
-        waiting = {site for site in self._asked if self._is(site, Progress.ASKED)}
-        if self.phase is Phase.BROADCAST and waiting <= self._holding:
+        is_waiting = is_lacking = False
+        for site in self._asked:  # after every answer, so only as far as it takes
+            if self.standings[site].progress is Progress.ASKED:
+                is_waiting = True
+                if site not in self._holding:
+                    is_lacking = True
+                    break
+        if self.phase is Phase.BROADCAST and not is_lacking:
             self._enter(Phase.COLLECT)
-        if not waiting:
+        if not is_waiting:
             self._close()
 
     def _close(self) -> None:

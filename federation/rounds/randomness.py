@@ -8,8 +8,8 @@ uses ever share a stream by accident.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
+from json.encoder import encode_basestring_ascii as _quoted
 
 
 def derive_seed(seed: int, round_number: int, site: str, purpose: str) -> int:
@@ -27,7 +27,7 @@ def derive_seed(seed: int, round_number: int, site: str, purpose: str) -> int:
     Returns:
         An integer from 0 to 2**64 - 1.
     """
-    name = json.dumps([int(seed), int(round_number), site, purpose], separators=(",", ":"), ensure_ascii=True)
+    name = f"[{int(seed)},{int(round_number)},{_quoted(site)},{_quoted(purpose)}]"
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 

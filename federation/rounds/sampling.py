@@ -98,7 +98,8 @@ def draw_sites(
     Raises:
         PlanError: no such sampler, or its parameters do not fit.
     """
-    candidates = sorted({site for site in connected if available is None or available(site)})
+    present = set(connected)
+    candidates = sorted(present if available is None else filter(available, present))
     if not candidates or sample == 0:
         return ()
     rule = load_sampler(sampler)

@@ -6,6 +6,7 @@ what a task did: a failure is an answer, as it is over the wire.
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from federation.training.state import StateStore
 from federation.training.work import Resident, SiteWork
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from federation.data.shard import Shard
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from federation.plan import ExperimentSpec
     from federation.training.experiment import Experiment
     from federation.training.work import Trained, Worked
+
+FORESEEN = 64
+"""Sites for which random streams are made ahead: enough that more would not be faster, and nothing beside a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,20 @@ class Bench:
         self._resident = Resident(experiment=premises.experiment, spec=premises.spec, base=premises.base)
         self._data: dict[SiteName, LocalData] = {}
         self._works: dict[SiteName, SiteWork] = {}
+
+    def train_all(self, orders: Sequence[TrainOrder]) -> list[TrainAnswer]:
+        """Train several sites' rounds, one after another; the same as each by itself, and faster where sites are small.
+
+        What is done in a row for all of them finds its code in the processor's caches, from which training drives it.
+        """
+        answers: list[TrainAnswer] = []
+        for start in range(0, len(orders), FORESEEN):
+            parcel = orders[start : start + FORESEEN]
+            for order in parcel:
+                with contextlib.suppress(Exception):  # it comes again, and is answered, when the site trains
+                    self._work(order.site).foresee(order.round)
+            answers += map(self.train, parcel)
+        return answers
 
     def train(self, order: TrainOrder) -> TrainAnswer:
         """Train one site's round."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from federation.names import Epoch
@@ -145,25 +145,20 @@ class RoundBook:
         self, site: SiteName, standing: Standing, update: Update | None, share: float, commit: Commit
     ) -> SiteRecord:
         evaluated = commit.evaluations.get(site)
-        row = SiteRecord(
+        trained = None if update is None else update.trained
+        return SiteRecord(
             site=site,
             outcome=_OUTCOMES[standing.progress],
             reason=standing.reason[:MAX_REASON],
+            examples=trained.examples if trained else 0,
+            weight=share,
+            update_norm=update.norm if update else 0.0,
+            train_seconds=trained.seconds if trained else 0.0,
+            bytes_up=sum(trained.payload_bytes.values()) if trained else 0,
             bytes_down=self._down.get(site, 0),
+            train_metrics=dict(trained.metrics) if trained else {},
             metrics=evaluated.metrics if evaluated else {},
             validation_examples=evaluated.examples if evaluated else 0,
-        )
-        if update is None:
-            return row
-        trained = update.trained
-        return replace(
-            row,
-            examples=trained.examples,
-            weight=share,
-            update_norm=update.norm,
-            train_seconds=trained.seconds,
-            bytes_up=sum(trained.payload_bytes.values()),
-            train_metrics=dict(trained.metrics),
-            oracle_calls=trained.oracle_calls,
-            staleness=max(commit.round - update.round, 0),
+            oracle_calls=trained.oracle_calls if trained else 0,
+            staleness=max(commit.round - update.round, 0) if update else 0,
         )

@@ -89,7 +89,7 @@ class SerialExecutor:
 
     def train(self, orders: Sequence[TrainOrder]) -> Iterator[TrainAnswer]:
         """See `Executor.train`."""
-        return map(self._bench.train, orders)
+        return iter(self._bench.train_all(orders))
 
     def evaluate(self, orders: Sequence[EvaluateOrder]) -> Iterator[EvaluateAnswer]:
         """See `Executor.evaluate`."""

@@ -109,7 +109,10 @@ def combine_round(
     rule = combiner_of(aggregation, round)
     delta_weights = weights[DELTA]
     if type(server) is ServerHalf and not slots and round.learning_rate == 1.0:
-        weighed = [replace(update, weight=weight) for update, weight in zip(opened, delta_weights, strict=True)]
+        weighed = [
+            SiteUpdate(site=update.site, payloads=update.payloads, weight=weight)
+            for update, weight in zip(opened, delta_weights, strict=True)
+        ]
         return combine_model(
             model=model, writer=writer, rule=rule, updates=weighed, master=master, master_writer=master_writer
         )
@@ -174,7 +177,7 @@ def _opened(update: SiteUpdate, payload_plans: Sequence[PayloadPlan]) -> SiteUpd
         if planned.name not in update.payloads:
             raise ValueError(f"the update of {update.site} lacks payload {planned.name!r}")
         payloads[planned.name] = decoded(update.payloads[planned.name], planned)
-    return replace(update, payloads=payloads)
+    return SiteUpdate(site=update.site, payloads=payloads)
 
 
 def _rebased(update: SiteUpdate, model: ModelSource, start: ModelSource) -> SiteUpdate:

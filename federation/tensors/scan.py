@@ -115,7 +115,8 @@ class TensorScan:
         if dtype.is_float:
             values = np.frombuffer(view, dtype=dtype.numpy)
             with np.errstate(over="ignore", invalid="ignore"):
-                done = 0 if dtype in _NARROW else self._take_whole_blocks(values)
+                is_short = values.size < _BLOCK_ELEMENTS or dtype in _NARROW
+                done = 0 if is_short else self._take_whole_blocks(values)
                 for start in range(done, values.size, _BLOCK_ELEMENTS):
                     self._squares += self._squares_of(dtype, values[start : start + _BLOCK_ELEMENTS], start)
         self._position += view.nbytes

@@ -45,7 +45,7 @@ class DType(Enum):
     UINT8 = "uint8"
     BOOL = "bool"
 
-    @property
+    @cached_property
     def numpy(self) -> np.dtype[np.generic]:
         """The NumPy dtype, little-endian."""
         if self is DType.BFLOAT16:
@@ -54,12 +54,12 @@ class DType(Enum):
         native: np.dtype[np.generic] = np.dtype(self.value)
         return native.newbyteorder("<")
 
-    @property
+    @cached_property
     def itemsize(self) -> int:
         """Bytes per element."""
         return self.numpy.itemsize
 
-    @property
+    @cached_property
     def is_float(self) -> bool:
         """True for types that are averaged; others are combined by maximum."""
         return self in (DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32, DType.FLOAT64)

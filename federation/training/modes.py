@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from federation.tensors.buffers import Array
+    from federation.training.structure import Structure
 
 
 def batch_norm_of(model: torch.nn.Module) -> frozenset[str]:
@@ -26,8 +27,12 @@ def batch_norm_of(model: torch.nn.Module) -> frozenset[str]:
     )
 
 
-def train_mode(model: torch.nn.Module) -> None:
+def train_mode(model: torch.nn.Module, structure: Structure) -> None:
     """Put a model into training mode, but for the parts in which every parameter is frozen."""
+    structure.put_into_mode(model, _train)
+
+
+def _train(model: torch.nn.Module) -> None:
     model.train()
     if all(parameter.requires_grad for parameter in model.parameters()):
         return
@@ -38,10 +43,10 @@ def train_mode(model: torch.nn.Module) -> None:
 
 
 @contextmanager
-def frozen(model: torch.nn.Module, only: Callable[[str], bool] | None) -> Iterator[None]:
+def frozen(structure: Structure, only: Callable[[str], bool] | None) -> Iterator[None]:
     """Freeze the trained tensors that `only` does not name, for the block."""
-    named = model.named_parameters() if only is not None else ()
-    still = [tensor for name, tensor in named if tensor.requires_grad and only is not None and not only(name)]
+    named = structure.parameters if only is not None else {}
+    still = [tensor for name, tensor in named.items() if tensor.requires_grad and only is not None and not only(name)]
     for tensor in still:
         tensor.requires_grad_(False)
         tensor.grad = None

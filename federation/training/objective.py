@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from federation.training.supervised import Recipe
 
 
@@ -20,27 +23,28 @@ class Objective:
 
     Args:
         recipe: names or callables of both.
-        model: gives the dtype of samples.
+        model: what gives outputs.
+        parameters: of the model; they give the dtype of samples.
     """
 
-    def __init__(self, recipe: Recipe, model: torch.nn.Module) -> None:
+    def __init__(self, recipe: Recipe, model: torch.nn.Module, parameters: Iterable[torch.nn.Parameter]) -> None:
         self._loss = recipe.loss
         self._metrics = recipe.metrics
-        self._device = recipe.device
+        self._device = torch.device(recipe.device)
         self._model = model
-        self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        self._dtype = next((each.dtype for each in parameters if each.is_floating_point()), torch.float32)
 
     def forward(self, samples: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the model's output on samples, and the targets, on the device of the task."""
         output = self._model(self.sample(samples))
-        return self.output(output), torch.as_tensor(targets).to(self._device)
+        return self.output(output), self._placed(_tensor(targets))
 
     def sample(self, samples: Any) -> torch.Tensor:
         """Return samples as the model takes them."""
-        sample = torch.as_tensor(samples)
-        if sample.is_floating_point():
+        sample = _tensor(samples)
+        if sample.dtype is not self._dtype and sample.is_floating_point():
             sample = sample.to(self._dtype)
-        return sample.to(self._device)
+        return self._placed(sample)
 
     def output(self, output: torch.Tensor) -> torch.Tensor:
         """Return an output as loss and metrics take it."""
@@ -57,6 +61,9 @@ class Objective:
             return functional.binary_cross_entropy_with_logits(output, target)
         return functional.mse_loss(output, target) if self._loss == "mse" else functional.l1_loss(output, target)
 
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if tensor.device == self._device else tensor.to(self._device)
+
     def measure(self, loss: torch.Tensor, output: torch.Tensor, target: torch.Tensor) -> dict[str, float]:
         """Return the loss and each metric of a batch, as means over its examples."""
         output = output.detach()
@@ -66,6 +73,10 @@ class Objective:
                 continue  # of the whole data at x, not of a batch: the problem computes it
             values[name] = _named_metric(name, output, target) if isinstance(metric, str) else metric(output, target)
         return values
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    return torch.from_numpy(values) if type(values) is np.ndarray else torch.as_tensor(values)
 
 
 def _like(target: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

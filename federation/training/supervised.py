@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from federation.errors import PlanError
 from federation.training.optimizers import OPTIMIZERS, state_of
+from federation.training.structure import Structures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -103,6 +104,7 @@ class SupervisedTask:
             max_gradient_norm=max_gradient_norm,
             device=device,
         )
+        self._structures = Structures()
         self.metric_names: tuple[str, ...] = ("loss", *self._recipe.metrics)
 
     @property
@@ -120,7 +122,7 @@ class SupervisedTask:
         """Return the site's problem, for algorithms that do more than have it trained; seeds torch for the round."""
         from federation.training.torch_problem import TorchProblem
 
-        return TorchProblem(self._recipe, model, data, round)
+        return TorchProblem(self._recipe, model, self._structures.of(model), data, round)
 
     def train(self, model: torch.nn.Module, data: LocalData, round: RoundContext) -> dict[str, float]:
         """Train in place for as long as the round says; returns means over the examples trained on."""

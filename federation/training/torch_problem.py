@@ -25,7 +25,7 @@ from federation.algorithms.vector import Vector
 from federation.training import fisher
 from federation.training.modes import array_of, batch_norm_of, frozen, train_mode, undisturbed
 from federation.training.objective import Objective
-from federation.training.optimizers import make_optimizer, restore_state, state_of
+from federation.training.optimizers import Optimizer, make_optimizer, restore_state, state_of
 from federation.training.passes import Amount, Group, Means, Sizes, groups_of, sample_of, walk
 from federation.training.placement import Placement
 from federation.training.seeding import seed_torch
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from federation.data.local import LocalData
     from federation.training.context import RoundContext
+    from federation.training.structure import Structure
     from federation.training.supervised import Recipe
 
 
@@ -45,6 +46,7 @@ class TorchProblem:
     Args:
         recipe: what the task says: loss, optimizer, sizes.
         model: on the CPU, loaded.
+        structure: of the model, current.
         data: the site's.
         round: the round.
 
@@ -54,14 +56,17 @@ class TorchProblem:
         oracle_calls: gradients of single examples computed.
     """
 
-    def __init__(self, recipe: Recipe, model: torch.nn.Module, data: LocalData, round: RoundContext) -> None:
+    def __init__(
+        self, recipe: Recipe, model: torch.nn.Module, structure: Structure, data: LocalData, round: RoundContext
+    ) -> None:
         seed_torch(round.derive_seed("torch"))
         self._recipe = recipe
         self._model = model
+        self._structure = structure
         self._data = data
         self._round = round
         self._sizes = Sizes(recipe.batch_size, recipe.evaluation_batch_size)
-        self._objective = Objective(recipe, model)
+        self._objective = Objective(recipe, model, structure.parameters.values())
         self._device = Placement(model, recipe.device)
         self._stream: Iterator[Group] | None = None
         self._first_norm: float | None = None
@@ -114,10 +119,10 @@ class TorchProblem:
         # Asked for before any is frozen, and while all are on the CPU.
         tensors = self._federated if gradient is not None or stop is not None else None
         parameters = self.parameters if tensors is not None else None
-        train_mode(self._model)
+        train_mode(self._model, self._structure)
         rate = self._round.learning_rate if learning_rate is None else learning_rate
         rng = self._round.rng(purpose)
-        with self._device, frozen(self._model, only):
+        with self._device, frozen(self._structure, only):
             made = self._make_optimizer(optimizer, rate)
             is_main = optimizer is None and purpose == "shuffle"
             if is_main:
@@ -180,7 +185,7 @@ class TorchProblem:
 
     @cached_property
     def _trained(self) -> dict[str, torch.nn.Parameter]:
-        named = {name: tensor for name, tensor in self._model.named_parameters() if tensor.requires_grad}
+        named = {name: tensor for name, tensor in self._structure.parameters.items() if tensor.requires_grad}
         return dict(sorted(named.items(), key=lambda item: _place(item[0], item[1])))
 
     @cached_property
@@ -193,7 +198,7 @@ class TorchProblem:
         means = Means()
         tensors = list(self._federated.values())
         total = [torch.zeros_like(tensor, device="cpu") for tensor in tensors]
-        train_mode(self._model)
+        train_mode(self._model, self._structure)
         with undisturbed(self._model), self._device, torch.enable_grad():
             for samples, targets in group.batches:
                 output, target = self._objective.forward(samples, targets)
@@ -209,13 +214,13 @@ class TorchProblem:
             self.metrics = result
         return Vector({name: array_of(each) for name, each in zip(self._federated, total, strict=True)}), result["loss"]
 
-    def _make_optimizer(self, choice: OptimizerChoice | None, rate: float) -> torch.optim.Optimizer:
-        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+    def _make_optimizer(self, choice: OptimizerChoice | None, rate: float) -> Optimizer:
+        parameters = self._structure.trained()
         if choice is not None:
             return make_optimizer(choice.name, parameters, rate, choice.options)
         return own_optimizer(self._recipe, parameters, rate)
 
-    def _keep_state(self, optimizer: torch.optim.Optimizer, only: Callable[[str], bool] | None) -> None:
+    def _keep_state(self, optimizer: Optimizer, only: Callable[[str], bool] | None) -> None:
         kept = self._round.optimizer_state
         for key in [key for key in kept if only is None or only(key.rpartition("/")[0])]:
             del kept[key]
@@ -227,7 +232,7 @@ def evaluate(recipe: Recipe, model: torch.nn.Module, data: LocalData) -> dict[st
     return _measured(recipe, model, data.batches(recipe.evaluation_batch_size, part="validation"))
 
 
-def own_optimizer(recipe: Recipe, parameters: Sequence[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
+def own_optimizer(recipe: Recipe, parameters: Sequence[torch.nn.Parameter], rate: float) -> Optimizer:
     """Return the task's optimizer."""
     if not isinstance(recipe.optimizer, str):
         return recipe.optimizer(list(parameters), rate)
@@ -236,7 +241,7 @@ def own_optimizer(recipe: Recipe, parameters: Sequence[torch.nn.Parameter], rate
 
 def _measured(recipe: Recipe, model: torch.nn.Module, batches: Iterator[tuple[Any, Any]]) -> dict[str, float]:
     model.eval()
-    objective = Objective(recipe, model)
+    objective = Objective(recipe, model, model.parameters())
     means = Means()
     with Placement(model, recipe.device), torch.no_grad():
         for samples, targets in batches:

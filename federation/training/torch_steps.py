@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from federation.training.objective import Objective
+    from federation.training.optimizers import Optimizer
     from federation.training.passes import Group
     from federation.training.placement import Placement
 
@@ -42,7 +43,7 @@ class Stepper:
         self,
         model: torch.nn.Module,
         objective: Objective,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         max_norm: float | None,
     ) -> None:
         self.means = Means()

@@ -139,4 +139,5 @@ class RoundBook:
             update_digest=update.digest,
             oracle_calls=said.oracle_calls,
             peak_memory=said.peak_memory,
+            staleness=max(commit.round - said.round, 0),
         )

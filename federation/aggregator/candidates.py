@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from federation.aggregation.rule import RuleReport
     from federation.aggregator.steps import Step
@@ -35,12 +36,16 @@ class Contribution:
         payloads: as they lie in the spool, compressed or not.
         examples: training examples behind it.
         steps: local optimizer steps.
+        staleness: steps of the server between its task and this round.
+        base: file of the model it starts from, for methods that must know it.
     """
 
     site: SiteName
     payloads: Mapping[PayloadName, Readable]
     examples: int
     steps: int = 0
+    staleness: int = 0
+    base: Path | None = None
 
 
 @dataclass(slots=True, kw_only=True)

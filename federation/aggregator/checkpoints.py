@@ -60,6 +60,7 @@ class Checkpoints:
 
     Attributes:
         algorithm: the plan's method.
+        folder: where the files are.
         downlink: codec of what the server sends.
 
     Raises:
@@ -73,7 +74,7 @@ class Checkpoints:
         self.schema = spec.schema_
         self.optimizer_schema = spec.optimizer_schema
         self._initial = folder / "initial.safetensors"
-        self._folder = folder / "checkpoints"
+        self.folder = folder / "checkpoints"
         self._metadata = {"experiment": str(experiment)}
         self._aggregation = load_aggregation(spec.plan)
         self.downlink = spec.plan.downlink
@@ -90,8 +91,8 @@ class Checkpoints:
             PlanError: the initial model is not the spec's.
             StorageError: a file of that round is missing, or the disk failed.
         """
-        with translated(self._folder):
-            self._folder.mkdir(mode=0o700, exist_ok=True)
+        with translated(self.folder):
+            self.folder.mkdir(mode=0o700, exist_ok=True)
         if not self._path("base").exists():
             assemble_model(self._path("base"), self.schema.local, [self._initial], metadata=self._metadata)
         if committed == 0:
@@ -103,6 +104,10 @@ class Checkpoints:
             if best != committed:
                 raise StorageError(f"{self._path('best')} is not of round {best}, which the journal calls the best")
             self.keep_best()
+
+    def file_of(self, payload: PayloadName) -> Path:
+        """Return the file of a payload that sites train from."""
+        return self._path(payload if payload in (MODEL, OPTIMIZER) else slot_file(payload))
 
     def open_base(self) -> ModelFile:
         """Open the tensors that are delivered once."""
@@ -147,6 +152,7 @@ class Checkpoints:
             round_ = self._server_round(round_number, ordered, previous, connected)
             slots = {name: stack.enter_context(slot) for name, slot in self.open_slots().items()}
             master = stack.enter_context(ModelFile.open(self._path(_MASTER))) if self._needs_master else None
+            bases = {row.site: stack.enter_context(ModelFile.open(row.base)) for row in ordered if row.base}
             with contextlib.ExitStack() as candidate:
                 writers = self._writers(candidate, round_)
                 combined = combine_round(
@@ -159,6 +165,7 @@ class Checkpoints:
                     slot_writers={name: writers[slot_file(name)] for name in slots},
                     aggregation=self._aggregation,
                     updates=[SiteUpdate(site=row.site, payloads=row.payloads) for row in ordered],
+                    base=bases,
                     previous_total=previous,
                     master=master,
                     master_writer=writers.get(_MASTER),
@@ -190,6 +197,7 @@ class Checkpoints:
                 examples=row.examples,
                 steps=row.steps,
                 scalars=read_scalars(scalars, row.payloads[PayloadName(SCALARS)]) if scalars else {},
+                staleness=row.staleness,
             )
             for row in contributions
         )
@@ -232,7 +240,7 @@ class Checkpoints:
                 writer=writers[HELD],
                 plan=self._spec.plan,
                 round_number=number,
-                folder=self._folder,
+                folder=self.folder,
             )
 
     def keep_best(self) -> None:
@@ -246,7 +254,7 @@ class Checkpoints:
             temporary.unlink(missing_ok=True)
             os.link(self._path("model"), temporary)
             os.replace(temporary, self._path("best"))
-        sync_folder(self._folder)
+        sync_folder(self.folder)
 
     def export(self, name: str, path: Path) -> None:
         """Write the whole model, local tensors included, to a file of its own.
@@ -299,7 +307,7 @@ class Checkpoints:
             )
         with translated(self._path(name)):
             os.replace(self._spare(name), self._path(name))
-        sync_folder(self._folder)
+        sync_folder(self.folder)
 
     def _names(self) -> list[str]:
         master = [_MASTER] if self._needs_master else []
@@ -321,7 +329,7 @@ class Checkpoints:
         return int(read_header(path).metadata.get(_ROUND, "-1"))
 
     def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.safetensors"
+        return self.folder / f"{name}.safetensors"
 
     def _spare(self, name: str) -> Path:
-        return self._folder / f"{name}.spare"
+        return self.folder / f"{name}.spare"

@@ -3,8 +3,8 @@
 Rules:
 
 1. Events are taken one at a time, in the order they happen; one that arises while another is being obeyed waits.
-2. What takes time (combining, committing, writing down a miss) is done by `run`, one action after another, in the one
-   thread that has spool, journal and checkpoints. Everything else is done at once.
+2. What takes time (combining, committing, writing down a miss, or who is asked where that must be known) is done by
+   `run`, one action after another, in the one thread that has spool, journal and checkpoints; the rest is done at once.
 3. Order of a commit: model files, journal line, best model, spool, verdicts, next tasks. A process killed between any
    two of these goes on in the same round or the next, and asks for nothing it was given.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from federation.aggregator.bookkeeping import RoundBook
 from federation.aggregator.broadcast import Offers
+from federation.aggregator.buffering import BufferGathering
 from federation.aggregator.candidates import Contribution
 from federation.aggregator.dispatch import Dispatch
 from federation.aggregator.gathering import Gathering, RoundGathering, Setting, Stores
@@ -114,17 +115,17 @@ class Driver:
         self._combined: dict[SiteName, AdmittedUpdate] = {}
         self._examples: dict[SiteName, int] = {}
         self._settled_ids: dict[SiteName, bytes] = {}
-        self.gathering: Gathering = RoundGathering(
-            Setting(
-                experiment=experiment,
-                epoch=epoch,
-                spec=spec,
-                stores=self._stores,
-                models=self.models,
-                uploads=self.uploads,
-                weights=self._examples,
-            )
+        setting = Setting(
+            experiment=experiment,
+            epoch=epoch,
+            spec=spec,
+            stores=self._stores,
+            models=self.models,
+            uploads=self.uploads,
+            weights=self._examples,
         )
+        is_buffered = checkpoints.algorithm.mode == "buffer"
+        self.gathering: Gathering = BufferGathering(setting, self.offers) if is_buffered else RoundGathering(setting)
 
     @property
     def machine(self) -> Machine:
@@ -179,7 +180,9 @@ class Driver:
             try:
                 if isinstance(action, Exception):
                     raise action
-                if isinstance(action, events.Combine):
+                if isinstance(action, events.AskTrain):
+                    self._ask_train(await self.gathering.prepare(action))
+                elif isinstance(action, events.Combine):
                     await self._combine(action)
                 elif isinstance(action, events.Commit):
                     await self._commit(action)
@@ -234,7 +237,7 @@ class Driver:
                 self._start_timer(action.seconds)
             elif isinstance(action, events.StopTimer):
                 self._stop_timer()
-            elif isinstance(action, events.AskTrain):
+            elif isinstance(action, events.AskTrain) and self.gathering.asks_at_once:
                 self._ask_train(action)
             elif isinstance(action, events.AskEvaluate):
                 self._ask_evaluate(action)
@@ -260,13 +263,18 @@ class Driver:
             self._timer = None
 
     def _ask_train(self, action: events.AskTrain) -> None:
+        if not action.sites:
+            return
         offers = self.gathering.offers(action)
+        left_s = (
+            self._deadline - self._clock.monotonic() if self.gathering.deadline_s is None else self.gathering.deadline_s
+        )
         self.dispatch.task(
             aggregator_pb2.TASK_KIND_TRAIN,
             (action.round, action.attempt),
             action.sites,
             offers,
-            deadline_s=self._deadline - self._clock.monotonic(),
+            deadline_s=left_s,
         )
         if all(offer.inline is not None for offer in offers):
             for site in action.sites:
@@ -298,6 +306,8 @@ class Driver:
                 payloads=update.payloads,
                 examples=update.announcement.examples,
                 steps=update.announcement.steps,
+                staleness=action.round - action.asked.get(site, action.round),
+                base=self.gathering.base(update),
             )
             for site, update in self._combined.items()
         ]

@@ -1,7 +1,7 @@
 """How updates are gathered, as far as files, uploads and messages are concerned: what the driver leaves to the mode.
 
 `RoundGathering` is of methods that go round by round: all sites answer the same task, from the same model, and what is
-in the spool is of one attempt.
+in the spool is of one attempt. `federation.aggregator.buffering` has that of asynchronous methods.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from federation.rounds.asynchronous import Machine, machine_for
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
+    from pathlib import Path
 
     from federation.aggregator.broadcast import Offer
     from federation.aggregator.checkpoints import Checkpoints
@@ -77,13 +78,19 @@ class Setting:
 
 
 class Gathering(Protocol):
-    """What the driver asks of a mode.
+    """What the driver asks of a mode."""
 
-    Attributes:
-        machine: the round machine; `open` makes it.
-    """
+    @property
+    def machine(self) -> Machine:
+        """The round machine; there once `open` has returned."""
 
-    machine: Machine
+    @property
+    def asks_at_once(self) -> bool:
+        """Whether sites may be told a train task without `prepare`."""
+
+    @property
+    def deadline_s(self) -> float | None:
+        """Seconds a site has for a train task; None: until the round's deadline."""
 
     async def open(self) -> int:
         """Recover the spool, make the machine, and return how many updates are in already.
@@ -104,11 +111,21 @@ class Gathering(Protocol):
     def entered(self, phase: events.Phase) -> None:
         """Take in that a phase began."""
 
+    async def prepare(self, action: events.AskTrain) -> events.AskTrain:
+        """Make durable that sites are asked, and return whom to tell.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+
     def offers(self, action: events.AskTrain) -> list[Offer]:
         """Return the payloads of a train task."""
 
     def updates(self, action: events.Combine) -> dict[SiteName, AdmittedUpdate]:
         """Return what a candidate is to be made of, in name order."""
+
+    def base(self, update: AdmittedUpdate) -> Path | None:
+        """Return the file of the model an update starts from, if the method must know it."""
 
     async def settle(self, action: events.Commit | events.RecordMiss) -> dict[SiteName, bytes]:
         """See that no settled update is being received any more, and return the id of each."""
@@ -130,6 +147,8 @@ class RoundGathering:
         setting: what it works with.
     """
 
+    asks_at_once = True
+    deadline_s: float | None = None
     machine: Machine
 
     def __init__(self, setting: Setting) -> None:
@@ -185,6 +204,10 @@ class RoundGathering:
         if phase in (events.Phase.AGGREGATE, events.Phase.MISSED):
             self._setting.uploads.close_attempt()
 
+    async def prepare(self, action: events.AskTrain) -> events.AskTrain:
+        """See `Gathering.prepare`: a restart asks again, and what is asked again is answered again."""
+        return action
+
     def offers(self, action: events.AskTrain) -> list[Offer]:
         """See `Gathering.offers`."""
         return self._setting.models.for_training
@@ -193,6 +216,10 @@ class RoundGathering:
         """See `Gathering.updates`."""
         admitted = {update.site: update for update in self._setting.uploads.admitted(action.round)}
         return {site: admitted[site] for site in action.sites}
+
+    def base(self, update: AdmittedUpdate) -> Path | None:
+        """See `Gathering.base`: that is the present model."""
+        return None
 
     async def settle(self, action: events.Commit | events.RecordMiss) -> dict[SiteName, bytes]:
         """See `Gathering.settle`."""

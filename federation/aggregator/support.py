@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from federation.algorithms import registry
-from federation.errors import PlanError
 
 if TYPE_CHECKING:
     from federation.plan import ExperimentSpec
@@ -18,9 +17,3 @@ def check_supported(spec: ExperimentSpec) -> None:
         PlanError: says why, and what can be done.
     """
     registry.check(spec)
-    algorithm = registry.load_algorithm(spec.plan)
-    if algorithm.mode == "buffer":
-        raise PlanError(
-            f"algorithm {algorithm.name!r} is asynchronous; this release runs it in simulation only: simulate it, or "
-            "choose a method of synchronous rounds"
-        )

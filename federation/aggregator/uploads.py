@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,7 +37,7 @@ from federation.wire.reception import PayloadReception, check_decoded
 from federation.wire.updates import UpdateAnnouncement, announcement_from_proto, commit_from_proto
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Sequence
     from concurrent.futures import Executor
 
     from federation.names import PayloadName, RoundNumber, SiteName
@@ -131,6 +132,7 @@ class Uploads:
 
     Attributes:
         expected: payloads of every update, in order.
+        arrivals: numbers that tell in which order updates were admitted.
     """
 
     def __init__(
@@ -158,6 +160,7 @@ class Uploads:
         self._receptions: dict[SiteName, _Reception] = {}
         self._ids: dict[SiteName, bytes] = {}
         self._turns = Turns()
+        self.arrivals = itertools.count(1)
 
     def update_ids(self, round_number: RoundNumber) -> dict[SiteName, bytes]:
         """Return the id of each update that was announced or admitted in the present attempt."""
@@ -168,23 +171,45 @@ class Uploads:
         """Return the admitted updates of a round, in name order."""
         return [_read_admitted(update, self._plans) for update in self._spool.admitted(round_number)]
 
-    def close_attempt(self) -> None:
-        """End every upload in progress: the attempt takes no more."""
+    def update_id(self, site: SiteName, round_number: RoundNumber) -> bytes | None:
+        """Return the id of what a site announced, or had admitted, for its task of a round; None if nothing."""
+        update = self._spool.find(site, round_number)
+        return update.key.update_id if update is not None and update.is_admitted else self._ids.get(site)
+
+    def admitted_of(self, site: SiteName, round_number: RoundNumber) -> AdmittedUpdate:
+        """Return a site's admitted update for its task of a round.
+
+        Raises:
+            KeyError: it has none.
+        """
+        update = self._spool.find(site, round_number)
+        if update is None or not update.is_admitted:
+            raise KeyError(site)
+        return _read_admitted(update, self._plans)
+
+    def close_attempt(self, but: Container[SiteName] = ()) -> None:
+        """End uploads in progress: the attempt takes no more.
+
+        Args:
+            but: sites whose uploads go on.
+        """
         for site, call in list(self._calls.items()):
+            if site in but:
+                continue
             del self._calls[site]
             self._metrics.updates_refused_total.labels(Refusal.CLOSED_ROUND.value).inc()
             call.end(UpdateRejectedError(Refusal.CLOSED_ROUND, "the round closed before the update was whole: drop it"))
-        self._receptions.clear()
+        self._receptions = {site: reception for site, reception in self._receptions.items() if site in but}
 
-    async def settle(self) -> None:
-        """Return once no ended upload touches the spool any more."""
-        for lock in list(self._locks.values()):
+    async def settle(self, but: Container[SiteName] = ()) -> None:
+        """Return once no ended upload touches the spool any more; arguments as `close_attempt`."""
+        for lock in [lock for site, lock in self._locks.items() if site not in but]:
             async with lock:
                 pass
 
-    def forget_ids(self) -> None:
-        """Begin a new attempt."""
-        self._ids.clear()
+    def forget_ids(self, but: Container[SiteName] = ()) -> None:
+        """Begin a new attempt; arguments as `close_attempt`."""
+        self._ids = {site: update_id for site, update_id in self._ids.items() if site in but}
 
     async def receive(
         self, site: SiteName, requests: AsyncIterator[pb.PushUpdateRequest], call: Call
@@ -269,6 +294,7 @@ class Uploads:
         )
         expected = self._round.expectation(site)
         admission.check_task(claim, expected, is_asked=self._round.is_asked(site))
+        admission.check_staleness(expected)
         admission.check_claim(claim, expected, examples_cap=self._round.examples_cap(site))
 
     async def _begin(self, site: SiteName, announcement: UpdateAnnouncement) -> _Reception:
@@ -340,6 +366,7 @@ class Uploads:
             "norm": norm,
             "transfer_seconds": self._clock.monotonic() - reception.began,
             "digest": hashlib.sha256(b"".join(digests)).hexdigest(),
+            "arrival": next(self.arrivals),
         }
         await self._on_disk(self._spool.admit, reception.update, digests, facts)
         try:
@@ -365,6 +392,7 @@ class Uploads:
     def _require_open(self, site: SiteName) -> None:
         if not self._round.is_asked(site):
             raise UpdateRejectedError(Refusal.CLOSED_ROUND, "the round closed before the update was whole: drop it")
+        admission.check_staleness(self._round.expectation(site))
 
     async def _refuse(self, site: SiteName, announcement: UpdateAnnouncement, error: UpdateRejectedError) -> None:
         self._metrics.updates_refused_total.labels(error.refusal.value).inc()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from contextlib import AsyncExitStack, suppress
 
 import numpy as np
 import pytest
@@ -128,10 +129,21 @@ class Tenacious(HonestSite):
         self.step()
 
 
-@pytest.mark.parametrize("elements", [10, 300_000], ids=["inline", "streamed"])
-async def test_killed_again_and_again_it_arrives_at_the_same_bytes(tmp_path, elements):
-    undisturbed = stage(tmp_path / "calm", rounds=6, schema=flat_schema(elements))
-    built = stage(tmp_path / "wild", rounds=6, schema=flat_schema(elements))
+ALL_IN = {"algorithm": "fedbuff", "options": {"k": 2}}
+"""A buffer as large as there are sites: the order in which updates arrive makes no difference."""
+
+
+@pytest.mark.parametrize(
+    ("elements", "plan"),
+    [
+        pytest.param(10, {"rounds": 6}, id="inline"),
+        pytest.param(300_000, {"rounds": 6}, id="streamed"),
+        pytest.param(300_000, {"rounds": 4, **ALL_IN}, id="buffered"),
+    ],
+)
+async def test_killed_again_and_again_it_arrives_at_the_same_bytes(tmp_path, elements, plan):
+    undisturbed = stage(tmp_path / "calm", schema=flat_schema(elements), **plan)
+    built = stage(tmp_path / "wild", schema=flat_schema(elements), **plan)
     async with undisturbed.process(1) as calm:
         await asyncio.gather(*(site.run() for site in await _unconnected(undisturbed, calm)))
         assert await calm.ended() == 0
@@ -161,7 +173,7 @@ async def test_killed_again_and_again_it_arrives_at_the_same_bytes(tmp_path, ele
         left, right = (b.work / "artifacts" / f"{name}.safetensors" for b in (undisturbed, built))
         assert left.read_bytes() == right.read_bytes()
     rounds = json.loads((built.work / "artifacts" / "history.json").read_text())["rounds"]
-    assert [row["round"] for row in rounds] == [1, 2, 3, 4, 5, 6]
+    assert [row["round"] for row in rounds] == list(range(1, plan["rounds"] + 1))
     assert all(site["outcome"] == "counted" for row in rounds for site in row["sites"])
 
 
@@ -219,3 +231,112 @@ async def test_an_aggregator_that_ended_ends_again_when_it_is_started_again(tmp_
                 await asyncio.gather(*(site.run() for site in await _unconnected(built, running)))
             assert await running.ended() == 0
         assert read_exit_record(built.work).outcome == "completed"
+
+
+async def _story(built, *, kills):
+    """Sites a and b are quick, c is slow. Killed with an update in the buffer, another in training since round 1."""
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(built.process(1, site_grace_s=30))
+        a, b, c = await begin(built, running, "site-a", "site-b", "site-c")
+        slow = await c.next_task()
+        for site in (b, a):
+            await site.answer(await site.next_task())
+        second = {site: await site.next_task() for site in (a, b)}
+        await b.answer(second[b])
+        if kills:
+            running.kill()
+            await running.ended()
+            pending = {site.name: site.pending for site in (a, b, c)}
+            for site in (a, b, c):
+                await site.vanish()
+            running = await stack.enter_async_context(built.process(2, site_grace_s=30))
+            a, b, c = (built.site(site.name, running.address, target=site.target) for site in (a, b, c))
+            for site in (a, b, c):
+                site.pending = pending[site.name]
+                await site.connect()
+                await site.ready()
+            again = await c.next_task()
+            assert (again.round, again.attempt) == (slow.round, slow.attempt) == (1, 1)
+            assert again.payloads[0].digest == slow.payloads[0].digest
+            slow = again
+            second = {a: await a.next_task()}
+            assert second[a].round == 2
+        await c.answer(slow)
+        for site in (a, b, c):
+            with suppress(Finished):
+                while True:
+                    await site.next_task()
+            await site.vanish()
+        assert await running.ended() == 0
+        return b
+
+
+async def test_after_a_kill_the_buffer_is_as_it_was_and_the_slow_site_goes_on_with_its_version(tmp_path):
+    plan = {"algorithm": "fedbuff", "options": {"k": 2}, "evaluate_every": 0, "rounds": 2}
+    calm, wild = (stage(tmp_path / name, "abc", flat_schema(100_000), **plan) for name in ("calm", "wild"))
+    await _story(calm, kills=False)
+    in_buffer = await _story(wild, kills=True)
+    assert in_buffer.trained == [], "what waits in the buffer is not asked for again"
+    left, right = (b.work / "artifacts" / "last.safetensors" for b in (calm, wild))
+    assert left.read_bytes() == right.read_bytes()
+    for built in (calm, wild):
+        rounds = json.loads((built.work / "artifacts" / "history.json").read_text())["rounds"]
+        assert [{row["site"]: row["staleness"] for row in record["sites"]} for record in rounds] == [
+            {"site-a": 0, "site-b": 0},
+            {"site-b": 0, "site-c": 1},
+        ]
+
+
+async def test_after_a_kill_while_contributors_evaluate_those_that_came_first_make_the_same_candidate(tmp_path):
+    plan = {"algorithm": "fedbuff", "options": {"k": 2}, "rounds": 1}
+    built = stage(tmp_path, "abc", **plan)
+    async with built.process(1, site_grace_s=30) as first:
+        a, b, c = await begin(built, first, "site-a", "site-b", "site-c")
+        for site in (c, b):
+            await site.answer(await site.next_task())
+        candidate = (await c.next_task()).payloads[0].digest
+        await a.answer(await a.next_task())
+        first.kill()
+        await first.ended()
+        for site in (a, b, c):
+            await site.vanish()
+    async with built.process(2, site_grace_s=30) as second:
+        a, b, c = await begin(built, second, "site-a", "site-b", "site-c")
+        for site in (b, c):
+            task = await site.next_task()
+            assert task.payloads[0].digest == candidate
+            await site.answer(task)
+        for site in (a, b, c):
+            with pytest.raises(Finished):
+                await site.next_task()
+            await site.vanish()
+        assert await second.ended() == 0
+        assert a.trained == b.trained == c.trained == []
+
+
+async def test_a_site_that_missed_the_verdict_on_an_older_task_hears_it_after_the_restart(tmp_path):
+    plan = {"algorithm": "fedasync", "options": {"alpha": 0.5}, "evaluate_every": 0, "rounds": 5}
+    built = stage(tmp_path, "ab", **plan)
+    async with built.process(1, site_grace_s=30) as first:
+        a, b = await begin(built, first, "site-a", "site-b")
+        old = await b.next_task()
+        await a.answer(await a.next_task())
+        second = await a.next_task()
+        await b.cut()
+        await b.answer(old)
+        await a.answer(second)
+        assert (await a.next_task()).round == 4, "both are committed"
+        first.kill()
+        await first.ended()
+        for site in (a, b):
+            await site.vanish()
+    async with built.process(2, site_grace_s=30) as second:
+        a, again = (built.site(name, second.address) for name in ("site-a", "site-b"))
+        again.pending = b.pending
+        for site in (a, again):
+            await site.connect()
+            await site.ready()
+        assert (await again.next_task()).round == 3, "it was asked while it was away"
+        assert [(verdict.round, verdict.counted) for verdict in again.verdicts] == [(1, True)]
+        for site in (a, again):
+            await site.vanish()

@@ -154,7 +154,6 @@ async def test_a_norm_beyond_the_plans_is_seen_through_compression(tmp_path):
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        ({"algorithm": "fedbuff"}, "asynchronous"),
         ({"downlink": "dgc:0.1"}, "downlink"),
     ],
 )

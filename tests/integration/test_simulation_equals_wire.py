@@ -1,4 +1,4 @@
-"""A synchronous plan gives bit for bit the same model in simulation and over the wire, and the same history.
+"""A plan that leaves nothing to time gives bit for bit the same model in simulation and over the wire, and one history.
 
 The same three sites with the same parts of the digits: once as processes behind real mutual TLS, once simulated with
 one worker and with two. What differs by nature is not compared: times, the journal's sequence, memory, and the digests
@@ -31,6 +31,8 @@ METHODS: dict[str, dict[str, Any]] = {
     # Inside tasks, biased, every site asked; and pulled, unbiased, with sites that miss rounds and get the model whole.
     "downlink": {"algorithm": "scaffold", "compression": "top_k:0.2", "downlink": "stc:0.2"},
     "downlink-wide": {"downlink": "qsgd:16", "sample": 2, "rounds": 5, "evaluate_every": 3},
+    # Asynchronous, but all sites are in every step, so that the order of their arrival makes no difference.
+    "fedbuff": {"algorithm": "fedbuff", "options": {"k": 3}},
 }
 WIDTHS = {"downlink-wide": 1000}
 """Of the hidden layer: 300 KB are more than travel inside a task."""
@@ -120,6 +122,6 @@ def test_the_history_is_the_same_but_for_times(
             assert ours.update_norm == pytest.approx(theirs.update_norm, rel=1e-6)
             for field in (
                 "site", "reason", "examples", "weight", "bytes_up", "bytes_down", "train_metrics",
-                "metrics",
+                "metrics", "staleness",
             ):  # fmt: skip
                 assert getattr(ours, field) == getattr(theirs, field), (record.round, ours.site, field)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks import codec_round, compressors, memory, round_latency, simulation, startup, throughput
+from benchmarks import codec_round, compressors, memory, robustness, round_latency, simulation, startup, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from benchmarks.results import Result
 
+PAGE = Path(__file__).parents[1] / "docs" / "robustness.md"
 app = typer.Typer(help="Speed and memory, measured against a limit of the same run.", no_args_is_help=True)
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line and case.")]
 SitesOption = Annotated[int, typer.Option(min=1, help="Sites of the federation.")]
@@ -100,6 +102,38 @@ def run_compressors(
     _show(compressors.measure(elements=elements), as_json=as_json)
 
 
+@app.command("robustness")
+def run_robustness(
+    full: Annotated[bool, typer.Option("--full", help="Every defence, attack, f, partition and seed.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of a full table.")] = 3,
+    only: Annotated[list[str] | None, typer.Option(help="Defences to run, by name; may be repeated.")] = None,
+    results: Annotated[Path, typer.Option(help="File of lines; what it has is not run again.")] = Path(
+        "robustness.jsonl"
+    ),
+    page: Annotated[bool, typer.Option("--page", help="Write docs/robustness.md of what the file has.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Simulations at once.")] = 2,
+) -> None:
+    """Accuracy of every rule under every attack, cell by cell; goes on where it was stopped."""
+    cells = robustness.full_cells(seeds) if full else robustness.brief_cells()
+    unknown = sorted(set(only or ()) - set(robustness.DEFENCES))
+    if unknown:
+        raise typer.BadParameter(f"no defence {unknown[0]!r}; there are {', '.join(robustness.DEFENCES)}")
+    for cell, outcome in robustness.fill(
+        [cell for cell in cells if not only or cell.defence in only], results, workers=workers
+    ):
+        shown = "n/a" if outcome.accuracy is None else f"{outcome.accuracy:6.1%}"
+        print(
+            f"{cell.defence:32} {cell.attack:12} f={cell.hostile} {cell.partition:14} seed {cell.seed}  {shown}"
+            f"  {outcome.reason[:60]}",
+            flush=True,
+        )
+    if page:
+        from benchmarks.robustness_page import page_of
+
+        PAGE.write_text(page_of(robustness.read(results)), encoding="utf-8")
+        print(f"wrote {PAGE}")
+
+
 @app.command("all")
 def run_all(as_json: JsonOption = False) -> None:
     """Every benchmark, small."""
@@ -110,6 +144,7 @@ def run_all(as_json: JsonOption = False) -> None:
     _show(codec_round.measure(parameters=1_000_000, codecs=("rand_k:0.01", "qsgd:16")), as_json=as_json)
     _show(compressors.measure(elements=1_000_000), as_json=as_json)
     _show(simulation.measure(rounds=40, repeats=3), as_json=as_json)
+    _show(robustness.measure(), as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from federation.tensors import DType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from concurrent.futures import Future
 
     from federation.aggregation.tiles import Array, Tile, TileSource
 
@@ -117,7 +116,8 @@ def _sweep(
     reader = _Reader(base, largest)
     outs = [np.empty(largest if is_map else 0) for _ in range(_AHEAD)]
     pending: deque[tuple[Tile, Array, list[Future[Any]]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="rule") as pool:
+    is_small = sum(-(-tile.elements // step) for tile in base.tiles) <= 1
+    with _Here() if is_small else ThreadPoolExecutor(workers, thread_name_prefix="rule") as pool:
         for index, tile in enumerate(base.tiles):
             if len(pending) == _AHEAD:
                 yield _finished(*pending.popleft())
@@ -128,6 +128,21 @@ def _sweep(
             pending.append((tile, out, futures))
         while pending:
             yield _finished(*pending.popleft())
+
+
+class _Here:
+    """Does at once what it is given, in this thread: starting one costs more than the rule of a small model."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
+        done: Future[T] = Future()
+        done.set_result(work(*arguments))
+        return done
 
 
 class _Reader:

@@ -1,9 +1,15 @@
-"""A migrated database per test, and ready-made submissions."""
+"""A migrated database per test, a PostgreSQL server of our own, and ready-made submissions."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,10 +21,50 @@ from director.store.records import Submission
 from federation.names import ExperimentId, UserName
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 ALICE = "spiffe://test/user/alice"
+
+
+def _server_program(name: str) -> str | None:
+    """Return the path of one of the server's programs; Debian keeps them out of PATH, by version."""
+    places = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
+    return shutil.which(name, path=os.pathsep.join([*places, os.environ.get("PATH", "")]))
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """Start a server in a folder of its own, on a unix socket there, and return a URL of its one database."""
+    initdb, control = _server_program("initdb"), _server_program("pg_ctl")
+    if initdb is None or control is None:
+        reason = "PostgreSQL is NOT TESTED: there is no initdb or pg_ctl here; run tests/install_programs.sh"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"in CI nothing may be skipped: {reason}", pytrace=False)
+        pytest.skip(reason)
+    # Not below pytest's folders, which others may not enter: the server refuses to be root.
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    who = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+    if who is not None:
+        os.chown(folder, who.pw_uid, who.pw_gid)
+    identity = {} if who is None else {"user": who.pw_uid, "group": who.pw_gid, "extra_groups": []}
+
+    def run(*command: str) -> None:
+        # With a file for its output: a pipe would stay open for as long as the server runs.
+        with (folder / "output").open("wb") as output:
+            done = subprocess.run(command, cwd=folder, stdout=output, stderr=output, **identity)  # type: ignore[call-overload]
+        assert done.returncode == 0, (folder / "output").read_text()
+
+    data = str(folder / "data")
+    try:
+        run(initdb, "-D", data, "-A", "trust", "-U", "test", "--no-sync", "--locale=C", "--encoding=UTF8")
+        options = f"-k {folder} -c listen_addresses= -c fsync=off -c shared_buffers=16MB"
+        run(control, "-D", data, "-l", str(folder / "log"), "-o", options, "-w", "start")
+        try:
+            yield f"postgresql+psycopg://test@/postgres?host={folder}"
+        finally:
+            run(control, "-D", data, "-m", "immediate", "-w", "stop")
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture

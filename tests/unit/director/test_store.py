@@ -1,11 +1,8 @@
-"""The store's contract, run on SQLite and, where server and driver are installed, on PostgreSQL."""
+"""The store's contract, run on SQLite and, where a server is installed, on PostgreSQL."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import shutil
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +20,7 @@ from federation.names import Epoch, ExperimentState, ShardName, SiteName
 from federation.v1 import director_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from sqlalchemy.orm import Session
@@ -31,34 +28,23 @@ if TYPE_CHECKING:
     from director.store.records import Submission
 
 S = ExperimentState
-POSTGRES = "/usr/lib/postgresql/15/bin"
 
 
-@pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    initdb = shutil.which("initdb", path=POSTGRES) or shutil.which("initdb")
-    if initdb is None:
-        pytest.skip("PostgreSQL is NOT tested: no initdb on this machine")
-    if importlib.util.find_spec("psycopg") is None:
-        pytest.skip("PostgreSQL is NOT tested: its driver is not installed (pip install '.[postgresql]')")
-    folder = tmp_path_factory.mktemp("postgres")
-    control = str(initdb).removesuffix("initdb") + "pg_ctl"
-    made = subprocess.run([initdb, "-D", str(folder / "data"), "-A", "trust", "-U", "test"], capture_output=True)
-    if made.returncode:
-        pytest.skip(f"PostgreSQL is NOT tested: initdb failed: {made.stderr.decode()[-200:]}")
-    options = f"-k {folder} -c listen_addresses=''"
-    subprocess.run([control, "-D", str(folder / "data"), "-o", options, "-w", "start"], check=True, capture_output=True)
-    yield f"postgresql+psycopg://test@/postgres?host={folder}"
-    subprocess.run([control, "-D", str(folder / "data"), "-m", "immediate", "stop"], check=True, capture_output=True)
+class Opened(Database):
+    """A database that says where it is, so that a test can open it again."""
+
+    def __init__(self, url: str, announce: Callable[[frozenset[str]], None]) -> None:
+        super().__init__(url, announce)
+        self.url = url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def database(
     request: pytest.FixtureRequest, tmp_path: Path, announced: list[frozenset[str]]
-) -> AsyncIterator[Database]:
+) -> AsyncIterator[Opened]:
     sqlite = request.param == "sqlite"
     url = f"sqlite:///{tmp_path}/director.db" if sqlite else request.getfixturevalue("postgres_url")
-    opened = Database(url, announced.append)
+    opened = Opened(url, announced.append)
     await opened.migrate()
     yield opened
     if not sqlite:
@@ -296,6 +282,22 @@ async def test_a_second_director_is_refused_until_the_lease_runs_out(database: D
     assert await database.transact(lease.take, holder="two", now=116.0, lasts_s=15.0) == 2
     with pytest.raises(ConflictError, match="taken by another"):
         await database.transact(lease.keep, epoch=1, now=116.0, lasts_s=15.0)
+
+
+async def test_of_directors_that_take_the_lease_at_one_moment_one_has_it(database: Opened) -> None:
+    others = [Database(database.url, lambda _: None) for _ in range(3)]
+    taking = [
+        each.transact(lease.take, holder=str(number), now=100.0, lasts_s=15.0) for number, each in enumerate(others)
+    ]
+    found = await asyncio.gather(*taking, return_exceptions=True)
+    assert sorted(map(repr, (type(each) for each in found))) == [repr(ConflictError), repr(ConflictError), repr(int)]
+    again = [
+        each.transact(lease.take, holder=str(number), now=200.0, lasts_s=15.0) for number, each in enumerate(others)
+    ]
+    found = await asyncio.gather(*again, return_exceptions=True)
+    assert [each for each in found if isinstance(each, int)] == [2]
+    for each in others:
+        await each.close()
 
 
 async def test_a_lease_is_taken_over_from_a_dead_holder_and_after_it_was_given_up(database: Database) -> None:

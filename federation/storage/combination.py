@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from federation.aggregation.rule import Combines, RuleReport
+    from federation.aggregation.scores import Scores
     from federation.names import Digest, SiteName
     from federation.storage.disk import Readable
     from federation.storage.memory import ModelSink, ModelSource
+    from federation.storage.scoring import Scoring
 
 DELTA = PayloadName("delta")
 BUFFERS = PayloadName("buffers")
@@ -75,6 +77,7 @@ class Combined:
         digest: of its data section.
         update_norm: L2 norm of the parameters' aggregated change.
         weights: weight of each site's change, in name order, not normalised.
+        scores: of each site's change, where there were at least two; see `federation.aggregation.scores`.
         slot_digests: of each slot of a method's state.
         scalars: numbers that the method computed for the round.
         report: what the rule says of the round, where it says something.
@@ -83,6 +86,7 @@ class Combined:
     digest: Digest
     update_norm: float
     weights: tuple[float, ...] = ()
+    scores: Mapping[SiteName, Scores] = field(default_factory=dict)
     slot_digests: Mapping[str, Digest] = field(default_factory=dict)
     scalars: Mapping[str, float] = field(default_factory=dict)
     report: RuleReport | None = None
@@ -126,6 +130,7 @@ def combine_model(
     updates: Sequence[SiteUpdate],
     master: ModelSource | None = None,
     master_writer: ModelSink | None = None,
+    scoring: Scoring | None = None,
     tile_elements: int = TILE_ELEMENTS,
 ) -> Combined:
     """Write the candidate for the next model. Blocks; call it in a thread.
@@ -137,6 +142,7 @@ def combine_model(
         updates: what was admitted, in any order.
         master: float32 master of the half-precision parameters, if `needs_master`.
         master_writer: for the next master; finished here.
+        scoring: watches the combination of the changes; None: nothing is scored.
         tile_elements: most elements of a tile.
 
     Raises:
@@ -147,10 +153,11 @@ def combine_model(
     ordered = sorted(updates, key=lambda update: update.site)
     weights = [update.weight for update in ordered]
     deltas = site_tiles(ordered, weights, [update.delta for update in ordered], model.schema.parameters, tile_elements)
+    results = rule.combine(deltas)
     squares = walk(
         model=model,
         writer=writer,
-        changes={DELTA: TileStream(deltas, rule.combine(deltas))},
+        changes={DELTA: TileStream(deltas, scoring.watch(deltas, results) if scoring else results)},
         values=value_streams(ordered, weights, model.schema.buffers, tile_elements),
         step=_add_mean,
         master=master,
@@ -161,6 +168,7 @@ def combine_model(
         digest=writer.finish(),
         update_norm=math.sqrt(squares),
         weights=tuple(weights),
+        scores=scoring.finish() if scoring else {},
         report=rule.report if isinstance(rule, Combiner) else None,
     )
 

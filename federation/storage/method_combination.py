@@ -40,6 +40,7 @@ from federation.storage.combination import (
 )
 from federation.storage.encoded import IDENTITY, decoded, rebased
 from federation.storage.rounding import Rounder
+from federation.storage.scoring import Scoring
 from federation.storage.tile_streams import TileStream
 
 if TYPE_CHECKING:
@@ -108,15 +109,23 @@ def combine_round(
     weights = server.weights(round)
     rule = combiner_of(aggregation, round)
     delta_weights = weights[DELTA]
+    is_plain = spec.plan.compression == IDENTITY and not algorithm.needs_base
+    scoring = Scoring(byzantine=spec.plan.byzantine, is_shared=is_plain)
     if type(server) is ServerHalf and not slots and round.learning_rate == 1.0:
         weighed = [
             SiteUpdate(site=update.site, payloads=update.payloads, weight=weight)
             for update, weight in zip(opened, delta_weights, strict=True)
         ]
         return combine_model(
-            model=model, writer=writer, rule=rule, updates=weighed, master=master, master_writer=master_writer
+            model=model,
+            writer=writer,
+            rule=rule,
+            updates=weighed,
+            master=master,
+            master_writer=master_writer,
+            scoring=scoring,
         )
-    changes = _changes(algorithm, weights, rule, opened, model.schema.parameters)
+    changes = _changes(algorithm, weights, rule, opened, model.schema.parameters, scoring)
     scalars = server.begin(round)
     step = _MethodStep(server, scalars, slots, slot_writers, _rescaling(algorithm, previous_total, round.total))
     squares = walk(
@@ -133,6 +142,7 @@ def combine_round(
         digest=writer.finish(),
         update_norm=math.sqrt(squares),
         weights=tuple(delta_weights),
+        scores=scoring.finish(),
         slot_digests=step.finish(),
         scalars={name: value for name, value in scalars.items() if math.isfinite(value)},
         report=rule.report,
@@ -201,13 +211,15 @@ def _changes(
     rule: Combines,
     updates: Sequence[SiteUpdate],
     schema: TensorSchema,
+    scoring: Scoring,
 ) -> dict[str, TileStream]:
     streams: dict[str, TileStream] = {}
     for name in (DELTA, *map(PayloadName, algorithm.vectors)):
         payloads = [update.payloads[name] for update in updates]
         source: TileSource = site_tiles(updates, weights.get(name, weights[DELTA]), payloads, schema, TILE_ELEMENTS)
         combiner: Combines = rule if name == DELTA else WeightedMean()
-        streams[name] = TileStream(source, combiner.combine(source))
+        results = combiner.combine(source)
+        streams[name] = TileStream(source, scoring.watch(source, results) if name == DELTA else results)
     return streams
 
 

@@ -147,7 +147,7 @@ def test_fedavg_is_what_it_was_to_the_bit() -> None:
     model = MemoryModel.of(NETWORK, random_arrays(NETWORK, 0))
     writer = MemoryWriter(NETWORK)
     plain = combine_model(model=model, writer=writer, rule=WeightedMean(), updates=weighed)
-    assert replace(combined, report=None) == plain
+    assert combined.scores and replace(combined, report=None, scores={}) == plain
     assert combined.weights == tuple(map(float, EXAMPLES))
 
 

@@ -1,0 +1,148 @@
+r"""How suspicious each site's update looks beside the others: three numbers per site and round. Pure.
+
+Of updates Δ_i and what a rule made of them, a:
+
+1. ``distance``: ‖Δ_i − a‖₂.
+2. ``cosine``: ⟨Δ_i, a⟩ / (‖Δ_i‖ ‖a‖), −1 to 1; 0 where one of them has no length.
+3. ``krum``: the sum of the n − f − 2 smallest ‖Δ_i − Δ_j‖², with f the plan's ``byzantine``. Blanchard, El Mhamdi,
+   Guerraoui, Stainer: "Machine Learning with Adversaries", NeurIPS 2017, section 4. Absent with fewer than f + 3
+   updates, and beyond `KRUM_SITES` of them unless the plan's quarantine asks for it: it costs n²/2 per element.
+
+All three come from one Gram matrix of the rows Δ_i − a and a, taken block by block in float32 (float64 where the
+updates are, or a block overflows) and summed in float64. Centred on a, and not on the origin, distances of updates that
+are nearly equal do not cancel. What arithmetic cannot tell from 0 is 0: a distance to a below `ROUNDING` of the longest
+update, a squared distance between two updates below `PAIR_ROUNDING` of the largest one to a. What overflows counts as
+the largest number there is: a score is always finite. The scores decide nothing; what they may lead to is
+`federation.rounds.quarantine`'s to say.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from federation.aggregation.tiles import Array
+    from federation.names import SiteName
+
+DISTANCE, COSINE, KRUM = "distance", "cosine", "krum"
+KRUM_SITES = 64
+"""Up to here the pairs cost less than reading the updates does; twice as many sites would cost four times as much."""
+ROUNDING = 1e-6
+PAIR_ROUNDING = 1e-5
+"""Of blocks of thousands of float32 products."""
+_PRODUCT_ROWS, _PRODUCT_SIZE = 32, 32 * 256 * 32
+"""Rows of one product, and its multiplications: the most that OpenBLAS leaves to the calling thread. Other threads of
+ours have the other cores, and sums are the same bytes for any number of them."""
+_BLOCK_COLUMNS = 1 << 13
+_BLOCK_BYTES = 1 << 20
+"""Of centred rows: they stay in a core's cache from the subtraction to the products."""
+_LARGEST = float(np.finfo(np.float64).max)
+
+Scores = dict[str, float]
+
+
+class SiteScores:
+    """Takes in tiles of all updates with the aggregate's, in any order; gives the scores at the end.
+
+    Args:
+        sites: whose updates, in the order of the rows.
+        byzantine: f.
+        needs_krum: give the Krum score however many sites there are.
+    """
+
+    def __init__(self, sites: Sequence[SiteName], *, byzantine: int = 0, needs_krum: bool = False) -> None:
+        self._sites = list(sites)
+        self._neighbours = len(sites) - byzantine - 2
+        self._has_pairs = self._neighbours >= 1 and (needs_krum or len(sites) <= KRUM_SITES)
+        size = len(sites) + 1
+        self._columns = max(min(_BLOCK_COLUMNS, _BLOCK_BYTES // (4 * size)), 256)
+        self._piece = min(_PRODUCT_SIZE // min(size, _PRODUCT_ROWS) ** 2, _BLOCK_COLUMNS)
+        self._buffers: dict[str, Array] = {}
+        # With pairs the Gram matrix, lower triangle; without them its diagonal and its last row.
+        self._sums = np.zeros((size, size) if self._has_pairs else (2, size))
+
+    def add(self, rows: Array, aggregate: Array) -> None:
+        """Take in one tile.
+
+        Args:
+            rows: (n, elements), floats; one update's elements in each row.
+            aggregate: the rule's elements at the same place, float64.
+        """
+        narrow = np.dtype(np.float64 if rows.dtype == np.float64 else np.float32)
+        # What overflows is told by the score, not by a warning.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(0, aggregate.size, self._columns):
+                piece = slice(start, start + self._columns)
+                products = self._products(rows[:, piece], aggregate[piece], narrow)
+                if not np.isfinite(products).all():
+                    products = self._products(rows[:, piece], aggregate[piece], np.dtype(np.float64))
+                self._sums += products
+
+    def _products(self, rows: Array, center: Array, dtype: np.dtype[Any]) -> Array:
+        """Return what a block adds to the sums."""
+        if dtype.str not in self._buffers:
+            self._buffers[dtype.str] = np.empty((len(self._sites) + 1, self._columns), dtype=dtype)
+        block = self._buffers[dtype.str][:, : center.size]
+        np.copyto(block[-1], center, casting="same_kind")
+        np.subtract(rows, block[-1], out=block[:-1], dtype=dtype)
+        if not self._has_pairs:
+            return np.stack([np.einsum("ij,ij->i", block, block), block @ block[-1]]).astype(np.float64)
+        found = np.zeros(self._sums.shape)
+        for start in range(0, center.size, self._piece):
+            piece = block[:, start : start + self._piece]
+            for first in range(0, len(block), _PRODUCT_ROWS):
+                rows = piece[first : first + _PRODUCT_ROWS]
+                for second in range(0, first + 1, _PRODUCT_ROWS):
+                    # A copy: of one and the same matrix twice the library makes a symmetric product, far slower here.
+                    others = piece[second : second + _PRODUCT_ROWS]
+                    others = others.copy() if first == second else others
+                    found[first : first + len(rows), second : second + len(others)] += rows @ others.T
+        return found
+
+    def finish(self) -> dict[SiteName, Scores]:
+        """Return each site's scores; none for fewer than 2 updates, which have nothing to differ from."""
+        if len(self._sites) < 2:
+            return {}
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            squares, along = (np.diag(self._sums) if self._has_pairs else self._sums[0])[:-1], self._sums[-1, :-1]
+            center = self._sums[-1, -1]
+            lengths = np.sqrt(np.maximum(squares + 2 * along + center, 0.0))
+            distances = np.sqrt(squares)
+            distances[distances <= ROUNDING * _longest(lengths)] = 0.0
+            cosines = (along + center) / (lengths * math.sqrt(center))
+            pairs = self._pairs(squares) if self._has_pairs else None
+        found = {}
+        for index, site in enumerate(self._sites):
+            scores = {DISTANCE: _finite(distances[index]), COSINE: _cosine(cosines[index])}
+            if pairs is not None:
+                scores[KRUM] = _finite(pairs[index])
+            found[site] = scores
+        return found
+
+    def _pairs(self, squares: Array) -> Array:
+        products = np.tril(self._sums[:-1, :-1])
+        products += np.tril(products, -1).T
+        between = squares[:, None] + squares[None, :] - 2 * products
+        between[between <= PAIR_ROUNDING * _longest(squares)] = 0.0
+        between = np.where(np.isnan(between), np.inf, between)
+        np.fill_diagonal(between, np.inf)
+        nearest = np.sort(between, axis=1)[:, : self._neighbours]
+        return np.asarray(nearest.sum(axis=1))
+
+
+def _longest(values: Array) -> float:
+    """Return the largest value that is a number; 0 if none is."""
+    return float(np.max(values, where=np.isfinite(values), initial=0.0))
+
+
+def _finite(value: float) -> float:
+    return min(float(value), _LARGEST) if not math.isnan(value) else _LARGEST
+
+
+def _cosine(value: float) -> float:
+    return min(max(float(value), -1.0), 1.0) if math.isfinite(value) else 0.0

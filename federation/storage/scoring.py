@@ -1,0 +1,95 @@
+"""Scores of the updates of a round, taken in passing: beside the combination, from tiles that were just read.
+
+The rule's results pass through `Scoring.watch` as they come. While the rule works on the next tile, another thread
+reads the one before once more, from the page cache, and adds it to the scores: with two cores the pass costs little of
+a round's time. Payloads that only one reader at a time may decode are read between the rule's steps instead, and a
+model of a few tiles is not worth a thread. Sums run in tile order in one thread: the same bytes every time.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from federation.aggregation.scores import Scores, SiteScores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+    from federation.aggregation.tiles import Array, Tile, TileSource
+    from federation.names import SiteName
+
+_FEW_TILES = 4
+
+
+class Scoring:
+    """Watches one combination and says afterwards how each site's update lay to what came out.
+
+    Args:
+        byzantine: f of the Krum score.
+        needs_krum: the Krum score is wanted however many sites there are.
+        is_shared: the source may be read by two threads at once.
+    """
+
+    def __init__(self, *, byzantine: int = 0, needs_krum: bool = False, is_shared: bool = False) -> None:
+        self._found: SiteScores | None = None
+        self._pending: Future[None] | None = None
+        self._byzantine = byzantine
+        self._needs_krum = needs_krum
+        self._is_shared = is_shared
+        self._raw = np.empty(0, dtype=np.uint8)
+
+    def watch(self, source: TileSource, results: Iterator[tuple[Tile, Array]]) -> Iterator[tuple[Tile, Array]]:
+        """Yield what a rule yields for a source, as it does.
+
+        Args:
+            source: what the rule was given.
+            results: every tile of the source in order, with its combined elements.
+        """
+        if len(source.sites) < 2:
+            yield from results
+            return
+        found = SiteScores(source.sites, byzantine=self._byzantine, needs_krum=self._needs_krum)
+        self._found = found
+        if len(source.tiles) > _FEW_TILES:
+            yield from self._beside(found, source, results)
+            return
+        for tile, values in results:
+            found.add(self._read(source, tile), values)
+            yield tile, values
+
+    def finish(self) -> dict[SiteName, Scores]:
+        """Return each site's scores, once every tile has passed; none where there were fewer than 2 updates."""
+        if self._pending is not None:
+            self._pending.result()
+        return self._found.finish() if self._found is not None else {}
+
+    def _beside(
+        self, found: SiteScores, source: TileSource, results: Iterator[tuple[Tile, Array]]
+    ) -> Iterator[tuple[Tile, Array]]:
+        def add(tile: Tile, values: Array) -> None:
+            found.add(self._read(source, tile), values)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="scores") as worker:
+            for tile, values in results:
+                if self._pending is not None:
+                    self._pending.result()
+                kept = values.copy()  # the rule overwrites it while we are at work
+                if self._is_shared:
+                    self._pending = worker.submit(add, tile, kept)
+                else:
+                    self._pending = worker.submit(found.add, self._read(source, tile), kept)
+                yield tile, values
+
+    def _read(self, source: TileSource, tile: Tile) -> Array:
+        """Return every site's elements of a tile, valid until the next call."""
+        sites = len(source.sites)
+        if self._raw.size < sites * tile.nbytes:
+            self._raw = np.empty(sites * tile.nbytes, dtype=np.uint8)
+        rows: Array = self._raw[: sites * tile.nbytes].view(tile.dtype.numpy).reshape(sites, tile.elements)
+        for site in range(sites):
+            source.read(site, tile, rows[site])
+        return rows

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from sqlalchemy.orm import Session
 
+_OF_ROUND = ("experiment", "quarantined")
+"""Columns that are not fields of the message, or not as they are."""
 _ROUND_MAPS = ("phase_seconds", "train_metrics", "metrics", "algorithm_scalars")
-_CONTRIBUTION_MAPS = ("train_metrics", "metrics")
+_CONTRIBUTION_MAPS = ("train_metrics", "metrics", "scores")
+_QUARANTINE = ("site", "since_round", "releases", "reason")
 
 
 def store(session: Session, experiment: str, reports: Sequence[pb.RoundReport], at: float) -> int:
@@ -39,7 +42,14 @@ def store(session: Session, experiment: str, reports: Sequence[pb.RoundReport], 
     connection = session.connection()
     connection.execute(
         insert(tables.core(tables.Round)),
-        [{"experiment": experiment, **_columns(row, tables.Round, _ROUND_MAPS, ("experiment",))} for row in new],
+        [
+            {
+                "experiment": experiment,
+                "quarantined": [[getattr(held, name) for name in _QUARANTINE] for held in row.quarantined],
+                **_columns(row, tables.Round, _ROUND_MAPS, _OF_ROUND),
+            }
+            for row in new
+        ],
     )
     rows = [
         {
@@ -119,7 +129,10 @@ def reports(
     found = []
     for row in rows:
         report = pb.RoundReport(contributions=parts[row.sequence])
-        _fill(report, row, _ROUND_MAPS, ("experiment",))
+        _fill(report, row, _ROUND_MAPS, _OF_ROUND)
+        report.quarantined.extend(
+            pb.QuarantinedSite(**dict(zip(_QUARANTINE, held, strict=True))) for held in row.quarantined
+        )
         found.append(report)
     return found
 

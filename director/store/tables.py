@@ -127,6 +127,9 @@ class Participation(Table):
     train_examples: Mapped[int]
     validation_examples: Mapped[int]
     changed_at: Mapped[float]
+    quarantined_since: Mapped[int] = mapped_column(default=0)
+    quarantine_reason: Mapped[str] = mapped_column(default="")
+    releases: Mapped[int] = mapped_column(default=0)
 
 
 class Round(Table):
@@ -151,6 +154,8 @@ class Round(Table):
     simulated_seconds: Mapped[float]
     algorithm_scalars: Mapped[dict[str, Any]]
     total_sites: Mapped[int]
+    rule_note: Mapped[str]
+    quarantined: Mapped[list[Any]]
 
 
 class Contribution(Table):
@@ -180,6 +185,7 @@ class Contribution(Table):
     oracle_calls: Mapped[int]
     peak_memory: Mapped[int]
     staleness: Mapped[int]
+    scores: Mapped[dict[str, Any]]
 
 
 class Artifact(Table):

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from federation.names import SiteName
 
 DISTANCE, COSINE, KRUM = "distance", "cosine", "krum"
+RULE_WEIGHT = "rule_weight"
+"""Beside the scores: what the rule multiplied the update by, where it works so (`rule.RuleReport`)."""
 KRUM_SITES = 64
 """Up to here the pairs cost less than reading the updates does; twice as many sites would cost four times as much."""
 ROUNDING = 1e-6

@@ -10,7 +10,7 @@ from federation.rounds.events import Phase, Progress
 from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord, weighted_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from federation.aggregator.candidates import Candidate
     from federation.aggregator.uploads import AdmittedUpdate
@@ -90,7 +90,9 @@ class RoundBook:
         shares = {update.site: weight / whole for update, weight in zip(updates, candidate.weights, strict=True)}
         admitted = {update.site: update for update in updates}
         sites = [
-            self._site(site, standing, admitted.get(site), shares.get(site, 0.0), commit)
+            self._site(
+                site, standing, admitted.get(site), shares.get(site, 0.0), candidate.scores.get(site, {}), commit
+            )
             for site, standing in commit.standings.items()
         ]
         means = weighted_mean([(row.announcement.examples, dict(row.announcement.metrics)) for row in updates])
@@ -109,11 +111,18 @@ class RoundBook:
             bytes_up=sum(row.bytes_up for row in sites),
             update_norm=candidate.update_norm,
             total_sites=candidate.total_sites,
+            rule_note=candidate.report.note[:MAX_REASON] if candidate.report else "",
             algorithm_scalars=dict(candidate.scalars),
         )
 
     def _site(
-        self, site: SiteName, standing: Standing, update: AdmittedUpdate | None, share: float, commit: Commit
+        self,
+        site: SiteName,
+        standing: Standing,
+        update: AdmittedUpdate | None,
+        share: float,
+        scores: Mapping[str, float],
+        commit: Commit,
     ) -> SiteRecord:
         evaluated = commit.evaluations.get(site)
         row = SiteRecord(
@@ -131,6 +140,7 @@ class RoundBook:
             row,
             examples=said.examples,
             weight=share,
+            scores=dict(scores),
             update_norm=update.norm,
             train_seconds=said.train_seconds,
             transfer_seconds=update.transfer_seconds,

@@ -59,6 +59,7 @@ class Candidate:
         slot_digests: BLAKE3 of each vector of the method's state.
         update_norm: L2 norm of the aggregated change of the parameters.
         weights: weight of each contribution's change, in name order.
+        scores: of each contribution's change, by site.
         scalars: what the method computed for the round.
         total_sites: N, sites the method counts with.
         report: what the rule says of the round.
@@ -71,6 +72,7 @@ class Candidate:
     slot_digests: Mapping[str, Digest] = field(default_factory=dict)
     update_norm: float
     weights: tuple[float, ...] = ()
+    scores: Mapping[SiteName, Mapping[str, float]] = field(default_factory=dict)
     scalars: Mapping[str, float] = field(default_factory=dict)
     total_sites: int = 0
     report: RuleReport | None = None

@@ -180,6 +180,7 @@ class Checkpoints:
             slot_digests=combined.slot_digests,
             update_norm=combined.update_norm,
             weights=combined.weights,
+            scores=combined.scores,
             scalars=combined.scalars,
             report=combined.report,
             total_sites=round_.total,

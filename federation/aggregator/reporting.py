@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from federation.rounds import events
+from federation.rounds.history import SiteOutcome
 from federation.v1 import director_pb2
 
 if TYPE_CHECKING:
@@ -107,6 +108,11 @@ class Reporter:
                 self._metrics.set_train_metric(name, value, row.site)
             for name, value in row.metrics.items():
                 self._metrics.set_evaluation_metric(name, value, row.site)
+            if row.outcome is SiteOutcome.COUNTED:
+                self._metrics.update_norm.labels(row.site).set(row.update_norm)
+            for name, value in row.scores.items():
+                self._metrics.update_score.labels(name, row.site).set(value)
+        self._metrics.sites_quarantined.set(len(record.quarantined))
         self._supervision.committed(record)
 
     def _site(self, site: str, text: str) -> None:

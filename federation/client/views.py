@@ -56,6 +56,9 @@ class SiteParticipation:
     reason: str
     shards: tuple[str, ...]
     examples: int
+    quarantined_since: int
+    quarantine_reason: str
+    releases: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,17 @@ class Contribution:
     oracle_calls: int
     peak_memory: int
     staleness: int
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantine:
+    """A site in quarantine: since which round, how often it had been released before, and why."""
+
+    site: str
+    since_round: int
+    releases: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +124,8 @@ class Round:
     simulated_seconds: float
     algorithm_scalars: dict[str, float]
     total_sites: int
+    rule_note: str
+    quarantined: tuple[Quarantine, ...]
     contributions: tuple[Contribution, ...]
 
 
@@ -175,6 +191,7 @@ class Envoy:
     last_seen_at: float
     software: str
     running: int
+    quarantined_in: tuple[str, ...]
     shards: tuple[Shard, ...]
 
 
@@ -235,6 +252,7 @@ def _contribution_of(message: pb.Contribution) -> Contribution:
         oracle_calls=message.oracle_calls,
         peak_memory=message.peak_memory,
         staleness=message.staleness,
+        scores=dict(message.scores),
     )
 
 
@@ -256,6 +274,11 @@ def round_of(message: pb.RoundReport) -> Round:
         simulated_seconds=message.simulated_seconds,
         algorithm_scalars=dict(message.algorithm_scalars),
         total_sites=message.total_sites,
+        rule_note=message.rule_note,
+        quarantined=tuple(
+            Quarantine(site=row.site, since_round=row.since_round, releases=row.releases, reason=row.reason)
+            for row in message.quarantined
+        ),
         contributions=tuple(_contribution_of(contribution) for contribution in message.contributions),
     )
 
@@ -272,6 +295,9 @@ def details_of(message: pb.GetExperimentReply) -> ExperimentDetails:
                 reason=site.reason,
                 shards=tuple(site.shards),
                 examples=site.examples,
+                quarantined_since=site.quarantined_since,
+                quarantine_reason=site.quarantine_reason,
+                releases=site.releases,
             )
             for site in message.sites
         ),
@@ -312,6 +338,7 @@ def envoy_of(message: pb.EnvoySummary) -> Envoy:
         last_seen_at=message.last_seen_at,
         software=message.software,
         running=message.running,
+        quarantined_in=tuple(message.quarantined_in),
         shards=tuple(
             Shard(
                 name=shard.name,

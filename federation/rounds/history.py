@@ -46,6 +46,8 @@ class SiteRecord:
         oracle_calls: gradients of single examples it computed.
         peak_memory: most memory its trainer had resident at once, bytes; 0 if not known.
         staleness: rounds between the model its update starts from and the one it went into.
+        scores: how its update lay to the aggregate and the others: ``distance``, ``cosine`` and ``krum`` of
+            `federation.aggregation.scores`, and ``rule_weight``, what the rule multiplied it by; those that apply.
     """
 
     site: SiteName
@@ -65,6 +67,24 @@ class SiteRecord:
     oracle_calls: int = 0
     peak_memory: int = 0
     staleness: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantinedSite:
+    """A site that is not asked any more, as `federation.rounds.quarantine` decided.
+
+    Attributes:
+        site: its name.
+        since_round: the round whose commit quarantined it.
+        releases: times it had been released before.
+        reason: why, for people.
+    """
+
+    site: SiteName
+    since_round: RoundNumber
+    releases: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +109,8 @@ class RoundRecord:
         simulated_seconds: machine time of a simulated round, seconds; 0 for a real one.
         total_sites: N of the method: sites it counts with, asked or not; 0 if not recorded.
         algorithm_scalars: numbers the server half of the method computed for this round.
+        rule_note: what the aggregation rule says of the round; empty if nothing.
+        quarantined: sites in quarantine once the round is committed, in name order.
     """
 
     round: RoundNumber
@@ -108,13 +130,15 @@ class RoundRecord:
     simulated_seconds: float = 0.0
     total_sites: int = 0
     algorithm_scalars: dict[str, float] = field(default_factory=dict)
+    rule_note: str = ""
+    quarantined: tuple[QuarantinedSite, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object."""
         document = asdict(self)
         for site in document["sites"]:
             site["outcome"] = site["outcome"].value
-        document["sites"] = list(document["sites"])
+        document["sites"], document["quarantined"] = list(document["sites"]), list(document["quarantined"])
         return document
 
     @classmethod
@@ -126,7 +150,8 @@ class RoundRecord:
         """
         try:
             sites = tuple(SiteRecord(**{**site, "outcome": SiteOutcome(site["outcome"])}) for site in document["sites"])
-            return cls(**{**document, "sites": sites})
+            quarantined = tuple(QuarantinedSite(**row) for row in document.get("quarantined", ()))
+            return cls(**{**document, "sites": sites, "quarantined": quarantined})
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a round record: {error}") from error
 

@@ -119,7 +119,7 @@ class RoundBook:
         whole = sum(candidate.weights)
         shares = {site: weight / whole for site, weight in zip(updates, candidate.weights, strict=True)}
         sites = [
-            self._site(site, standing, updates.get(site), shares.get(site, 0.0), commit)
+            self._site(site, standing, updates.get(site), shares.get(site, 0.0), candidate.scores.get(site, {}), commit)
             for site, standing in commit.standings.items()
         ]
         trained = [update.trained for update in updates.values()]
@@ -139,10 +139,17 @@ class RoundBook:
             update_norm=candidate.update_norm,
             simulated_seconds=simulated_seconds,
             total_sites=total_sites,
+            rule_note=candidate.report.note[:MAX_REASON] if candidate.report else "",
         )
 
     def _site(
-        self, site: SiteName, standing: Standing, update: Update | None, share: float, commit: Commit
+        self,
+        site: SiteName,
+        standing: Standing,
+        update: Update | None,
+        share: float,
+        scores: Mapping[str, float],
+        commit: Commit,
     ) -> SiteRecord:
         evaluated = commit.evaluations.get(site)
         trained = None if update is None else update.trained
@@ -161,4 +168,5 @@ class RoundBook:
             validation_examples=evaluated.examples if evaluated else 0,
             oracle_calls=trained.oracle_calls if trained else 0,
             staleness=max(commit.round - update.round, 0) if update else 0,
+            scores=dict(scores),
         )

@@ -47,11 +47,20 @@ HELD = PayloadName("held")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A finished model that is not committed: digest, L2 norm of the change, weight of each site, the rule's report."""
+    """A finished model that is not committed.
+
+    Attributes:
+        digest: of the model.
+        update_norm: L2 norm of the change.
+        weights: of each site, in name order.
+        scores: of each site's change.
+        report: what the rule says of the round.
+    """
 
     digest: Digest
     update_norm: float
     weights: tuple[float, ...]
+    scores: Mapping[SiteName, Mapping[str, float]]
     report: RuleReport | None
 
 
@@ -194,7 +203,11 @@ class Models:
             rows = [(site, weight, payloads[site][OPTIMIZER]) for site, weight in zip(payloads, weights, strict=True)]
             combination.combine_values(writer=self._writer(OPTIMIZER), updates=rows)
         self.candidate = Candidate(
-            digest=combined.digest, update_norm=combined.update_norm, weights=weights, report=combined.report
+            digest=combined.digest,
+            update_norm=combined.update_norm,
+            weights=weights,
+            scores=combined.scores,
+            report=combined.report,
         )
         self._next_total = total
         self.candidate_step = None

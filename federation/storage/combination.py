@@ -164,12 +164,13 @@ def combine_model(
         master_writer=master_writer,
         tile_elements=tile_elements,
     )
+    report = rule.report if isinstance(rule, Combiner) else None
     return Combined(
         digest=writer.finish(),
         update_norm=math.sqrt(squares),
         weights=tuple(weights),
-        scores=scoring.finish() if scoring else {},
-        report=rule.report if isinstance(rule, Combiner) else None,
+        scores=scoring.finish(report) if scoring else {},
+        report=report,
     )
 
 

@@ -142,7 +142,7 @@ def combine_round(
         digest=writer.finish(),
         update_norm=math.sqrt(squares),
         weights=tuple(delta_weights),
-        scores=scoring.finish(),
+        scores=scoring.finish(rule.report),
         slot_digests=step.finish(),
         scalars={name: value for name, value in scalars.items() if math.isfinite(value)},
         report=rule.report,

@@ -8,17 +8,19 @@ model of a few tiles is not worth a thread. Sums run in tile order in one thread
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from federation.aggregation.scores import Scores, SiteScores
+from federation.aggregation.scores import RULE_WEIGHT, Scores, SiteScores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
 
+    from federation.aggregation.rule import RuleReport
     from federation.aggregation.tiles import Array, Tile, TileSource
     from federation.names import SiteName
 
@@ -61,11 +63,20 @@ class Scoring:
             found.add(self._read(source, tile), values)
             yield tile, values
 
-    def finish(self) -> dict[SiteName, Scores]:
-        """Return each site's scores, once every tile has passed; none where there were fewer than 2 updates."""
+    def finish(self, report: RuleReport | None = None) -> dict[SiteName, Scores]:
+        """Return each site's scores, once every tile has passed; none where there were fewer than 2 updates.
+
+        Args:
+            report: what the rule says of the round; its weights become a score of each site.
+        """
         if self._pending is not None:
             self._pending.result()
-        return self._found.finish() if self._found is not None else {}
+        found = self._found.finish() if self._found is not None else {}
+        weights = report.weights if report is not None else None
+        for site, scores in found.items():
+            if weights is not None and math.isfinite(weights.get(site, math.nan)):
+                scores[RULE_WEIGHT] = weights[site]
+        return found
 
     def _beside(
         self, found: SiteScores, source: TileSource, results: Iterator[tuple[Tile, Array]]

@@ -1,18 +1,22 @@
 """What a tracker is, and the flat numbers that all of them show of a round. Pure.
 
-Names are ``<metric>`` for the federated evaluation, ``train/<metric>`` for training, ``seconds/<phase>``, and
-``scalar/<name>`` for numbers of the method; the rest is listed in `scalars_of`. A round that did not measure something
-has no number of that name.
+Names are ``<metric>`` for the federated evaluation, ``train/<metric>`` for training, ``seconds/<phase>``,
+``scalar/<name>`` for numbers of the method, ``<score>/<site>`` for how a site's update lay to the others (of more than
+`SCORED_SITES` sites only their median and the largest), and the rest is listed in `scalars_of`. A round that did not
+measure something has no number of that name.
 """
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from federation.rounds.history import RoundRecord
+
+SCORED_SITES = 32
 
 
 @runtime_checkable
@@ -65,7 +69,24 @@ def scalars_of(record: RoundRecord) -> dict[str, float]:
         "peak_memory": float(max((site.peak_memory for site in record.sites), default=0)),
         **{f"seconds/{name}": record.phase_seconds[name] for name in sorted(record.phase_seconds)},
         **{f"scalar/{name}": record.algorithm_scalars[name] for name in sorted(record.algorithm_scalars)},
+        **_scores_of(record),
+        "sites_quarantined": float(len(record.quarantined)),
     }
+
+
+def _scores_of(record: RoundRecord) -> dict[str, float]:
+    found: dict[str, dict[str, float]] = {}
+    for site in record.sites:
+        for name, value in site.scores.items():
+            found.setdefault(name, {})[site.site] = value
+    numbers: dict[str, float] = {}
+    for name, values in sorted(found.items()):
+        if len(values) <= SCORED_SITES:
+            numbers.update({f"{name}/{site}": value for site, value in values.items()})
+        else:
+            numbers[f"{name}/median"] = statistics.median(values.values())
+            numbers[f"{name}/max"] = max(values.values())
+    return numbers
 
 
 def parameters_of(run: Mapping[str, Any]) -> dict[str, str | int | float | bool]:

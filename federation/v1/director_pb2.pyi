@@ -146,18 +146,24 @@ class Transition(_message.Message):
     def __init__(self, state: _Optional[_Union[ExperimentState, str]] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., at: _Optional[float] = ...) -> None: ...
 
 class SiteParticipation(_message.Message):
-    __slots__ = ("site", "answer", "reason", "shards", "examples")
+    __slots__ = ("site", "answer", "reason", "shards", "examples", "quarantined_since", "quarantine_reason", "releases")
     SITE_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_SINCE_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINE_REASON_FIELD_NUMBER: _ClassVar[int]
+    RELEASES_FIELD_NUMBER: _ClassVar[int]
     site: str
     answer: str
     reason: str
     shards: _containers.RepeatedScalarFieldContainer[str]
     examples: int
-    def __init__(self, site: _Optional[str] = ..., answer: _Optional[str] = ..., reason: _Optional[str] = ..., shards: _Optional[_Iterable[str]] = ..., examples: _Optional[int] = ...) -> None: ...
+    quarantined_since: int
+    quarantine_reason: str
+    releases: int
+    def __init__(self, site: _Optional[str] = ..., answer: _Optional[str] = ..., reason: _Optional[str] = ..., shards: _Optional[_Iterable[str]] = ..., examples: _Optional[int] = ..., quarantined_since: _Optional[int] = ..., quarantine_reason: _Optional[str] = ..., releases: _Optional[int] = ...) -> None: ...
 
 class Artifact(_message.Message):
     __slots__ = ("name", "bytes", "digest", "round")
@@ -172,7 +178,7 @@ class Artifact(_message.Message):
     def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., digest: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("round", "epoch", "sequence", "started_at", "seconds", "phase_seconds", "contributions", "train_metrics", "metrics", "model_digest", "is_best", "bytes_down", "bytes_up", "update_norm", "simulated_seconds", "algorithm_scalars", "total_sites")
+    __slots__ = ("round", "epoch", "sequence", "started_at", "seconds", "phase_seconds", "contributions", "train_metrics", "metrics", "model_digest", "is_best", "bytes_down", "bytes_up", "update_norm", "simulated_seconds", "algorithm_scalars", "total_sites", "rule_note", "quarantined")
     class PhaseSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -218,6 +224,8 @@ class RoundReport(_message.Message):
     SIMULATED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ALGORITHM_SCALARS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_SITES_FIELD_NUMBER: _ClassVar[int]
+    RULE_NOTE_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     round: int
     epoch: int
     sequence: int
@@ -235,10 +243,24 @@ class RoundReport(_message.Message):
     simulated_seconds: float
     algorithm_scalars: _containers.ScalarMap[str, float]
     total_sites: int
-    def __init__(self, round: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., started_at: _Optional[float] = ..., seconds: _Optional[float] = ..., phase_seconds: _Optional[_Mapping[str, float]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., train_metrics: _Optional[_Mapping[str, float]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., model_digest: _Optional[str] = ..., is_best: _Optional[bool] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., update_norm: _Optional[float] = ..., simulated_seconds: _Optional[float] = ..., algorithm_scalars: _Optional[_Mapping[str, float]] = ..., total_sites: _Optional[int] = ...) -> None: ...
+    rule_note: str
+    quarantined: _containers.RepeatedCompositeFieldContainer[QuarantinedSite]
+    def __init__(self, round: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., started_at: _Optional[float] = ..., seconds: _Optional[float] = ..., phase_seconds: _Optional[_Mapping[str, float]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., train_metrics: _Optional[_Mapping[str, float]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., model_digest: _Optional[str] = ..., is_best: _Optional[bool] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., update_norm: _Optional[float] = ..., simulated_seconds: _Optional[float] = ..., algorithm_scalars: _Optional[_Mapping[str, float]] = ..., total_sites: _Optional[int] = ..., rule_note: _Optional[str] = ..., quarantined: _Optional[_Iterable[_Union[QuarantinedSite, _Mapping]]] = ...) -> None: ...
+
+class QuarantinedSite(_message.Message):
+    __slots__ = ("site", "since_round", "releases", "reason")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_ROUND_FIELD_NUMBER: _ClassVar[int]
+    RELEASES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    since_round: int
+    releases: int
+    reason: str
+    def __init__(self, site: _Optional[str] = ..., since_round: _Optional[int] = ..., releases: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("site", "outcome", "reason", "examples", "weight", "update_norm", "train_seconds", "transfer_seconds", "bytes_up", "bytes_down", "train_metrics", "metrics", "update_digest", "validation_examples", "oracle_calls", "peak_memory", "staleness")
+    __slots__ = ("site", "outcome", "reason", "examples", "weight", "update_norm", "train_seconds", "transfer_seconds", "bytes_up", "bytes_down", "train_metrics", "metrics", "update_digest", "validation_examples", "oracle_calls", "peak_memory", "staleness", "scores")
     class TrainMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +269,13 @@ class Contribution(_message.Message):
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class ScoresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -270,6 +299,7 @@ class Contribution(_message.Message):
     ORACLE_CALLS_FIELD_NUMBER: _ClassVar[int]
     PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     site: str
     outcome: str
     reason: str
@@ -287,7 +317,8 @@ class Contribution(_message.Message):
     oracle_calls: int
     peak_memory: int
     staleness: int
-    def __init__(self, site: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., examples: _Optional[int] = ..., weight: _Optional[float] = ..., update_norm: _Optional[float] = ..., train_seconds: _Optional[float] = ..., transfer_seconds: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., train_metrics: _Optional[_Mapping[str, float]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., update_digest: _Optional[str] = ..., validation_examples: _Optional[int] = ..., oracle_calls: _Optional[int] = ..., peak_memory: _Optional[int] = ..., staleness: _Optional[int] = ...) -> None: ...
+    scores: _containers.ScalarMap[str, float]
+    def __init__(self, site: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., examples: _Optional[int] = ..., weight: _Optional[float] = ..., update_norm: _Optional[float] = ..., train_seconds: _Optional[float] = ..., transfer_seconds: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., train_metrics: _Optional[_Mapping[str, float]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., update_digest: _Optional[str] = ..., validation_examples: _Optional[int] = ..., oracle_calls: _Optional[int] = ..., peak_memory: _Optional[int] = ..., staleness: _Optional[int] = ..., scores: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class WatchExperimentRequest(_message.Message):
     __slots__ = ("experiment", "cursor")
@@ -392,20 +423,22 @@ class ListEnvoysReply(_message.Message):
     def __init__(self, envoys: _Optional[_Iterable[_Union[EnvoySummary, _Mapping]]] = ...) -> None: ...
 
 class EnvoySummary(_message.Message):
-    __slots__ = ("site", "online", "last_seen_at", "software", "shards", "running")
+    __slots__ = ("site", "online", "last_seen_at", "software", "shards", "running", "quarantined_in")
     SITE_FIELD_NUMBER: _ClassVar[int]
     ONLINE_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_AT_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_IN_FIELD_NUMBER: _ClassVar[int]
     site: str
     online: bool
     last_seen_at: float
     software: str
     shards: _containers.RepeatedCompositeFieldContainer[ShardOffer]
     running: int
-    def __init__(self, site: _Optional[str] = ..., online: _Optional[bool] = ..., last_seen_at: _Optional[float] = ..., software: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[ShardOffer, _Mapping]]] = ..., running: _Optional[int] = ...) -> None: ...
+    quarantined_in: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, site: _Optional[str] = ..., online: _Optional[bool] = ..., last_seen_at: _Optional[float] = ..., software: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[ShardOffer, _Mapping]]] = ..., running: _Optional[int] = ..., quarantined_in: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
@@ -668,16 +701,18 @@ class Roster(_message.Message):
     def __init__(self, sites: _Optional[_Iterable[_Union[RosterSite, _Mapping]]] = ...) -> None: ...
 
 class RosterSite(_message.Message):
-    __slots__ = ("site", "train_examples", "validation_examples", "signing_key")
+    __slots__ = ("site", "train_examples", "validation_examples", "releases", "signing_key")
     SITE_FIELD_NUMBER: _ClassVar[int]
     TRAIN_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    RELEASES_FIELD_NUMBER: _ClassVar[int]
     SIGNING_KEY_FIELD_NUMBER: _ClassVar[int]
     site: str
     train_examples: int
     validation_examples: int
+    releases: int
     signing_key: bytes
-    def __init__(self, site: _Optional[str] = ..., train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., signing_key: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, site: _Optional[str] = ..., train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., releases: _Optional[int] = ..., signing_key: _Optional[bytes] = ...) -> None: ...
 
 class Acknowledge(_message.Message):
     __slots__ = ("sequence",)

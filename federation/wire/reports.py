@@ -7,7 +7,7 @@ import re
 
 from federation.errors import InvalidNameError, MalformedMessageError
 from federation.names import Epoch, RoundNumber, SiteName, check_name
-from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord
+from federation.rounds.history import QuarantinedSite, RoundRecord, SiteOutcome, SiteRecord
 from federation.v1 import director_pb2
 from federation.wire.updates import metrics_from_proto, seconds_from_proto
 
@@ -38,6 +38,13 @@ def report_to_proto(record: RoundRecord) -> director_pb2.RoundReport:
         simulated_seconds=record.simulated_seconds,
         algorithm_scalars=record.algorithm_scalars,
         total_sites=record.total_sites,
+        rule_note=record.rule_note,
+        quarantined=[
+            director_pb2.QuarantinedSite(
+                site=row.site, since_round=row.since_round, releases=row.releases, reason=row.reason
+            )
+            for row in record.quarantined
+        ],
     )
 
 
@@ -49,7 +56,7 @@ def report_from_proto(message: director_pb2.RoundReport) -> RoundRecord:
     """
     if message.round < 1 or message.epoch < 1:
         raise MalformedMessageError(f"report of round {message.round}, epoch {message.epoch}; both count from 1")
-    if len(message.contributions) > MAX_SITES:
+    if len(message.contributions) > MAX_SITES or len(message.quarantined) > MAX_SITES:
         raise MalformedMessageError(f"{len(message.contributions)} contributions are more than {MAX_SITES}")
     if len(message.phase_seconds) > _MAX_PHASES or not all(_PHASE.fullmatch(phase) for phase in message.phase_seconds):
         raise MalformedMessageError("phase_seconds names what is no phase")
@@ -75,6 +82,21 @@ def report_from_proto(message: director_pb2.RoundReport) -> RoundRecord:
         simulated_seconds=seconds_from_proto(message.simulated_seconds, "simulated_seconds"),
         algorithm_scalars=metrics_from_proto(message.algorithm_scalars, "algorithm_scalars"),
         total_sites=message.total_sites,
+        rule_note=_bounded(message.rule_note, "rule_note"),
+        quarantined=tuple(map(_quarantined_from_proto, message.quarantined)),
+    )
+
+
+def _quarantined_from_proto(message: director_pb2.QuarantinedSite) -> QuarantinedSite:
+    try:
+        site = SiteName(check_name(message.site, "site name"))
+    except InvalidNameError as error:
+        raise MalformedMessageError(f"quarantine of {message.site[:80]!r}: {error}") from error
+    return QuarantinedSite(
+        site=site,
+        since_round=RoundNumber(message.since_round),
+        releases=message.releases,
+        reason=_bounded(message.reason, "reason of a quarantine"),
     )
 
 
@@ -97,6 +119,7 @@ def _site_to_proto(record: SiteRecord) -> director_pb2.Contribution:
         oracle_calls=record.oracle_calls,
         peak_memory=record.peak_memory,
         staleness=record.staleness,
+        scores=record.scores,
     )
 
 
@@ -106,15 +129,13 @@ def _site_from_proto(message: director_pb2.Contribution) -> SiteRecord:
         outcome = SiteOutcome(message.outcome)
     except (InvalidNameError, ValueError) as error:
         raise MalformedMessageError(f"contribution of {message.site[:80]!r}: {error}") from error
-    if len(message.reason) > MAX_REASON_CHARACTERS:
-        raise MalformedMessageError(f"reason of {len(message.reason)} characters, at most {MAX_REASON_CHARACTERS}")
     weight = _at_least_0(message.weight, "weight")
     if weight > 1 + 1e-9:
         raise MalformedMessageError(f"weight of {site} is {weight}, expected a share of 0 to 1")
     return SiteRecord(
         site=site,
         outcome=outcome,
-        reason=message.reason,
+        reason=_bounded(message.reason, "reason"),
         examples=message.examples,
         weight=weight,
         update_norm=_at_least_0(message.update_norm, "update_norm"),
@@ -129,7 +150,14 @@ def _site_from_proto(message: director_pb2.Contribution) -> SiteRecord:
         oracle_calls=message.oracle_calls,
         peak_memory=message.peak_memory,
         staleness=message.staleness,
+        scores=metrics_from_proto(message.scores, f"scores of {site}"),
     )
+
+
+def _bounded(text: str, what: str) -> str:
+    if len(text) > MAX_REASON_CHARACTERS:
+        raise MalformedMessageError(f"{what} of {len(text)} characters, at most {MAX_REASON_CHARACTERS}")
+    return text
 
 
 def _hex(text: str, what: str) -> str:

@@ -40,7 +40,11 @@ def brute_force(rows, aggregate, neighbours):
 
 
 @given(
-    st.integers(3, 40), st.integers(1, 700), st.integers(0, 3), st.sampled_from(["f4", "f8", "f2"]), st.integers(1, 300)
+    st.integers(3, 40),
+    st.integers(16, 700),
+    st.integers(0, 3),
+    st.sampled_from(["f4", "f8", "f2"]),
+    st.integers(1, 300),
 )
 def test_scores_are_those_of_brute_force_whatever_the_tiles(sites, elements, byzantine, dtype, tile) -> None:
     random = np.random.default_rng(sites * elements)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from federation.names import Epoch, RoundNumber, SiteName
-from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord, weighted_mean
+from federation.rounds.history import QuarantinedSite, RoundRecord, SiteOutcome, SiteRecord, weighted_mean
 
 RECORD = RoundRecord(
     round=RoundNumber(3),
@@ -17,12 +17,13 @@ RECORD = RoundRecord(
     seconds=1.5,
     phase_seconds={"collect": 1.0},
     sites=(
-        SiteRecord(site=SiteName("a"), outcome=SiteOutcome.COUNTED, examples=5, weight=1.0, metrics={"loss": 0.25}),
+        SiteRecord(site=SiteName("a"), outcome=SiteOutcome.COUNTED, examples=5, weight=1.0, scores={"krum": 1.5}),
         SiteRecord(site=SiteName("b"), outcome=SiteOutcome.REFUSED, reason="not_finite"),
     ),
     metrics={"loss": 0.25},
     model_digest="00" * 32,
     is_best=True,
+    quarantined=(QuarantinedSite(site=SiteName("c"), since_round=RoundNumber(2), reason="far"),),
 )
 
 

@@ -22,8 +22,8 @@ def record(number: int, **fields: Any) -> RoundRecord:
         SiteRecord(site=SiteName(name), outcome=outcome, oracle_calls=5, peak_memory=memory)
         for name, outcome, memory in (("a", SiteOutcome.COUNTED, 7), ("b", SiteOutcome.LOST, 9))
     )
-    values = {"metrics": {"loss": 0.5}, "bytes_up": 2, "bytes_down": 3, "model_digest": "", **fields}
-    return RoundRecord(round=RoundNumber(number), epoch=Epoch(1), started_at=0.0, seconds=1.5, sites=sites, **values)
+    values = {"metrics": {"loss": 0.5}, "bytes_up": 2, "bytes_down": 3, "model_digest": "", "sites": sites, **fields}
+    return RoundRecord(round=RoundNumber(number), epoch=Epoch(1), started_at=0.0, seconds=1.5, **values)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -63,3 +63,15 @@ def test_the_numbers_of_a_round_add_up_its_sites() -> None:
 def test_parameters_are_flat_and_plain() -> None:
     found = parameters_of({"spec": {"plan": {"best": {"metric": "loss"}, "sample": None, "rounds": 3}}, "sites": ["a"]})
     assert found == {"best.metric": "loss", "sample": "None", "rounds": 3, "sites": "['a']", "partition": "None"}
+
+
+def test_scores_are_a_column_per_site_and_of_many_sites_their_median_and_the_largest() -> None:
+    def scored(count: int) -> dict[str, float]:
+        rows = tuple(
+            SiteRecord(site=SiteName(f"s{index}"), outcome=SiteOutcome.COUNTED, scores={"distance": float(index)})
+            for index in range(count)
+        )
+        return {name: value for name, value in scalars_of(record(1, sites=rows)).items() if "distance" in name}
+
+    assert scored(2) == {"distance/s0": 0.0, "distance/s1": 1.0}
+    assert scored(41) == {"distance/median": 20.0, "distance/max": 40.0}

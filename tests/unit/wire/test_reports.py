@@ -9,7 +9,7 @@ import pytest
 
 from federation.errors import MalformedMessageError
 from federation.names import Epoch, RoundNumber, SiteName
-from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord
+from federation.rounds.history import QuarantinedSite, RoundRecord, SiteOutcome, SiteRecord
 from federation.v1 import director_pb2
 from federation.wire.reports import report_from_proto, report_to_proto
 
@@ -41,6 +41,7 @@ RECORD = RoundRecord(
             oracle_calls=640,
             peak_memory=1 << 33,
             staleness=2,
+            scores={"distance": 0.25, "cosine": -0.5, "krum": 1e300},
         ),
         SiteRecord(site=SiteName("beta"), outcome=SiteOutcome.FAILED, reason="ValueError"),
     ),
@@ -54,6 +55,8 @@ RECORD = RoundRecord(
     simulated_seconds=1.5,
     total_sites=7,
     algorithm_scalars={"eta": 0.5, "share": 0.25},
+    rule_note="the weighted mean",
+    quarantined=(QuarantinedSite(site=SiteName("gamma"), since_round=RoundNumber(2), releases=1, reason="krum"),),
 )
 
 

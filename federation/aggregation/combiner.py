@@ -37,6 +37,13 @@ class Aggregation:
         Raises:
             PlanError: one does not; the text says which, and how many it needs.
         """
+        trusted = self.rule.trusted_site
+        losing = [step.name for step in self.before if not step.keeps_sites]
+        if trusted is not None and losing:
+            raise PlanError(
+                f"rule {self.rule.name!r} trusts site {trusted!r}, whose vector is none of its own after "
+                f"pre_aggregation {losing[0]!r}: leave that out"
+            )
         count = updates
         for step in self.before:
             step.check(count, self.byzantine)

@@ -2,16 +2,16 @@
 
 1. Everything follows from one Gram matrix G_ij = ⟨v_i - c, v_j - c⟩ in float64, summed tile by tile in order. The
    centre c is the coordinate-wise median: between honest values whatever a minority sends. Centred on nothing, or on
-   one update, a huge vector or a common offset would cancel the distances of the honest ones away.
+   one update, a huge vector or a common offset would cancel the distances of the honest ones away. What the server
+   itself holds, and zero where a formula wants it, may be the centre too.
 2. Products are taken in blocks too small for the linear algebra below to split over threads of its own.
-3. Where elements are float64 they may square to infinity or to nothing: vectors are then measured in units of a power
-   of two near the median of their largest elements, found in a pass before, and cut off at 1e100 of those.
+3. Where elements are float64 they may square to infinity or to nothing: each v_i - c is then measured in a unit of its
+   own, a power of two near its largest element, found in a pass before.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,68 +22,98 @@ from federation.aggregation.sorting import median_row
 from federation.tensors import DType
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from federation.aggregation.columns import Scratch
     from federation.aggregation.tiles import Array, TileSource
 
 _BLOCK_ROWS, _BLOCK_COLUMNS = 32, 256
 """A product of 32 x 256 by 256 x 32: the largest that OpenBLAS leaves to the calling thread."""
 _FARTHEST = 1e100
+"""How much farther than usual a vector is taken to be at most: its square is finite, and nothing is near it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Inner products of centred vectors.
+    """Inner products of centred vectors, each in a unit of its own.
 
     Attributes:
-        gram: float64, (n, n), symmetric: ⟨v_i - c, v_j - c⟩ / unit².
-        unit: a power of two.
+        gram: float64, (n, n), symmetric: ⟨v_i - c, v_j - c⟩ / (u_i u_j).
+        units: u, float64, (n,): powers of two; all 1 where nothing can overflow.
     """
 
     gram: Array
-    unit: float = 1.0
+    units: Array
+
+    @property
+    def typical(self) -> float:
+        """The median of the units: what a minority cannot move out of the range of the others."""
+        return float(np.sort(self.units)[(len(self.units) - 1) // 2])
+
+    @property
+    def scales(self) -> Array:
+        """Return r_i = u_i / typical, capped."""
+        found: Array = np.minimum(self.units / self.typical, _FARTHEST)
+        return found
+
+    def products(self) -> Array:
+        """Return ⟨v_i - c, v_j - c⟩ / typical², float64, (n, n): vectors beyond the cap are taken to be at it."""
+        scales = self.scales
+        found: Array = self.gram * scales[:, None] * scales[None, :]
+        return found
 
     def squared_distances(self) -> Array:
-        """Return ‖v_i - v_j‖² / unit², float64, (n, n): 0 or more, exactly symmetric, 0 on the diagonal."""
-        squares = np.diagonal(self.gram)
-        found: Array = np.maximum(squares[:, None] + squares[None, :] - 2 * self.gram, 0.0)
+        """Return ‖v_i - v_j‖² / typical², float64, (n, n): 0 or more, exactly symmetric, 0 on the diagonal."""
+        products = self.products()
+        squares = np.diagonal(products)
+        found: Array = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
         np.fill_diagonal(found, 0.0)
         return found
 
-    def mixed(self, mixing: Array) -> Geometry:
-        """Return the geometry of Σ_j mixing_ij v_j, where each row of `mixing` sums to 1."""
-        return Geometry(mixing @ self.gram @ mixing.T, self.unit)
 
+def measure(source: TileSource, threads: int | None = None, *, centre: Array | None = None) -> Geometry:
+    """Return the geometry of a source.
 
-def measure(source: TileSource, threads: int | None = None) -> Geometry:
-    """Return the geometry of a source, centred on the coordinate-wise median.
+    Args:
+        source: v_1 to v_n.
+        threads: most threads; None: one per core.
+        centre: c = Σ_j centre_j v_j, float64, (n,), of vectors that are not hostile; None: the coordinate-wise median.
 
     Raises:
         ValueError: there is no site.
     """
-    unit = _unit(source, threads)
     sites = len(source.sites)
+    centred = functools.partial(_centred, centre=centre)
+    units = np.ones(sites)
+    if _may_overflow(source):
+        units = _units(source, lambda rows, scratch: _largest_elements(centred(rows, scratch)), threads)
     gram = np.zeros((sites, sites))
-    for part in gather_columns(source, functools.partial(_centred_gram, unit=unit), threads):
+
+    def products_of(rows: Array, scratch: Scratch) -> Array:
+        wide = centred(rows, scratch)
+        if _may_overflow(source):
+            np.clip(np.divide(wide, units[:, None], out=wide), -2.0, 2.0, out=wide)
+        return products(wide, wide, np.zeros((sites, sites)))
+
+    for part in gather_columns(source, products_of, threads):
         gram += part
-    return Geometry(gram, unit)
+    return Geometry(gram, units)
 
 
-def norms(source: TileSource, threads: int | None = None) -> list[float]:
-    """Return ‖v_i‖ of every vector, float64; largest and smallest elements may be of any size.
+def norms(source: TileSource, threads: int | None = None) -> tuple[Array, float]:
+    """Return ‖v_i‖ / u of every vector, float64, and u, a power of two: the norms themselves may be beyond any number.
 
     Raises:
         ValueError: there is no site.
     """
     units = np.ones(len(source.sites))
     if _may_overflow(source):
-        largest = np.zeros(len(source.sites))
-        for part in gather_columns(source, _largest_elements, threads):
-            np.maximum(largest, part, out=largest)
-        units = np.ldexp(1.0, np.frexp(np.where(largest > 0, largest, 1.0))[1] - 1)
+        units = _units(source, lambda rows, _: _largest_elements(rows), threads)
     squares = np.zeros(len(source.sites))
     for part in gather_columns(source, functools.partial(_squares, units=units), threads):
         squares += part
-    return [float(norm) for norm in np.sqrt(squares) * units]
+    geometry = Geometry(np.diag(squares), units)
+    return np.sqrt(squares) * geometry.scales, geometry.typical
 
 
 def products(left: Array, right: Array, out: Array) -> Array:
@@ -104,28 +134,21 @@ def _squares(rows: Array, scratch: Scratch, *, units: Array) -> Array:
     return found
 
 
-def _largest_elements(rows: Array, _: Scratch) -> Array:
+def _largest_elements(rows: Array) -> Array:
     found: Array = np.maximum(rows.max(axis=1, initial=0.0), -rows.min(axis=1, initial=0.0))
     return found
 
 
-def _centre(rows: Array, scratch: Scratch) -> Array:
-    """Return rows minus their coordinate-wise median, float64."""
-    median = median_row(rows, scratch, scratch.array("centre", rows.shape[1:]))
-    return np.subtract(rows, median, out=scratch.array("centred", rows.shape))
-
-
-def _centred_gram(rows: Array, scratch: Scratch, *, unit: float) -> Array:
-    centred = _centre(rows, scratch)
-    if unit != 1.0:
-        np.divide(centred, unit, out=centred)
-    if rows.dtype == np.float64:
-        np.clip(centred, -_FARTHEST, _FARTHEST, out=centred)
-    return products(centred, centred, np.zeros((rows.shape[0], rows.shape[0])))
-
-
-def _largest_centred(rows: Array, scratch: Scratch) -> Array:
-    return _largest_elements(_centre(rows, scratch), scratch)
+def _centred(rows: Array, scratch: Scratch, *, centre: Array | None) -> Array:
+    """Return rows minus their centre, float64."""
+    place = scratch.array("centre", rows.shape[1:])
+    out = scratch.array("centred", rows.shape)
+    if centre is None:
+        return np.subtract(rows, median_row(rows, scratch, place), out=out)
+    place[...] = 0.0
+    for index in np.flatnonzero(centre):
+        np.add(place, np.multiply(rows[index], centre[index], out=out[0], dtype=np.float64), out=place)
+    return np.subtract(rows, place, out=out)
 
 
 def _may_overflow(source: TileSource) -> bool:
@@ -133,16 +156,14 @@ def _may_overflow(source: TileSource) -> bool:
     return any(tile.dtype is DType.FLOAT64 for tile in source.tiles)
 
 
-def _unit(source: TileSource, threads: int | None) -> float:
-    if not _may_overflow(source):
-        return 1.0
+def _units(source: TileSource, work: Callable[[Array, Scratch], Array], threads: int | None) -> Array:
+    """Return the largest power of two in each row's largest element; the typical one for rows without any."""
     largest = np.zeros(len(source.sites))
-    for part in gather_columns(source, _largest_centred, threads):
+    for part in gather_columns(source, work, threads):
         np.maximum(largest, part, out=largest)
-    typical = float(np.median(largest))
-    if typical <= 0:
-        typical = float(min((value for value in largest if value > 0), default=1.0))
-    if not math.isfinite(typical):
-        return 1.0
-    # A number just below the largest float64 would round up to a power of two that is infinite.
-    return math.ldexp(1.0, math.frexp(typical)[1] - 1)
+    # The difference of two numbers may be beyond float64; what is infinitely far is as far as can be.
+    largest = np.minimum(largest, np.finfo(np.float64).max)
+    if not largest.any():
+        return np.ones(len(source.sites))
+    units: Array = np.ldexp(1.0, np.frexp(np.where(largest > 0, largest, np.median(largest[largest > 0])))[1] - 1)
+    return units

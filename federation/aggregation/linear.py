@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from federation.aggregation.columns import map_columns
-from federation.aggregation.mixing import unmixed
+from federation.aggregation.mixing import MixedTiles, unmixed
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -62,6 +62,16 @@ def weighted_sum(
     else:
         yield from _nothing(base)
     return {site: float(factor) for site, factor in zip(base.sites, each, strict=True)}
+
+
+def only(source: TileSource, chosen: Sequence[int]) -> TileSource:
+    """Return some vectors of a source, mixed or not."""
+    if isinstance(source, MixedTiles):
+        rows = np.zeros((len(chosen), len(source.sites)))
+        rows[range(len(chosen)), list(chosen)] = 1.0
+        names = [source.sites[index] for index in chosen]
+        return MixedTiles(source, rows, names, [source.weights[index] for index in chosen])
+    return ChosenTiles(source, chosen)
 
 
 def mean_coefficients(count: int, chosen: Sequence[int]) -> Array:

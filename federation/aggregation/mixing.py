@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from federation.names import SiteName
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from federation.aggregation.rule import StateReader
     from federation.aggregation.tiles import Array, Tile, TileSource
-    from federation.names import SiteName
 
 _BLOCK_ROWS, _BLOCK_COLUMNS = 32, 256
 """A product of 32 x 32 by 32 x 256: none larger, lest OpenBLAS split it over threads of its own."""
@@ -74,6 +76,40 @@ class MixedTiles:
                     left = self.mixing[i : i + _BLOCK_ROWS, j : j + _BLOCK_ROWS]
                     out[i : i + _BLOCK_ROWS, columns] += left @ right
         return out
+
+
+KEPT = SiteName("(kept)")
+"""Name of the vector that a rule kept, where it stands last in a source: no site can have it."""
+
+
+class _Extended:
+    """A source with one more vector. Implements `TileSource`."""
+
+    def __init__(self, source: TileSource, last: StateReader | None) -> None:
+        self.sites = [*source.sites, KEPT]
+        self.weights = [*source.weights, 0.0]
+        self.tiles = source.tiles
+        self._source = source
+        self._last = last
+
+    def read(self, site: int, tile: Tile, out: Array) -> None:
+        if site < len(self._source.sites):
+            self._source.read(site, tile, out)
+        elif self._last is None:
+            out[...] = 0
+        else:
+            self._last.read(tile, out)
+
+
+def with_state(source: TileSource, state: StateReader | None) -> TileSource:
+    """Return a source, mixed or not, that has a vector kept by the rule as its last; None stands for zero."""
+    if not isinstance(source, MixedTiles):
+        return _Extended(source, state)
+    vectors, sites = source.mixing.shape
+    mixing = np.zeros((vectors + 1, sites + 1))
+    mixing[:vectors, :sites] = source.mixing
+    mixing[vectors, sites] = 1.0
+    return MixedTiles(_Extended(source.source, state), mixing, [*source.sites, KEPT], [*source.weights, 0.0])
 
 
 def unmixed(source: TileSource, coefficients: Array) -> tuple[TileSource, Array]:

@@ -18,11 +18,20 @@ from federation.aggregation.before.arc import Arc
 from federation.aggregation.before.bucketing import Bucketing
 from federation.aggregation.before.clipping import Clipping
 from federation.aggregation.before.nnm import Nnm
+from federation.aggregation.bulyan import Bulyan
+from federation.aggregation.caf import Caf
+from federation.aggregation.centered_clipping import CenteredClipping
 from federation.aggregation.combiner import Aggregation
+from federation.aggregation.fltrust import FlTrust
+from federation.aggregation.geometric_median import GeometricMedian
 from federation.aggregation.krum import Krum, MultiKrum
+from federation.aggregation.mda import Mda
+from federation.aggregation.meamed import MeaMed
 from federation.aggregation.mean import WeightedMean
 from federation.aggregation.median import Median
+from federation.aggregation.monna import Monna
 from federation.aggregation.rule import AggregationRule
+from federation.aggregation.smea import Smea
 from federation.aggregation.trimmed_mean import TrimmedMean
 from federation.errors import ConfigurationError, PlanError
 
@@ -35,7 +44,23 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "federation.aggregation_rules"
 
 RULES: dict[str, type[AggregationRule]] = {
-    rule.name: rule for rule in (WeightedMean, Median, TrimmedMean, Krum, MultiKrum)
+    rule.name: rule
+    for rule in (
+        WeightedMean,
+        Median,
+        TrimmedMean,
+        MeaMed,
+        Krum,
+        MultiKrum,
+        Bulyan,
+        GeometricMedian,
+        CenteredClipping,
+        Mda,
+        Monna,
+        Smea,
+        Caf,
+        FlTrust,
+    )
 }
 """Every built-in rule by name, in the order of the documentation."""
 

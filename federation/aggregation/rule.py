@@ -52,7 +52,7 @@ class StateReader(Protocol):
     """A vector that a rule kept from the round before, with the layout of the parameters."""
 
     def read(self, tile: Tile, out: Array) -> None:
-        """Fill `out`, float64, with the elements of a tile."""
+        """Fill `out`, of the tile's dtype, with its elements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class RuleContext:
     Attributes:
         byzantine: f, hostile sites to be stood.
         random: returns the round's random stream for a purpose; equal purposes, equal streams.
-        state: the rule's vectors of the round before, by name.
+        state: the rule's vectors of the round before, by name; one that is not there is zero.
         threads: most threads to compute with; None: one per core. The result does not depend on it.
     """
 
@@ -96,7 +96,6 @@ class AggregationRule(BaseModel, ABC):
         source: paper, and place in it.
         condition: on n vectors of which f are hostile, as written in messages and documentation.
         needs_byzantine: whether it must be told f: without it, it would be the mean or nearly.
-        state: vectors it keeps between rounds, each with the layout of the parameters and zero at first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -106,7 +105,6 @@ class AggregationRule(BaseModel, ABC):
     source: ClassVar[str]
     condition: ClassVar[str] = "1 ≤ n"
     needs_byzantine: ClassVar[bool] = False
-    state: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **options: Any) -> None:
         """Validate the options.
@@ -118,6 +116,16 @@ class AggregationRule(BaseModel, ABC):
             super().__init__(**options)
         except ValidationError as error:
             raise PlanError(_explain(type(self), error)) from error
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """Vectors it keeps between rounds, each with the layout of the parameters and zero at first."""
+        return ()
+
+    @property
+    def trusted_site(self) -> SiteName | None:
+        """The site without whose update it cannot combine; None for most rules."""
+        return None
 
     def options(self) -> dict[str, OptionValue]:
         """Return the options as ``plan.rule_options`` holds them; those that are None are left out."""
@@ -164,6 +172,20 @@ class AggregationRule(BaseModel, ABC):
     @abstractmethod
     def _combine(self, source: TileSource, context: RuleContext) -> Generator[tuple[Tile, Array], None, RuleReport]:
         """Do what `combine` says, for sites that are enough."""
+
+    def place_of_trusted(self, source: TileSource) -> int:
+        """Return the index of the trusted site.
+
+        Raises:
+            PlanError: it is not in this round.
+        """
+        trusted = self.trusted_site
+        if trusted is None or trusted not in source.sites:
+            raise PlanError(
+                f"rule {self.name!r} trusts site {trusted!r}, whose update is not among the "
+                f"{len(source.sites)} of this round: it is not aggregated"
+            )
+        return list(source.sites).index(trusted)
 
     def advance(self, state: Mapping[str, Array], aggregate: Array) -> dict[str, Array]:
         """Return the next elements of each vector of `state`, given the present ones and the aggregate, all float64."""

@@ -102,6 +102,32 @@ def mean_of(rows: Sequence[Array], scratch: Scratch, out: Array) -> Array:
     return np.divide(out, len(rows), out=out)
 
 
+def mean_of_nearest(ordered: Sequence[Array], keep: int, scratch: Scratch, out: Array) -> Array:
+    """Fill `out`, float64, with the mean of the `keep` values nearest to the median of each column.
+
+    Of two that are equally far the smaller one counts. What is kept is a window of the sorted values: it moves up by
+    one for each place at which the value it would lose is farther from the median than the one it would gain.
+
+    Args:
+        ordered: sorted rows, float64.
+        keep: how many, 1 to all.
+        scratch: for masks.
+        out: overwritten.
+    """
+    count = len(ordered)
+    median = middle_of(ordered[(count - 1) // 2], ordered[count // 2], scratch.array("median", out.shape))
+    moves = [median - ordered[place] > ordered[place + keep] - median for place in range(count - keep)]
+    out[...] = 0.0
+    for place, row in enumerate(ordered):
+        # Kept unless the window moved past it, or never came up to it.
+        mask = None if place >= len(moves) else ~moves[place]
+        if place >= keep:
+            mask = moves[place - keep] if mask is None else mask & moves[place - keep]
+        share = np.divide(row, keep, out=scratch.array("share", out.shape))
+        np.add(out, share, out=out, where=True if mask is None else mask)
+    return out
+
+
 @functools.lru_cache(maxsize=64)
 def _batcher(rows: int) -> tuple[tuple[int, int], ...]:
     """Return all comparators for any number of rows: those of the next power of two that touch only rows there are."""

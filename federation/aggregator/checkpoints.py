@@ -2,9 +2,9 @@
 
 Files, in ``checkpoints/``: ``base`` (tensors with role LOCAL, never changed), ``model`` (what is federated), ``best``
 (a hard link to the model it was), and, where they apply, ``master`` (float32 of half-precision parameters),
-``optimizer`` (aggregated optimizer state), ``held`` (what sites hold, where the plan compresses what the server sends),
-and ``method-…`` for each vector of the method's state. Each says in its
-metadata which round it is of, and with how many sites N the method then counted. Rules:
+``optimizer`` (aggregated optimizer state), ``held`` (what sites hold, where the plan compresses what the server
+sends), and ``method-…`` and ``rule-…`` for each vector of the state of method and rule. Each says in its metadata
+which round it is of, and with how many sites N the method then counted. Rules:
 
 1. A candidate is committed file by file, then the journal line is written. A process killed in between leaves files of
    a round that no line names; the superseded ones are still there as spares, and are put back at the next start.
@@ -36,6 +36,7 @@ from federation.storage.checkpoints import ModelFile, ModelWriter, read_header
 from federation.storage.combination import SiteUpdate
 from federation.storage.disk import sync_folder, translated
 from federation.storage.method_combination import combine_round, read_scalars, write_slot
+from federation.storage.rule_state import state_name as rule_state_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -151,6 +152,8 @@ class Checkpoints:
             previous = int(model.metadata.get(_SITES, "0"))
             round_ = self._server_round(round_number, ordered, previous, connected)
             slots = {name: stack.enter_context(slot) for name, slot in self.open_slots().items()}
+            kept = self._aggregation.rule.state
+            rule_state = {name: stack.enter_context(ModelFile.open(self._path(rule_state_name(name)))) for name in kept}
             master = stack.enter_context(ModelFile.open(self._path(_MASTER))) if self._needs_master else None
             bases = {row.site: stack.enter_context(ModelFile.open(row.base)) for row in ordered if row.base}
             with contextlib.ExitStack() as candidate:
@@ -169,6 +172,8 @@ class Checkpoints:
                     previous_total=previous,
                     master=master,
                     master_writer=writers.get(_MASTER),
+                    rule_state=rule_state,
+                    rule_writers={name: writers[rule_state_name(name)] for name in kept},
                 )
                 optimizer_digest = self._combine_optimizer(writers.get(OPTIMIZER), ordered, combined.weights)
                 step = self._make_step(round_number, writers)
@@ -286,11 +291,12 @@ class Checkpoints:
                 combination.write_master(writer, model)
                 writer.commit()
         server = self.algorithm.server()
-        for slot in self.algorithm.slots:
-            if self._is_missing(slot_file(slot)):
-                path = self._path(slot_file(slot))
-                with ModelWriter(path, self.schema.parameters, metadata=metadata) as writer:
-                    write_slot(writer, server.initial(slot))
+        vectors = {slot_file(slot): server.initial(slot) for slot in self.algorithm.slots}
+        vectors.update(dict.fromkeys(map(rule_state_name, self._aggregation.rule.state), 0.0))
+        for name, initial in vectors.items():
+            if self._is_missing(name):
+                with ModelWriter(self._path(name), self.schema.parameters, metadata=metadata) as writer:
+                    write_slot(writer, initial)
                     writer.commit()
 
     def _is_missing(self, name: str) -> bool:
@@ -314,7 +320,8 @@ class Checkpoints:
         master = [_MASTER] if self._needs_master else []
         optimizer = [OPTIMIZER] if self.optimizer_schema.nbytes else []
         held = [HELD] if self.downlink != "identity" else []
-        return [MODEL, *master, *optimizer, *held, *map(slot_file, self.algorithm.slots)]
+        kept = map(rule_state_name, self._aggregation.rule.state)
+        return [MODEL, *master, *optimizer, *held, *map(slot_file, self.algorithm.slots), *kept]
 
     def _schema_of(self, name: str) -> TensorSchema:
         if name == _MASTER:

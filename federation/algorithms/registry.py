@@ -154,7 +154,7 @@ def check(spec: ExperimentSpec, own: Algorithm | None = None) -> None:
     check_max_share(plan, is_asynchronous=algorithm.mode == "buffer")
     _check_dtypes(spec, algorithm)
     _check_compression(plan, algorithm)
-    _check_rule(plan, algorithm)
+    _check_rule(spec, algorithm)
     if algorithm.sets_server_step and (plan.server_learning_rate != 1 or plan.server_schedule != "constant"):
         raise PlanError(
             f"algorithm {name!r} sets the server's step itself: leave server_learning_rate at 1 and server_schedule "
@@ -163,8 +163,9 @@ def check(spec: ExperimentSpec, own: Algorithm | None = None) -> None:
     algorithm.check(spec)
 
 
-def _check_rule(plan: Plan, algorithm: Algorithm) -> None:
+def _check_rule(spec: ExperimentSpec, algorithm: Algorithm) -> None:
     """Refuse a rule that the method breaks, or that the plan's rounds are too small for."""
+    plan = spec.plan
     is_plain = plan.rule == "mean" and not plan.pre_aggregation
     if algorithm.only_mean and not is_plain:
         raise PlanError(
@@ -178,18 +179,24 @@ def _check_rule(plan: Plan, algorithm: Algorithm) -> None:
         if is_asynchronous
         else "raise quorum (or, without one, minimum_sites and sample), or lower byzantine"
     )
-    rules.check(plan, fewest_updates(plan, is_asynchronous=is_asynchronous), advice)
+    aggregation = rules.check(plan, fewest_updates(plan, is_asynchronous=is_asynchronous), advice)
+    if aggregation.rule.state:
+        _refuse_half_precision(spec, f"rule {plan.rule!r}", "another rule")
 
 
 def _check_dtypes(spec: ExperimentSpec, algorithm: Algorithm) -> None:
     """Refuse half-precision parameters where state and differences would be rounded to them."""
     if not (algorithm.slots or algorithm.vectors or algorithm.site_state):
         return
+    _refuse_half_precision(spec, f"algorithm {algorithm.name!r}", "fedavg")
+
+
+def _refuse_half_precision(spec: ExperimentSpec, who: str, instead: str) -> None:
     for tensor in spec.schema_.parameters:
         if tensor.dtype in (DType.FLOAT16, DType.BFLOAT16):
             raise PlanError(
-                f"algorithm {algorithm.name!r} keeps a vector per parameter and needs float32 or float64; "
-                f"tensor {tensor.name!r} is {tensor.dtype.value}: widen it or use fedavg"
+                f"{who} keeps a vector per parameter and needs float32 or float64; tensor {tensor.name!r} is "
+                f"{tensor.dtype.value}: widen it or use {instead}"
             )
 
 

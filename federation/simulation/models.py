@@ -24,6 +24,7 @@ from federation.storage import combination
 from federation.storage.encoded import IDENTITY, RoleOf
 from federation.storage.memory import MemoryBytes, MemoryModel, MemoryWriter
 from federation.storage.method_combination import combine_round, combiner_of, read_scalars, write_slot
+from federation.storage.rule_state import state_name
 from federation.storage.steps import apply_step, write_step
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack
 from federation.training.exchange import MODEL, OPTIMIZER, SCALARS
@@ -117,6 +118,11 @@ class Models:
         return tuple(PayloadName(name) for name in self._algorithm.slots)
 
     @property
+    def rule_state(self) -> dict[str, PayloadName]:
+        """What the rule's vectors are called here, by their own name."""
+        return {name: PayloadName(state_name(name)) for name in self._aggregation.rule.state}
+
+    @property
     def next_generation(self) -> int:
         """The generation a candidate is written into, and evaluated from."""
         return (self.generation + 1) % GENERATIONS
@@ -130,7 +136,8 @@ class Models:
         """Return everything a checkpoint needs, the model first."""
         optimizer = (OPTIMIZER,) if self.has_optimizer else ()
         held = (HELD,) if MODEL in self._own else ()
-        return (MODEL, *optimizer, *held, *self.slots, *((_MASTER,) if _MASTER in self._own else ()))
+        master = (_MASTER,) if _MASTER in self._own else ()
+        return (MODEL, *optimizer, *held, *self.slots, *self.rule_state.values(), *master)
 
     def schema_of(self, name: PayloadName) -> TensorSchema:
         """Return the layout of one of `names`."""
@@ -197,6 +204,8 @@ class Models:
             previous_total=self.total,
             master=self.model(_MASTER) if has_master else None,
             master_writer=self._writer(_MASTER) if has_master else None,
+            rule_state={own: self.model(name) for own, name in self.rule_state.items()},
+            rule_writers={own: self._writer(name) for own, name in self.rule_state.items()},
         )
         weights = combined.weights or tuple(self._algorithm.server().weights(server_round)["delta"])
         if OPTIMIZER in self._uploads:
@@ -247,10 +256,21 @@ class Models:
             site: np.asarray(deltas[site], dtype="<f8").tobytes() for site in sites
         }
         tiles = ArrayTiles(schema, buffers, dict(zip(sites, weights, strict=True)))
+        state = {own: self._widened(name) for own, name in self.rule_state.items()}
+        combiner = combiner_of(self._aggregation, server_round, state)
         result = np.empty(size, dtype=np.float64)
-        for tile, values in combiner_of(self._aggregation, server_round).combine(tiles):
+        for tile, values in combiner.combine(tiles):
             result[tile.offset // 8 : tile.offset // 8 + tile.elements] = values
         return result
+
+    def _widened(self, name: PayloadName) -> Payload:
+        """Return one of the rule's vectors as float64, laid out like the changes that `outcome` is given."""
+        memory = self._memory(name, self.generation)
+        parts = [
+            np.frombuffer(memory[each.offset : each.offset + each.nbytes], dtype=each.dtype.numpy).astype("<f8")
+            for each in self._schema.parameters.segments
+        ]
+        return Payload(memoryview(np.concatenate(parts).tobytes()))
 
     def commit(self) -> None:
         """Let the candidate be the model that sites train from."""
@@ -285,6 +305,7 @@ class Models:
 
     def _make_own(self) -> dict[PayloadName, tuple[TensorSchema, list[bytearray]]]:
         layouts = {name: self._schema.parameters for name in self.slots if name not in self._arena.layout.broadcast}
+        layouts.update(dict.fromkeys(self.rule_state.values(), self._schema.parameters))
         if combination.needs_master(self._schema.federated):
             layouts[_MASTER] = combination.master_schema(self._schema.federated)
         if self._spec.plan.downlink != IDENTITY:
@@ -299,6 +320,8 @@ class Models:
         server = self._algorithm.server()
         for name in self.slots:
             write_slot(self._writer(name, 0), server.initial(name))
+        for name in self.rule_state.values():
+            write_slot(self._writer(name, 0), 0.0)
         if _MASTER in self._own:
             combination.write_master(self._writer(_MASTER, 0), self.model())
 

@@ -24,6 +24,7 @@ from federation.aggregation.mean import WeightedMean
 from federation.aggregation.tiles import TILE_ELEMENTS, Array, Tile, tiles_of
 from federation.names import PayloadName
 from federation.storage.rounding import HALF, Parameters, Rounder
+from federation.storage.rule_state import KeepingCombiner
 from federation.storage.tile_streams import PayloadTiles, TileStream, cut, runs, split
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec
 
@@ -164,7 +165,7 @@ def combine_model(
         master_writer=master_writer,
         tile_elements=tile_elements,
     )
-    report = rule.report if isinstance(rule, Combiner) else None
+    report = rule.report if isinstance(rule, Combiner | KeepingCombiner) else None
     return Combined(
         digest=writer.finish(),
         update_norm=math.sqrt(squares),

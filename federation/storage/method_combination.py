@@ -40,6 +40,7 @@ from federation.storage.combination import (
 )
 from federation.storage.encoded import IDENTITY, decoded, rebased
 from federation.storage.rounding import Rounder
+from federation.storage.rule_state import KeepingCombiner, StoredVector
 from federation.storage.scoring import Scoring
 from federation.storage.tile_streams import TileStream
 
@@ -72,6 +73,8 @@ def combine_round(
     previous_total: int = 0,
     master: ModelSource | None = None,
     master_writer: ModelSink | None = None,
+    rule_state: Mapping[str, ModelSource] | None = None,
+    rule_writers: Mapping[str, ModelSink] | None = None,
 ) -> Combined:
     """Write the candidate for the next model and the next slots. Blocks; call it in a thread.
 
@@ -89,6 +92,8 @@ def combine_round(
         previous_total: N of the round before; 0 before the first.
         master: float32 master of half-precision parameters.
         master_writer: for the next master; finished here.
+        rule_state: the rule's vectors of the round before, each with the schema of the parameters.
+        rule_writers: for the next ones; finished here.
 
     Raises:
         ValueError: no update has a weight above 0, a payload is missing or not well-formed, or sites differ.
@@ -107,7 +112,8 @@ def combine_round(
         round = replace(round, sites=_with_norms(round, opened, model.schema.parameters))
     round = replace(round, damping=_damping(spec))
     weights = server.weights(round)
-    rule = combiner_of(aggregation, round)
+    combiner = combiner_of(aggregation, round, rule_state or {})
+    rule = KeepingCombiner(combiner, aggregation.rule, rule_state or {}, rule_writers or {})
     delta_weights = weights[DELTA]
     is_plain = spec.plan.compression == IDENTITY and not algorithm.needs_base
     scoring = Scoring(byzantine=spec.plan.byzantine, is_shared=is_plain)
@@ -116,7 +122,7 @@ def combine_round(
             SiteUpdate(site=update.site, payloads=update.payloads, weight=weight)
             for update, weight in zip(opened, delta_weights, strict=True)
         ]
-        return combine_model(
+        combined = combine_model(
             model=model,
             writer=writer,
             rule=rule,
@@ -125,6 +131,8 @@ def combine_round(
             master_writer=master_writer,
             scoring=scoring,
         )
+        _finish(rule_writers)
+        return combined
     changes = _changes(algorithm, weights, rule, opened, model.schema.parameters, scoring)
     scalars = server.begin(round)
     step = _MethodStep(server, scalars, slots, slot_writers, _rescaling(algorithm, previous_total, round.total))
@@ -138,6 +146,7 @@ def combine_round(
         master_writer=master_writer,
         tile_elements=TILE_ELEMENTS,
     )
+    _finish(rule_writers)
     return Combined(
         digest=writer.finish(),
         update_norm=math.sqrt(squares),
@@ -145,14 +154,20 @@ def combine_round(
         scores=scoring.finish(rule.report),
         slot_digests=step.finish(),
         scalars={name: value for name, value in scalars.items() if math.isfinite(value)},
-        report=rule.report,
+        report=combiner.report,
     )
 
 
-def combiner_of(aggregation: Aggregation, round: ServerRound) -> Combiner:
+def _finish(writers: Mapping[str, ModelSink] | None) -> None:
+    for writer in (writers or {}).values():
+        writer.finish()
+
+
+def combiner_of(aggregation: Aggregation, round: ServerRound, state: Mapping[str, Readable]) -> Combiner:
     """Return what combines ``delta`` in a round: rule and pre-aggregations of the plan, with the round's randomness."""
     seed, number = round.plan.seed, round.number
-    return aggregation.for_round(lambda purpose: randomness.stream(seed, number, "", purpose))
+    vectors = {name: StoredVector(stored) for name, stored in state.items()}
+    return aggregation.for_round(lambda purpose: randomness.stream(seed, number, "", purpose), vectors)
 
 
 def write_slot(writer: ModelSink, value: float) -> Digest:

@@ -33,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "downlink-wide": {"downlink": "qsgd:16", "sample": 2, "rounds": 5, "evaluate_every": 3},
     # Asynchronous, but all sites are in every step, so that the order of their arrival makes no difference.
     "fedbuff": {"algorithm": "fedbuff", "options": {"k": 3}},
+    "clipping": {"rule": "centered_clipping", "byzantine": 1, "pre_aggregation": ("arc", "nnm")},
 }
 WIDTHS = {"downlink-wide": 1000}
 """Of the hidden layer: 300 KB are more than travel inside a task."""

@@ -30,7 +30,7 @@ class Arc(PreAggregation):
 
     def wrap(self, source: TileSource, context: RuleContext) -> MixedTiles:
         """Return the clipped vectors."""
-        found = norms(source, context.threads)
+        found, _ = norms(source, context.threads)
         count = len(found)
         clipped = 2 * context.byzantine * (count - context.byzantine) // count
         radius = sorted(found, reverse=True)[clipped]

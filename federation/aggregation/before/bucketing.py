@@ -32,6 +32,7 @@ class Bucketing(PreAggregation):
     name: ClassVar[str] = "bucketing"
     title: ClassVar[str] = "Bucketing"
     source: ClassVar[str] = "arXiv:2006.09365, algorithm 1"
+    keeps_sites: ClassVar[bool] = False
 
     size: int = Field(default=2, ge=2, le=10_000)
 

@@ -36,6 +36,6 @@ class Clipping(PreAggregation):
 
     def wrap(self, source: TileSource, context: RuleContext) -> MixedTiles:
         """Return the clipped vectors."""
-        found = norms(source, context.threads)
-        factors = [min(1.0, self.radius / norm) if norm > 0 else 1.0 for norm in found]
-        return MixedTiles(source, np.diag(factors))
+        found, unit = norms(source, context.threads)
+        factors = np.divide(self.radius / unit, found, out=np.ones(len(found)), where=found > 0)
+        return MixedTiles(source, np.diag(np.minimum(1.0, factors)))

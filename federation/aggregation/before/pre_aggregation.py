@@ -27,6 +27,7 @@ class PreAggregation(BaseModel, ABC):
         title: as its authors write it.
         source: paper, and place in it.
         needs_byzantine: whether it must be told f.
+        keeps_sites: whether each vector that comes out is still some site's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -35,6 +36,7 @@ class PreAggregation(BaseModel, ABC):
     title: ClassVar[str]
     source: ClassVar[str]
     needs_byzantine: ClassVar[bool] = False
+    keeps_sites: ClassVar[bool] = True
 
     def vectors(self, count: int) -> int:
         """Return how many vectors come out of `count`."""

@@ -260,3 +260,61 @@ def test_sites_the_method_counts_with_never_become_fewer(adam):
     first.commit()
     assert first.total_sites == 7
     assert step(checkpoints, 2).total_sites == 7
+
+
+@pytest.fixture
+def clipping(tmp_path):
+    plan = Plan(rule="centered_clipping", rule_options={"tau": 1.0})
+    spec = ExperimentSpec(name="x", shard="s", plan=plan, tensors=tensor_rows(FULL), metrics=("loss",))
+    write_model(tmp_path / "initial.safetensors", FULL, {"weight": np.zeros(4, dtype=np.float32)})
+    return lambda: Checkpoints(tmp_path, ExperimentId("x-00000001"), spec)
+
+
+def kept(tmp_path):
+    return float(read_model(tmp_path / "checkpoints" / "rule-v.safetensors")[1]["weight"][0])
+
+
+def test_what_a_rule_keeps_goes_on_from_round_to_round(clipping, tmp_path):
+    checkpoints = clipping()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    assert kept(tmp_path) == 0.0
+    for number, expected in ((1, 0.5), (2, 1.0), (3, 1.5)):
+        # A change of norm 20 pulls by no more than tau = 1, half of it in each of four coordinates.
+        candidate = step(checkpoints, number, 10.0)
+        assert candidate.report.weights == {"a": pytest.approx(1 / (20 - number + 1))}
+        candidate.commit()
+        assert kept(tmp_path) == expected
+        checkpoints = clipping()
+        checkpoints.prepare(RoundNumber(number), RoundNumber(0))
+
+
+@pytest.mark.parametrize("files", [0, 1, 2])
+def test_a_kill_at_each_step_of_a_commit_leaves_what_a_rule_keeps_of_the_models_round(clipping, tmp_path, files):
+    checkpoints = clipping()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    step(checkpoints, 1, 10.0).commit()
+    half = step(checkpoints, 2, 10.0)
+    writers = list(half._writers.values())
+    for writer in writers[:files]:
+        writer.commit()
+    for writer in writers[files:]:
+        os.close(writer._descriptor)
+        writer._descriptor = -1
+    again = clipping()
+    again.prepare(RoundNumber(1), RoundNumber(0))
+    assert kept(tmp_path) == 0.5
+    candidate = step(again, 2, 10.0)
+    assert candidate.digest == half.digest
+    candidate.commit()
+    assert kept(tmp_path) == 1.0
+
+
+def test_a_round_with_too_few_updates_for_its_rule_is_not_aggregated(tmp_path):
+    plan = Plan(rule="krum", byzantine=1, quorum=5, sites=5)
+    spec = ExperimentSpec(name="x", shard="s", plan=plan, tensors=tensor_rows(FULL), metrics=("loss",))
+    write_model(tmp_path / "initial.safetensors", FULL, {"weight": np.zeros(4, dtype=np.float32)})
+    checkpoints = Checkpoints(tmp_path, ExperimentId("x-00000001"), spec)
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    with pytest.raises(PlanError, match="it needs 5 updates or more and has 1"):
+        step(checkpoints, 1)
+    assert not list((tmp_path / "checkpoints").glob(".*"))

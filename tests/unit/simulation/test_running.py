@@ -186,6 +186,20 @@ def test_a_stopped_run_goes_on_with_the_same_running_median(make: Make, tmp_path
     assert resumed.records[2].sites[2].outcome is SiteOutcome.REFUSED
 
 
+def test_a_stopped_run_goes_on_with_what_its_rule_kept(make: Make, tmp_path: Path) -> None:
+    def press(record: RoundRecord) -> None:
+        if record.round == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    plan = {"rule": "centered_clipping", "byzantine": 1, "pre_aggregation": ("bucketing:2",), "sites": 5, "quorum": 5}
+    with pytest.raises(KeyboardInterrupt):
+        simulate(make(**plan), sites=5, folder=tmp_path / "run", on_round=press)
+    whole, resumed = simulate(make(**plan), sites=5), simulate(make(**plan), sites=5, folder=tmp_path / "run")
+    assert digests(resumed) == digests(whole)
+    forgetful = simulate(make(**{**plan, "rule": "median"}), sites=5)
+    assert digests(forgetful) != digests(whole)
+
+
 def test_no_site_weighs_more_than_the_plan_allows(make: Make) -> None:
     plan = {"max_share": 0.3, "quorum": 4, "sites": 4}
     result = simulate(make(**plan), sites=4, partition="sizes:0.3")

@@ -172,6 +172,13 @@ def _check_rule(spec: ExperimentSpec, algorithm: Algorithm) -> None:
             f"algorithm {algorithm.name!r} sums what sites send and cannot stand behind rule {plan.rule!r}"
             f"{' with pre_aggregation' if plan.pre_aggregation else ''}; use rule 'mean' alone"
         )
+    if algorithm.vectors and not is_plain:
+        # The rule sees changes of the model. A hostile site that moves its change little would steer by the rest.
+        raise PlanError(
+            f"algorithm {algorithm.name!r} averages {', '.join(algorithm.vectors)} of the sites beside their changes, "
+            f"and what rule {plan.rule!r}{' with pre_aggregation' if plan.pre_aggregation else ''} keeps out of the "
+            "model would come in through that: use fedavg or site_momentum behind it, or rule 'mean' alone"
+        )
     is_asynchronous = algorithm.mode == "buffer"
     advice = (
         f"algorithm {algorithm.name!r} is asynchronous, and a step of it may be of a single update: choose a method of "

@@ -50,9 +50,14 @@ def simulate(
     fresh: Annotated[
         bool, typer.Option("--fresh/--resume", help="Begin anew, or go on with the run in --out.")
     ] = False,
-    executor: Annotated[str | None, typer.Option(help="serial, processes or threads; see docs/simulation.md.")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="serial, processes, threads or ray; see docs/simulation.md.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:N or auto, instead of what the task says.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster, such as auto; without one ray is started.")
     ] = None,
     script: Annotated[Path | None, typer.Option(help="TOML of failures, losses, delays and late joiners.")] = None,
     drop: Annotated[float, typer.Option(min=0, max=1, help="Probability that an asked site is lost.")] = 0.0,
@@ -86,7 +91,7 @@ def simulate(
         try:
             result = run(
                 folder, sites=sites, sample=sample, workers=workers, partition=partition, data=data, seed=seed,
-                folder=out, device=device, executor=executor,  # type: ignore[arg-type]  # checked above
+                folder=out, device=device, ray_address=ray_address, executor=executor,  # type: ignore[arg-type]  # checked above
                 resume=not fresh, on_round=on_round, script=_script(script, drop), times=_times(speed, bandwidth),
                 trackers=[load_tracker(text) for text in tracker or ()], profile=measured, changes=changes, label=label,
                 attack=attack, hostile=hostile,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from federation.errors import ConfigurationError, PlanError
+from federation.errors import PlanError
 from federation.simulation.devices import device_of
 from federation.simulation.executors import SerialExecutor
 
@@ -27,11 +27,13 @@ class Crew:
         workers: how many sites train at once, 1 or more.
         executor: by name; None: serial for one worker; for more, threads on a GPU and else processes.
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``, where sites compute; None: as the task says.
+        ray_address: of a running Ray cluster, for executor ray; None: one is started for the run.
     """
 
     workers: int = 1
     executor: ExecutorName | None = None
     device: str | None = None
+    ray_address: str | None = None
 
 
 def launch(premises: Premises, layout: Layout, crew: Crew, *, source: Path | None) -> Executor:
@@ -49,6 +51,10 @@ def launch(premises: Premises, layout: Layout, crew: Crew, *, source: Path | Non
     """
     side_by_side = "threads" if device_of(premises.experiment).startswith("cuda") else "processes"
     workers = crew.workers
+    if crew.ray_address is not None and crew.executor != "ray":
+        raise PlanError(
+            f"a Ray address ({crew.ray_address}) goes with executor ray, not {crew.executor or 'the default'}"
+        )
     chosen = crew.executor or ("serial" if workers == 1 else side_by_side)
     if chosen == "serial":
         if workers != 1:
@@ -63,5 +69,7 @@ def launch(premises: Premises, layout: Layout, crew: Crew, *, source: Path | Non
 
         return ThreadExecutor(premises, layout, workers=workers)
     if chosen == "ray":
-        raise ConfigurationError("executor 'ray' is not in this release; use processes")
-    raise PlanError(f"there is no executor {chosen!r}, only serial, processes and threads")
+        from federation.simulation.ray_workers import RayExecutor
+
+        return RayExecutor(premises, layout, workers=workers, source=source, address=crew.ray_address)
+    raise PlanError(f"there is no executor {chosen!r}, only serial, processes, threads and ray")

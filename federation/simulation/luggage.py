@@ -7,21 +7,28 @@ Rules, in order:
    gets there the names it has here.
 2. An experiment that did not come from a folder is pickled, and what it is made of must be importable.
 3. Sent are the data of every site: any worker may serve any site.
+4. Where the worker may be on another machine the folder itself is sent, as it would be submitted.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
+import tempfile
+import zipfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from federation.bundle import packing
 from federation.errors import PlanError
 from federation.simulation.bench import Premises
 from federation.simulation.devices import placed
 from federation.training.importing import load_experiment, names_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
+    from contextlib import ExitStack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,22 +36,30 @@ class Luggage:
     """Premises, packed.
 
     Attributes:
-        source: folder of the experiment; None: the experiment is in `content`.
+        source: folder of the experiment, or an archive of it; None: the experiment is in `content`.
         names: under which its module is known where `content` was made.
         content: the rest, pickled.
     """
 
-    source: Path | None
+    source: Path | bytes | None
     names: tuple[str, ...]
     content: bytes
 
 
-def pack(premises: Premises, source: Path | None) -> Luggage:
+def pack(
+    premises: Premises,
+    source: Path | None,
+    *,
+    carries_folder: bool = False,
+    dumps: Callable[[Any], bytes] = pickle.dumps,
+) -> Luggage:
     """Pack premises.
 
     Args:
         premises: as the workers shall have them.
         source: folder the experiment came from, if it came from one.
+        carries_folder: rule 4.
+        dumps: pickles; what it makes is read by ``pickle.loads``.
 
     Raises:
         PlanError: something in them cannot be pickled; the text says what to do instead.
@@ -59,25 +74,43 @@ def pack(premises: Premises, source: Path | None) -> Luggage:
         "device": premises.device,
     }
     try:
-        data = pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
+        data = dumps(content)
     except Exception as error:  # whatever the author's classes raise
         what = "the experiment, or the data it names," if source is None else "the data"
         raise PlanError(
             f"workers > 1 are processes of their own here, and {what} cannot be sent to them: {error}; give an "
             "experiment folder and data of importable classes, or use one worker"
         ) from error
-    return Luggage(source=source, names=() if source is None else names_of(source), content=data)
+    names = () if source is None else names_of(source)
+    return Luggage(source=_archive(source) if source and carries_folder else source, names=names, content=data)
 
 
-def unpack(luggage: Luggage) -> Premises:
+def unpack(luggage: Luggage, stack: ExitStack) -> Premises:
     """Unpack premises, in the worker.
+
+    Args:
+        luggage: as sent.
+        stack: closed when the worker ends; a folder that was sent is there until then.
 
     Raises:
         PlanError: the experiment cannot be imported.
         Exception: something cannot be unpickled here.
     """
-    experiment = None if luggage.source is None else load_experiment(luggage.source, also_as=luggage.names)
+    source = luggage.source
+    if isinstance(source, bytes):
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="federation-experiment-"))
+        with zipfile.ZipFile(io.BytesIO(source)) as archive:
+            archive.extractall(folder)
+        source = Path(folder)
+    experiment = None if source is None else load_experiment(source, also_as=luggage.names)
     content = pickle.loads(luggage.content)  # noqa: S301 - made by the process that started this one
     if experiment is not None:
         content["experiment"] = placed(experiment, content["device"], is_asked=False)
     return Premises(**content)
+
+
+def _archive(folder: Path) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="federation-luggage-") as temporary:
+        archive = Path(temporary) / "experiment.zip"
+        packing.pack(folder, archive)
+        return archive.read_bytes()

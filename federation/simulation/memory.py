@@ -39,6 +39,7 @@ class Layout:
         broadcast: schema of each payload that sites are sent.
         updates: most bytes of each payload that sites send.
         nbytes: size of the whole block.
+        generation_bytes: of everything that sites are sent.
     """
 
     def __init__(self, spec: ExperimentSpec, slots: int) -> None:
@@ -53,19 +54,19 @@ class Layout:
             else max(plan.schema.nbytes, max_payload_bytes(plan.schema, load_codec(plan.codec)))
             for plan in spec.uploads()
         }
-        self._broadcast_at, self._generation_bytes = _places(
+        self._broadcast_at, self.generation_bytes = _places(
             {name: schema.nbytes for name, schema in self.broadcast.items()}
         )
         self._update_at, self._slot_bytes = _places(self.updates)
-        self.nbytes = max(GENERATIONS * self._generation_bytes + slots * self._slot_bytes, 1)
+        self.nbytes = max(GENERATIONS * self.generation_bytes + slots * self._slot_bytes, 1)
 
     def broadcast_at(self, generation: int, name: PayloadName) -> int:
         """Return where a payload of a generation begins."""
-        return generation * self._generation_bytes + self._broadcast_at[name]
+        return generation * self.generation_bytes + self._broadcast_at[name]
 
     def update_at(self, slot: int, name: PayloadName) -> int:
         """Return where a payload of an update begins."""
-        return GENERATIONS * self._generation_bytes + slot * self._slot_bytes + self._update_at[name]
+        return GENERATIONS * self.generation_bytes + slot * self._slot_bytes + self._update_at[name]
 
 
 class Arena:
@@ -81,6 +82,11 @@ class Arena:
         self._memory = memoryview(bytearray(layout.nbytes)) if memory is None else memory
         self._arrays: dict[tuple[int, PayloadName], Mapping[str, Array]] = {}
         self._slots: dict[tuple[int, PayloadName], tuple[TensorSchema, Mapping[str, Array]]] = {}
+
+    def generation(self, generation: int) -> memoryview:
+        """Return the bytes of everything that sites are sent in a generation."""
+        size = self.layout.generation_bytes
+        return self._memory[generation * size : (generation + 1) * size]
 
     def broadcast(self, generation: int, name: PayloadName) -> memoryview:
         """Return the bytes of a payload that sites are sent."""

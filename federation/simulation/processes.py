@@ -239,7 +239,7 @@ def _work(
     block: shared_memory.SharedMemory | None = None
     try:
         if isinstance(premises, luggage.Luggage):
-            premises = luggage.unpack(premises)
+            premises = luggage.unpack(premises, contextlib.ExitStack())
         if isinstance(memory, Arena):
             arena = memory
         else:

@@ -113,6 +113,7 @@ def simulate(
     workers: int = 1,
     executor: Literal["serial", "processes", "threads", "ray"] | None = None,
     device: str | None = None,
+    ray_address: str | None = None,
     folder: Path | str | None = None,
     seed: int | None = None,
     on_round: Callable[[RoundRecord], None] | None = None,
@@ -137,9 +138,10 @@ def simulate(
         partition: how the whole is divided, such as ``"dirichlet:0.3"``.
         sample: sites asked each round, instead of the plan's.
         workers: how many sites train at once.
-        executor: ``serial``, ``processes`` or ``threads`` (``ray`` is not in this release). None: serial for one
-            worker; for more, threads on a GPU and else processes.
+        executor: ``serial``, ``processes``, ``threads`` or ``ray``. None: serial for one worker; for more, threads on a
+            GPU and else processes.
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``, instead of what the task says. Other devices give other bits.
+        ray_address: of a running Ray cluster, such as ``auto``, for executor ray. None: one is started for the run.
         folder: run folder, made if missing; None: nothing is written, and the run cannot be resumed.
         seed: root seed instead of the plan's; also decides the division of the data.
         on_round: told of each round after its commit.
@@ -170,7 +172,7 @@ def simulate(
         data,
         partition,
         sample,
-        Crew(workers=workers, executor=executor, device=device),
+        Crew(workers=workers, executor=executor, device=device, ray_address=ray_address),
         seed,
         script,
         times,

@@ -75,6 +75,17 @@ class StateStore:
         """Whether there is state that waits for its verdict."""
         return self._pending is not None
 
+    @property
+    def pending(self) -> tuple[tuple[int, int], LocalState] | None:
+        """Round and attempt of what waits for its verdict, and the state itself; owned by the store."""
+        return self._pending
+
+    def carried(self) -> StateStore:
+        """Return the same state in memory only, to be sent to whoever works with it."""
+        other = StateStore(None)
+        other._kept, other._pending = self._kept, self._pending
+        return other
+
     def of_round(self, number: int) -> LocalState:
         """Return the state that belongs to the model of a round: its pending state if there is one, else the kept."""
         return self._pending[1] if self._pending and self._pending[0][0] == number else self._kept

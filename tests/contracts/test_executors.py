@@ -24,6 +24,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "scaffold": {"algorithm": "scaffold", "optimizer_state": "keep"},
     "ef21": {"algorithm": "ef21", "compression": "top_k:0.2"},
     "fedbuff": {"algorithm": "fedbuff", "options": {"k": 2}},
+    "downlink": {"algorithm": "fedavg", "downlink": "natural"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,3 +81,72 @@ def _make() -> Callable[..., Experiment]:
         )
 
     return make
+
+
+EXPERIMENT = """
+    import numpy as np
+    from federation import Experiment, Plan
+    from federation.training.gradient_task import GradientTask
+    from steps import WIDTH
+
+    class LeastSquares(GradientTask):
+        def gradient(self, model, samples, targets):
+            error = samples @ model["w"] - targets
+            return {"loss": float(error @ error) / (2 * len(error))}, {"w": samples.T @ error / len(error)}
+
+    class Points:  # a dataset of the experiment's own, in what workers are sent
+        def __init__(self, count):
+            self.rng = np.random.default_rng(5)
+            self.samples = self.rng.standard_normal((count, WIDTH))
+            self.targets = self.samples @ np.arange(WIDTH) + 0.1 * self.rng.standard_normal(count)
+
+        def __len__(self):
+            return len(self.targets)
+
+        def __getitem__(self, place):
+            return self.samples[place], self.targets[place]
+
+    class Whole:
+        train, validation = Points(60), Points(10)
+        sample_shape, target_shape, description = (WIDTH,), (), "points on a line"
+
+    experiment = Experiment(
+        name="line", model=lambda: {"w": np.zeros(WIDTH)}, task=LeastSquares(batch_size=8), shard="points", data=Whole,
+        plan=Plan(rounds=3, sites=4, algorithm="scaffold", learning_rate=0.05, seed=3),
+    )
+"""
+
+
+@pytest.fixture(name="source")
+def _source(tmp_path: Path) -> Path:
+    """Return an experiment's folder, with a dataset of a class of its own and a module beside it."""
+    folder = tmp_path / "line"
+    folder.mkdir()
+    (folder / "experiment.py").write_text(textwrap.dedent(EXPERIMENT))
+    (folder / "steps.py").write_text("WIDTH = 4\n")
+    return folder
+
+
+@pytest.fixture(name="die_once")
+def _die_once(source: Path) -> Callable[[Path], None]:
+    """Return what makes the experiment in the folder end its process once, in its first gradient."""
+
+    def change(flag: Path) -> None:
+        code = f"""
+            import os
+            from pathlib import Path
+
+            def die_once(method):
+                def gradient(self, *args):
+                    if not Path({str(flag)!r}).exists():
+                        Path({str(flag)!r}).touch()
+                        os._exit(9)
+                    return method(self, *args)
+                return gradient
+
+            LeastSquares.gradient = die_once(LeastSquares.gradient)
+        """
+        script = source / "experiment.py"
+        script.write_text(script.read_text() + textwrap.dedent(code))
+
+    return change

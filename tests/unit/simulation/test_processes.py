@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,72 +13,20 @@ from federation.errors import PlanError
 from federation.simulation import processes, simulate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
-
-EXPERIMENT = """
-    import numpy as np
-    from federation import Experiment, Plan
-    from federation.training.gradient_task import GradientTask
-    from steps import WIDTH
-
-    class LeastSquares(GradientTask):
-        def gradient(self, model, samples, targets):
-            error = samples @ model["w"] - targets
-            return {"loss": float(error @ error) / (2 * len(error))}, {"w": samples.T @ error / len(error)}
-
-    class Points:  # a dataset of the experiment's own, in what workers are sent
-        def __init__(self, count):
-            self.rng = np.random.default_rng(5)
-            self.samples = self.rng.standard_normal((count, WIDTH))
-            self.targets = self.samples @ np.arange(WIDTH) + 0.1 * self.rng.standard_normal(count)
-
-        def __len__(self):
-            return len(self.targets)
-
-        def __getitem__(self, place):
-            return self.samples[place], self.targets[place]
-
-    class Whole:
-        train, validation = Points(60), Points(10)
-        sample_shape, target_shape, description = (WIDTH,), (), "points on a line"
-
-    experiment = Experiment(
-        name="line", model=lambda: {"w": np.zeros(WIDTH)}, task=LeastSquares(batch_size=8), shard="points", data=Whole,
-        plan=Plan(rounds=3, sites=4, algorithm="scaffold", learning_rate=0.05, seed=3),
-    )
-"""
-
-
-@pytest.fixture(name="source")
-def _source(tmp_path: Path) -> Path:
-    folder = tmp_path / "line"
-    folder.mkdir()
-    (folder / "experiment.py").write_text(textwrap.dedent(EXPERIMENT))
-    (folder / "steps.py").write_text("WIDTH = 4\n")
-    return folder
 
 
 def test_spawned_workers_give_the_same_bits_and_a_dead_one_is_replaced(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    source: Path,
+    die_once: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     alone = simulate(source, sites=4)
     monkeypatch.setattr(processes, "START_METHOD", "spawn")
-    script = (source / "experiment.py").read_text()
-    dies = textwrap.dedent(f"""
-        import os
-        from pathlib import Path
-
-        def die_once(method):
-            def gradient(self, *args):
-                if not Path({str(tmp_path / "died")!r}).exists():
-                    Path({str(tmp_path / "died")!r}).touch()
-                    os._exit(9)
-                return method(self, *args)
-            return gradient
-
-        LeastSquares.gradient = die_once(LeastSquares.gradient)
-    """)
-    (source / "experiment.py").write_text(script + dies)
+    die_once(tmp_path / "died")
     together = simulate(source, sites=4, workers=2)
     assert (tmp_path / "died").exists()
     assert [record.model_digest for record in together.records] == [record.model_digest for record in alone.records]

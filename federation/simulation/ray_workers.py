@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,6 +49,7 @@ _AT_HAND = 2
 READY_S = 120.0
 """Seconds within which all actors must be there: imports on a cold machine take tens of them."""
 _END_S = 5.0
+_CONNECT_S = 5.0
 
 
 class RayExecutor:
@@ -254,6 +256,7 @@ def _connect(ray: Any, address: str | None, *, cpus: int) -> bool:
     if ray.is_initialized():
         return False
     where = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable(where)
     # A local one has the room that is asked for: its CPUs are counted, not reserved.
     room = {"num_cpus": cpus, "include_dashboard": False} if where == "local" else {}
     try:
@@ -263,6 +266,19 @@ def _connect(ray: Any, address: str | None, *, cpus: int) -> bool:
             f"Ray cannot be reached at {where!r}: {error}; start it there, or leave --ray-address out"
         ) from error
     return True
+
+
+def _check_reachable(where: str) -> None:
+    """Refuse an address where nobody listens: Ray itself would try for minutes."""
+    host, _, port = where.removeprefix("ray://").partition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"Ray cannot be reached at {where!r}: {error}; start it there, or leave --ray-address out"
+        ) from error
 
 
 def _gpus(ray: Any, device: str, workers: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -42,3 +43,11 @@ def test_without_ray_the_executor_says_what_to_install(source: Path, monkeypatch
 def test_an_address_goes_with_ray_only(source: Path) -> None:
     with pytest.raises(PlanError, match="goes with executor ray"):
         simulate(source, sites=2, workers=2, ray_address="auto")
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(source: Path) -> None:
+    with socket.socket() as kept:
+        kept.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"127.0.0.1:{kept.getsockname()[1]}"
+        with pytest.raises(ConfigurationError, match=r"Ray cannot be reached at '127\.0\.0\.1:"):
+            simulate(source, sites=2, workers=2, executor="ray", ray_address=address)

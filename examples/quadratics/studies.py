@@ -1,4 +1,4 @@
-"""What the three studies share: run every case for every seed, then draw mean and deviation over rounds and bits."""
+"""What the three studies share: run every case for every seed, then draw means and deviations over rounds and bits."""
 
 from __future__ import annotations
 

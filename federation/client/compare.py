@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import html
+import math
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -145,40 +146,48 @@ def table_of(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def write_csv(comparison: Comparison, path: Path) -> None:
-    """Write every point of every curve: label, seeds, round, x, mean of y, standard deviation."""
+    """Write every point of every curve: label, seeds, round, x, mean and deviation of y, and both in log space."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("run", "seeds", "round", comparison.x, comparison.y, "std"))
+        writer.writerow(("run", "seeds", "round", comparison.x, comparison.y, "std", "geometric mean", "factor"))
         for group, points in zip(comparison.groups, comparison.curves, strict=True):
-            writer.writerows((group.label, len(group.runs), p.round, p.x, p.y, p.spread) for p in points)
+            label, seeds = group.label, len(group.runs)
+            writer.writerows((label, seeds, p.round, p.x, p.y, p.spread, p.geometric, p.factor) for p in points)
 
 
 def is_logarithmic(comparison: Comparison) -> bool:
-    """Tell whether y is better shown on a logarithmic axis: above 0 throughout, and over three decades."""
-    values = [point.y for points in comparison.curves for point in points]
-    return min(values) > 0 and max(values) / min(values) > _LOG_SPAN
+    """Tell whether y is better shown on a logarithmic axis: above 0 in every seed, and over three decades."""
+    values = [point.geometric for points in comparison.curves for point in points if math.isfinite(point.y)]
+    return min(values, default=0) > 0 and max(values) / min(values) > _LOG_SPAN
+
+
+def middle_and_band(comparison: Comparison) -> str:
+    """Return what the curves and bands of the picture are, in words; empty if nothing has several seeds."""
+    if all(len(group.runs) == 1 for group in comparison.groups):
+        return ""
+    if is_logarithmic(comparison):
+        return "geometric mean over seeds; band: divided and multiplied by the deviation factor"
+    return "mean over seeds; band: one standard deviation to either side"
 
 
 def render_page(comparison: Comparison) -> str:
     """Return a self-contained HTML page with the chart and the table."""
-    lines = [
-        Line(
-            name=group.label,
-            points=[(point.x, point.y) for point in points],
-            band=[(p.x, p.y - p.spread, p.y + p.spread) for p in points] if len(group.runs) > 1 else (),
-        )
-        for group, points in zip(comparison.groups, comparison.curves, strict=True)
-    ]
+    is_log = is_logarithmic(comparison)
+    lines = []
+    for group, points in zip(comparison.groups, comparison.curves, strict=True):
+        shown = [(point.x, *point.band(is_log=is_log)) for point in points]
+        band = [(x, low, high) for x, low, _, high in shown] if len(group.runs) > 1 else []
+        lines.append(Line(name=group.label, points=[(x, middle) for x, _, middle, _ in shown], band=band))
     title = f"{comparison.y} over {comparison.x.replace('_', ' ')}"
-    chart = line_chart(title, lines, x_label=comparison.x.replace("_", " "), is_log=is_logarithmic(comparison))
+    chart = line_chart(title, lines, x_label=comparison.x.replace("_", " "), is_log=is_log)
     head, rows = table_of(comparison)
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{PAGE_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
-        '<p class="lead">Mean over seeds; the band is one standard deviation to either side.</p>'
+        f'<p class="lead">{html.escape(middle_and_band(comparison))}</p>'
         f'{chart}<div class="scroll"><table><tr>{top}</tr>{body}</table></div></body></html>\n'
     )
 
@@ -201,18 +210,22 @@ def write_picture(comparison: Comparison, path: Path) -> None:
         raise ConfigurationError("drawing needs matplotlib: pip install 'federation[plots]'") from error
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
+    is_log = is_logarithmic(comparison)
     for index, (group, points) in enumerate(zip(comparison.groups, comparison.curves, strict=True)):
         xs, colour = [point.x for point in points], PALETTE[index % len(PALETTE)]
         style = "-" if index < len(PALETTE) else "--"
-        axes.plot(xs, [point.y for point in points], style, label=group.label, color=colour)
+        shown = [point.band(is_log=is_log) for point in points]
+        axes.plot(xs, [middle for _, middle, _ in shown], style, label=group.label, color=colour)
         if len(group.runs) > 1:
-            low, high = [p.y - p.spread for p in points], [p.y + p.spread for p in points]
+            low, high = [low for low, _, _ in shown], [high for _, _, high in shown]
             axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
-    if is_logarithmic(comparison):
-        axes.set_yscale("log", nonpositive="clip")
+    if is_log:
+        axes.set_yscale("log")
     axes.set(xlabel=comparison.x.replace("_", " "), ylabel=comparison.y)
     axes.grid(visible=True, color="#e4e4e4")
     axes.legend(fontsize="small")
+    if said := middle_and_band(comparison):
+        axes.set_title(said, fontsize="small", loc="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)

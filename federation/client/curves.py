@@ -6,7 +6,9 @@
    A round that did not measure it gives no point.
 3. Runs that differ in nothing but their seed form one group; its curve is the mean over seeds with the standard
    deviation (of a sample, n − 1) around it, round by round, over the rounds that all of them have. Their x is averaged
-   likewise: seeds may send different numbers of bits.
+   likewise: seeds may send different numbers of bits. On a logarithmic axis the curve is the geometric mean, and the
+   band goes from it divided by the deviation factor, exp of the standard deviation of ln y, to it times that: mean ±
+   deviation has no place there as soon as the deviation is as large as the mean.
 4. A goal such as ``accuracy=0.9`` is met at the first round whose value is on the right side of it.
 """
 
@@ -74,12 +76,29 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One round of a group: mean of x and y over its seeds, and the standard deviation of y (0 for one seed)."""
+    """One round of a group.
+
+    Attributes:
+        round: its number.
+        x: mean over the seeds.
+        y: mean over the seeds.
+        spread: standard deviation of y; 0 for one seed.
+        geometric: geometric mean of y; 0 unless every seed's is above 0 and finite.
+        factor: deviation factor of y, at least 1; 1 for one seed.
+    """
 
     round: int
     x: float
     y: float
     spread: float
+    geometric: float = 0.0
+    factor: float = 1.0
+
+    def band(self, *, is_log: bool) -> tuple[float, float, float]:
+        """Return lower edge, middle and upper edge, as an axis of that kind shows them."""
+        if is_log:
+            return self.geometric / self.factor, self.geometric, self.geometric * self.factor
+        return self.y - self.spread, self.y, self.y + self.spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,11 +154,21 @@ def curve(group: Group, *, x: str, y: str) -> list[Point]:
     for number in sorted(found):
         pairs = found[number]
         if len(pairs) == len(group.runs):
-            ys = [value for _, value in pairs]
-            spread = statistics.stdev(ys) if len(ys) > 1 and all(map(math.isfinite, ys)) else 0.0
-            mean = math.fsum(at for at, _ in pairs) / len(pairs)
-            points.append(Point(round=number, x=mean, y=math.fsum(ys) / len(ys), spread=spread))
+            points.append(_point(number, [at for at, _ in pairs], [value for _, value in pairs]))
     return points
+
+
+def _point(number: int, xs: Sequence[float], ys: Sequence[float]) -> Point:
+    is_finite = all(map(math.isfinite, ys))
+    logs = [math.log(value) for value in ys] if is_finite and min(ys) > 0 else []
+    return Point(
+        round=number,
+        x=math.fsum(xs) / len(xs),
+        y=math.fsum(ys) / len(ys),
+        spread=statistics.stdev(ys) if len(ys) > 1 and is_finite else 0.0,
+        geometric=math.exp(math.fsum(logs) / len(logs)) if logs else 0.0,
+        factor=math.exp(statistics.stdev(logs)) if len(logs) > 1 else 1.0,
+    )
 
 
 def reached(run: Run, goal: Goal, x: str) -> float | None:

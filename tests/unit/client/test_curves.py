@@ -43,6 +43,20 @@ def test_seeds_are_averaged_with_their_deviation_and_a_round_not_measured_gives_
     assert points[0].spread == pytest.approx(statistics.stdev([0.5, 0.7]))
 
 
+def test_on_a_logarithmic_axis_the_band_is_a_factor_and_stays_above_zero(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / f"{seed}", [loss], seed=seed)) for seed, loss in enumerate((1e-4, 1e-2, 1.0))]
+    (point,) = curve(*group_runs(runs), x="rounds", y="loss")
+    assert point.spread > point.y  # mean - deviation has no logarithm
+    assert point.band(is_log=True) == pytest.approx((1e-4, 1e-2, 1.0))
+    assert point.band(is_log=False) == (point.y - point.spread, point.y, point.y + point.spread)
+
+
+def test_a_value_of_zero_has_no_place_on_a_logarithmic_axis(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / f"{seed}", [loss], seed=seed)) for seed, loss in enumerate((0.0, 1.0))]
+    (point,) = curve(*group_runs(runs), x="rounds", y="loss")
+    assert (point.geometric, point.factor) == (0.0, 1.0)
+
+
 def test_runs_are_grouped_by_all_but_their_seed_and_labelled_by_what_differs(tmp_path: Path) -> None:
     plans = ({}, {"algorithm": "fedprox", "options": {"mu": 0.1}}, {"compression": "top_k:0.01"}, {"learning_rate": 1})
     runs = [read_run(make_run(tmp_path / f"{index}-{seed}", [0.5], seed=seed, plan=plan))

@@ -66,7 +66,7 @@ class Bernoulli(Codec):
         largest = max(abs(float(vector.min())), abs(float(vector.max())))
         if largest / self.p > float(np.finfo(vector.dtype).max) * (1 - 1e-6):
             raise ValueError(f"a value divided by {self.p:g} is too large for {vector.dtype.name}; raise p")
-        return b"\x01" + (vector / self.p).tobytes()
+        return b"".join((b"\x01", (vector / self.p).data))  # copied once
 
     def decoder(self, body: Source, elements: int, dtype: np.dtype[Any], shapes: Shapes) -> BernoulliDecoder:
         """Return the decoder after checking the flag."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _HALF_MAX = 65504.0
 _HALF_NORMAL = np.float32(2.0**-14)
+_HALF_BIAS = np.uint32((127 - 15) << 10)
+"""Float32's exponent less float16's, at float16's place."""
 _BRAIN_MAX = np.uint32(0x7F7F)
 
 
@@ -93,8 +95,10 @@ class Half(Codec):
         for start, end in blocks_of(vector.size):
             block = vector[start:end]
             if self.stochastic:
-                block = _to_half_grid(single(self.name, block), words(stream, block.size))
-            parts.append(block.astype("<f2").tobytes())
+                half = _stochastic_half(single(self.name, block), words(stream, block.size))
+            else:
+                half = block.astype("<f2")
+            parts.append(half.tobytes())
         return b"".join(parts)
 
     def decoder(self, body: Source, elements: int, dtype: np.dtype[Any], shapes: Shapes) -> CastDecoder:
@@ -103,16 +107,26 @@ class Half(Codec):
         return CastDecoder(body, elements, brain=False)
 
 
-def _to_half_grid(x: Array, drawn: Array) -> Array:
-    """Return float32 `x` rounded stochastically to numbers that float16 holds exactly."""
-    rounded = ((x.view(np.uint32) + (drawn >> np.uint32(19))) & np.uint32(0xFFFFE000)).view(np.float32)
+def _stochastic_half(x: Array, drawn: Array) -> Array:
+    """Return the bits of float32 `x` rounded stochastically to float16.
+
+    In whole numbers: NumPy's own conversion takes longer than all of this.
+    """
+    bits = x.view(np.uint32)
+    half = drawn >> np.uint32(19)
+    half += bits  # a carry goes where it belongs: into the exponent
+    half &= np.uint32(0x7FFFFFFF)
+    half >>= np.uint32(13)
+    half -= _HALF_BIAS
     magnitude = np.abs(x)
     small = np.flatnonzero(magnitude < _HALF_NORMAL)
     if small.size:
         coin = (drawn[small] >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
-        steps = np.floor(magnitude[small] * np.float32(2.0**24) + coin)
-        rounded[small] = np.copysign(steps * np.float32(2.0**-24), x[small])
-    return rounded
+        half[small] = np.floor(magnitude[small] * np.float32(2.0**24) + coin)  # a subnormal number is its steps
+    sign = bits >> np.uint32(16)
+    sign &= np.uint32(0x8000)
+    half |= sign
+    return half.astype("<u2")
 
 
 @dataclass(frozen=True, slots=True)

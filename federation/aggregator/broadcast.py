@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from federation.errors import MalformedMessageError, NotFoundError
 from federation.v1 import aggregator_pb2 as pb
-from federation.wire.chunks import CHUNK_BYTES, checksum, encode_chunk
+from federation.wire.chunks import CHUNK_BYTES, checksum
 from federation.wire.payloads import BUFFERS, INLINE_BYTES, MODEL, STEP, Payload, payload_to_proto
+from federation.wire.pieces import encode_chunk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence

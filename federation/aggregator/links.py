@@ -21,6 +21,7 @@ from federation.transport.handlers import method_path
 from federation.transport.methods import Stub
 from federation.transport.server import RpcServer
 from federation.v1 import aggregator_pb2, director_pb2
+from federation.wire.pieces import read_update_piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +122,7 @@ class Links:
             ports = [last_port, *(port for port in ports if port != last_port)]
         for port in ports:
             server = self._make_server(port)
-            server.add_service(_AGGREGATOR, service)
+            server.add_service(_AGGREGATOR, service, {"PushUpdate": read_update_piece})
             try:
                 await server.start()
             except ConfigurationError as error:

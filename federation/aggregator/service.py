@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from federation.aggregator.sessions import Session
     from federation.names import Digest
     from federation.transport.calls import Call
+    from federation.wire.pieces import MessagePiece
 
 _ERROR_CLASS = re.compile(r"[A-Za-z0-9_.]{1,128}")
 _MAX_DETAIL_BYTES = 4096
@@ -105,7 +106,7 @@ class AggregatorService:
             self._driver.handle(events.ModelHeld(site))
 
     async def PushUpdate(
-        self, requests: AsyncIterator[pb.PushUpdateRequest], call: Call
+        self, requests: AsyncIterator[pb.PushUpdateRequest | MessagePiece], call: Call
     ) -> AsyncIterator[pb.PushUpdateReply]:
         """Take an update."""
         site = SiteName(call.peer.identity.name)

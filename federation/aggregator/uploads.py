@@ -33,6 +33,7 @@ from federation.runtime.batches import Batches
 from federation.storage.spool import UpdateKey
 from federation.v1 import aggregator_pb2 as pb
 from federation.wire.payloads import DELTA, IDENTITY_CODEC, INLINE_BYTES
+from federation.wire.pieces import MessagePiece
 from federation.wire.reception import PayloadReception, check_decoded
 from federation.wire.updates import UpdateAnnouncement, announcement_from_proto, commit_from_proto
 
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from federation.storage.spool import Spool, SpooledUpdate, SpoolPayload
     from federation.telemetry.metrics import Metrics
     from federation.transport.calls import Call
+
+    _Request = pb.PushUpdateRequest | MessagePiece
 
 _ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, Refusal.CLOSED_ROUND, Refusal.NOT_ASKED})
 
@@ -212,7 +215,7 @@ class Uploads:
         self._ids = {site: update_id for site, update_id in self._ids.items() if site in but}
 
     async def receive(
-        self, site: SiteName, requests: AsyncIterator[pb.PushUpdateRequest], call: Call
+        self, site: SiteName, requests: AsyncIterator[_Request], call: Call
     ) -> AsyncGenerator[pb.PushUpdateReply, None]:
         """Take one upload.
 
@@ -249,7 +252,7 @@ class Uploads:
         self,
         site: SiteName,
         announcement: UpdateAnnouncement,
-        requests: AsyncIterator[pb.PushUpdateRequest],
+        requests: AsyncIterator[_Request],
         call: Call,
     ) -> AsyncGenerator[pb.PushUpdateReply, None]:
         present = self._spool.find(site, announcement.round)
@@ -315,22 +318,23 @@ class Uploads:
         return reception
 
     async def _read_chunks(
-        self, reception: _Reception, turn: Turn, requests: AsyncIterator[pb.PushUpdateRequest]
+        self, reception: _Reception, turn: Turn, requests: AsyncIterator[_Request]
     ) -> pb.UpdateCommit:
         """Take pieces until the commit, a few ahead of the thread that checks them."""
-        checks: Batches[pb.UpdateChunk] = Batches(functools.partial(self._accept_all, reception), self._pool)
+        checks: Batches[MessagePiece] = Batches(functools.partial(self._accept_all, reception), self._pool)
         commit: pb.UpdateCommit | None = None
         try:
             while commit is None and (request := await self._read(reception, turn, requests)) is not None:
-                kind = request.WhichOneof("message")
-                if kind == "commit":
-                    commit = request.commit
-                elif kind != "chunk" or request.chunk.payload >= len(reception.payloads):
+                content = _content(request)
+                if not isinstance(content, MessagePiece):
+                    commit = content
+                elif content.payload >= len(reception.payloads):
                     raise MalformedMessageError("expected a chunk of an announced payload, or the commit")
                 elif reception.is_small:
-                    self._accept_all(reception, [request.chunk])
+                    self._accept_all(reception, [content])
                 else:
-                    await checks.put(request.chunk, at_once=not turn.is_held)
+                    await checks.put(content, at_once=turn.is_wanted or not turn.is_held)
+                del request, content  # a piece of each upload that waits for its turn would be held, else
             await checks.finish()
         finally:
             await checks.settle()  # it writes into the spool: nobody else may before it is done
@@ -338,20 +342,18 @@ class Uploads:
             raise TransportError("the upload ended before its commit: resume it")
         return commit
 
-    async def _read(
-        self, reception: _Reception, turn: Turn, requests: AsyncIterator[pb.PushUpdateRequest]
-    ) -> pb.PushUpdateRequest | None:
+    async def _read(self, reception: _Reception, turn: Turn, requests: AsyncIterator[_Request]) -> _Request | None:
         if reception.is_small:
             return await anext(requests, None)
         return await turn.read(requests)
 
-    def _accept_all(self, reception: _Reception, pieces: Sequence[pb.UpdateChunk]) -> None:
+    def _accept_all(self, reception: _Reception, pieces: Sequence[MessagePiece]) -> None:
         for piece in pieces:
             payload = reception.payloads[piece.payload]
-            if reception.is_small and piece.chunk.offset < payload.held:
+            if reception.is_small and piece.offset < payload.held:
                 continue  # a small upload is sent whole at once, before its sender learns what is held
             before = payload.held
-            payload.accept(piece.chunk)
+            payload.accept(piece)
             self._metrics.payload_bytes_total.labels("in", payload.payload.name).inc(payload.held - before)
 
     async def _admit(self, site: SiteName, reception: _Reception, commit: pb.UpdateCommit) -> None:
@@ -413,12 +415,29 @@ class Uploads:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
 
 
-async def _read_header(requests: AsyncIterator[pb.PushUpdateRequest]) -> UpdateAnnouncement:
+async def _read_header(requests: AsyncIterator[_Request]) -> UpdateAnnouncement:
     async for request in requests:
-        if not request.HasField("header"):
+        if isinstance(request, MessagePiece) or not request.HasField("header"):
             break
         return announcement_from_proto(request.header)
     raise MalformedMessageError("an upload begins with its header")
+
+
+def _content(request: _Request) -> MessagePiece | pb.UpdateCommit:
+    """Return what a message after the header holds.
+
+    Raises:
+        MalformedMessageError: another header, or nothing.
+    """
+    if isinstance(request, MessagePiece):
+        return request
+    kind = request.WhichOneof("message")
+    if kind == "commit":
+        return request.commit
+    if kind != "chunk":
+        raise MalformedMessageError("expected a chunk of an announced payload, or the commit")
+    chunk = request.chunk.chunk
+    return MessagePiece(chunk.offset, memoryview(chunk.data), chunk.crc32c, request.chunk.payload)
 
 
 def _read_admitted(update: SpooledUpdate, plans: Sequence[PayloadPlan]) -> AdmittedUpdate:

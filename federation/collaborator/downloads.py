@@ -24,6 +24,7 @@ from federation.runtime.clock import pause
 from federation.tensors.digest import payload_digest
 from federation.v1 import aggregator_pb2
 from federation.wire.chunks import ChunkReceiver
+from federation.wire.pieces import MessagePiece, read_model_piece
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from federation.plan import ExperimentSpec
     from federation.runtime.clock import Clock
     from federation.telemetry.metrics import Metrics
-    from federation.v1 import tensors_pb2
+    from federation.wire.chunks import Piece
     from federation.wire.payloads import Payload
 
 _MAX_DAMAGED = 5
@@ -179,22 +180,22 @@ class Downloads:
     async def _pull_rest(self, link: Link, receiver: ChunkReceiver, digest: Digest, descriptor: int) -> None:
         """Fetch from where the receiver is; some chunks are checked and written while the next ones come."""
         request = aggregator_pb2.PullModelRequest(experiment=self.experiment, digest=digest, offset=receiver.received)
-        storing: Batches[tensors_pb2.Chunk] = Batches(functools.partial(_store_all, receiver, descriptor))
+        storing: Batches[Piece] = Batches(functools.partial(_store_all, receiver, descriptor))
         try:
-            async with link.stub.server_stream("PullModel", request) as replies:
+            async with link.stub.server_stream("PullModel", request, read=read_model_piece) as replies:
                 async for reply in replies:
-                    await storing.put(reply.chunk)
+                    await storing.put(reply if isinstance(reply, MessagePiece) else reply.chunk)
             await storing.finish()
         finally:
             await storing.settle()  # should the line be cut, what came before is good
 
 
-def _store_all(receiver: ChunkReceiver, descriptor: int, chunks: Sequence[tensors_pb2.Chunk]) -> None:
+def _store_all(receiver: ChunkReceiver, descriptor: int, chunks: Sequence[Piece]) -> None:
     for chunk in chunks:
         _store(receiver, descriptor, chunk)
 
 
-def _store(receiver: ChunkReceiver, descriptor: int, chunk: tensors_pb2.Chunk) -> None:
+def _store(receiver: ChunkReceiver, descriptor: int, chunk: Piece) -> None:
     data = receiver.check(chunk)
     position = receiver.received
     view = memoryview(data)

@@ -30,8 +30,9 @@ from federation.errors import (
 from federation.runtime.batches import BATCH_ITEMS
 from federation.runtime.clock import pause
 from federation.v1 import aggregator_pb2
-from federation.wire.chunks import encode_update_chunk, read_pieces
+from federation.wire.chunks import read_pieces
 from federation.wire.payloads import INLINE_BYTES
+from federation.wire.pieces import encode_update_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

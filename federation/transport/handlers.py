@@ -17,7 +17,8 @@ An implementation has one method per method of the service, named as in the prot
     async def Attend(self, requests, call) -> AsyncIterator[AttendReply]        # many to many: an async generator
 
 A reply may also be given as its encoded bytes: a chunk of 1 MiB put together by hand is copied once, by protobuf three
-times.
+times. Likewise messages of a stream may be read by hand: by a function that takes a message's bytes and returns what
+stands for it, or None to have protobuf read it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from federation.transport.handshakes import HandshakeLedger
 from federation.transport.status import to_status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from federation.transport.authority import Authority, Peer
 
     Context = grpc.aio.ServicerContext[Any, Any]
+    Reader = Callable[[bytes], object | None]
 
 _T = TypeVar("_T")
 
@@ -130,10 +132,18 @@ class ServedMethod:
         descriptor: the method.
         implementation: bound method of the service's implementation.
         gate: the server's gate.
+        read: reads a message of a stream, as the module says; None for protobuf always.
     """
 
-    def __init__(self, descriptor: MethodDescriptor, implementation: Callable[..., Any], gate: Gate) -> None:
+    def __init__(
+        self,
+        descriptor: MethodDescriptor,
+        implementation: Callable[..., Any],
+        gate: Gate,
+        read: Reader | None = None,
+    ) -> None:
         self.path = method_path(descriptor)
+        self._read = read
         self._streams_in = bool(descriptor.client_streaming)
         self._streams_out = bool(descriptor.server_streaming)
         self._request_class: type[Message] = GetMessageClass(descriptor.input_type)
@@ -229,6 +239,11 @@ class ServedMethod:
             raise call.ended.result()
         return task.result()
 
+    def read(self, data: bytes) -> Any:
+        """Return what stands for a message of a stream; errors as `parse`."""
+        found = self._read(data) if self._read is not None else None
+        return self.parse(data) if found is None else found
+
     def parse(self, data: bytes) -> Message:
         """Return the message that `data` encodes.
 
@@ -253,15 +268,23 @@ class _Requests:
     def __aiter__(self) -> _Requests:
         return self
 
-    async def __anext__(self) -> Message:
+    async def __anext__(self) -> Any:
         data = await self._context.read()
         if data is grpc.aio.EOF:
             raise StopAsyncIteration
-        return self._method.parse(data)
+        return self._method.read(data)
 
 
-def build_handlers(service: ServiceDescriptor, implementation: object, gate: Gate) -> grpc.GenericRpcHandler:
+def build_handlers(
+    service: ServiceDescriptor, implementation: object, gate: Gate, readers: Mapping[str, Reader] | None = None
+) -> grpc.GenericRpcHandler:
     """Return the handlers of all methods of `service`.
+
+    Args:
+        service: its descriptor.
+        implementation: has its methods.
+        gate: the server's gate.
+        readers: by the name of a method, what reads messages of its stream by hand.
 
     Raises:
         TypeError: `implementation` lacks a method.
@@ -274,7 +297,8 @@ def build_handlers(service: ServiceDescriptor, implementation: object, gate: Gat
             raise TypeError(f"{type(implementation).__name__} does not implement {descriptor.full_name}")
         if not gate.authority.rules.get(method_path(descriptor)):
             raise ValueError(f"no rule says which roles may call {method_path(descriptor)}")
-        handlers[descriptor.name] = ServedMethod(descriptor, method, gate).rpc_handler()
+        served = ServedMethod(descriptor, method, gate, (readers or {}).get(descriptor.name))
+        handlers[descriptor.name] = served.rpc_handler()
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 

@@ -28,7 +28,7 @@ from federation.transport.handlers import IDENTITY_KEY, encoded, method_path
 from federation.transport.status import from_rpc_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Iterable
+    from collections.abc import AsyncIterable, Callable, Iterable
 
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
@@ -85,8 +85,21 @@ class Stub:
             _reraise(error, call, target.path)
         return target.parse(data)
 
-    def server_stream(self, method: str, request: Message | bytes, *, timeout_s: float | None = None) -> ServerStream:
+    def server_stream(
+        self,
+        method: str,
+        request: Message | bytes,
+        *,
+        timeout_s: float | None = None,
+        read: Callable[[bytes], object | None] | None = None,
+    ) -> ServerStream:
         """Call a method of one request and many replies; the replies are read from what is returned.
+
+        Args:
+            method: name, as in the proto.
+            request: its request message, or the bytes of one.
+            timeout_s: deadline; none if None.
+            read: takes a reply's bytes and returns what stands for it, or None to have protobuf read it.
 
         Raises:
             TransportError: the channel is closed.
@@ -96,7 +109,7 @@ class Stub:
             call = target.start(timeout_s, self._metadata, encoded(request))
         except grpc.aio.UsageError as error:
             raise _closed(target.path) from error
-        return ServerStream(call, target)
+        return ServerStream(call, target, read)
 
     async def client_stream(
         self,
@@ -144,9 +157,10 @@ class Stub:
 class ServerStream:
     """Replies of one call: iterate, or `read`; as a context manager it ends the call on the way out."""
 
-    def __init__(self, call: Any, method: _Method) -> None:
+    def __init__(self, call: Any, method: _Method, read: Callable[[bytes], object | None] | None = None) -> None:
         self._call = call
         self._method = method
+        self._read = read
 
     def __aiter__(self) -> ServerStream:
         return self
@@ -175,7 +189,8 @@ class ServerStream:
             _reraise(error, self._call, self._method.path)
         if data is grpc.aio.EOF:
             return None
-        return self._method.parse(data)
+        found = self._read(data) if self._read is not None else None
+        return self._method.parse(data) if found is None else found
 
     def cancel(self) -> None:
         """End the call; harmless once it has ended."""

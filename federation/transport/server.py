@@ -23,7 +23,7 @@ from federation.transport.credentials import server_credentials
 from federation.transport.handlers import Gate, build_handlers, method_path
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from google.protobuf.descriptor import ServiceDescriptor
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from federation.transport.authority import Authority
     from federation.transport.calls import Call
     from federation.transport.credentials import TlsFiles
+    from federation.transport.handlers import Reader
 
 HEALTH_SERVICE: ServiceDescriptor = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _ABORT_S = 5.0
@@ -117,14 +118,21 @@ class RpcServer:
         self._server = grpc.aio.server(options=(*SERVER_OPTIONS, streams))
         self.add_service(HEALTH_SERVICE, self.health)
 
-    def add_service(self, service: ServiceDescriptor, implementation: object) -> None:
-        """Serve `service` by `implementation` (its methods: see `federation.transport.handlers`); before `start`.
+    def add_service(
+        self, service: ServiceDescriptor, implementation: object, readers: Mapping[str, Reader] | None = None
+    ) -> None:
+        """Serve `service` by `implementation`; before `start`.
+
+        Args:
+            service: its descriptor.
+            implementation: its methods, as `federation.transport.handlers` says.
+            readers: what reads messages of a stream by hand, by the name of the method.
 
         Raises:
             TypeError: the implementation lacks a method.
             ValueError: a method has no rule.
         """
-        self._server.add_generic_rpc_handlers((build_handlers(service, implementation, self._gate),))
+        self._server.add_generic_rpc_handlers((build_handlers(service, implementation, self._gate, readers),))
         self.health.add(service.full_name)
 
     async def start(self) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import google_crc32c
+import numpy as np
 
 from federation.errors import MalformedMessageError, TransportError
 from federation.names import Digest
@@ -19,64 +20,44 @@ from federation.tensors.digest import PayloadHash
 from federation.v1 import tensors_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 
 CHUNK_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 4 << 20
-# Wire types of the protobuf encoding.
-_VARINT, _BYTES, _FIXED32 = 0, 2, 5
 
 
-def checksum(data: bytes) -> int:
+Buffer = bytes | memoryview
+
+
+class Piece(Protocol):
+    """A chunk as it is checked: `tensors_pb2.Chunk`, or what `federation.wire.pieces` reads without copying it."""
+
+    @property
+    def offset(self) -> int:
+        """Position of the first byte in the encoded payload, bytes."""
+        ...
+
+    @property
+    def data(self) -> Buffer:
+        """The bytes."""
+        ...
+
+    @property
+    def crc32c(self) -> int:
+        """CRC-32C that its sender found."""
+        ...
+
+
+def checksum(data: Buffer) -> int:
     """Return the CRC-32C (Castagnoli) of a chunk's data: processors compute it many times faster than IEEE 802.3's."""
-    return int(google_crc32c.value(data))
+    # The library takes no memoryview, but an array that looks at the same bytes.
+    return int(google_crc32c.value(data if isinstance(data, bytes) else np.frombuffer(data, dtype=np.uint8)))
 
 
 def make_chunk(offset: int, data: bytes) -> tensors_pb2.Chunk:
     """Return one chunk of a payload."""
     return tensors_pb2.Chunk(offset=offset, data=data, crc32c=checksum(data))
-
-
-def encode_chunk(data: bytes, offset: int, crc32c: int, outer: Sequence[tuple[int, bytes]] = ((1, b""),)) -> bytes:
-    """Return an encoded message that holds one chunk, with one copy of its data.
-
-    Protobuf's own way is three copies, and this is the message that carries every byte of every model.
-
-    Args:
-        data: the piece.
-        offset: where it begins, bytes.
-        crc32c: its checksum.
-        outer: the messages around the chunk, innermost first: the field number that holds what is inside, and the
-            encoded fields that stand before it. By default the chunk is field 1 of a message with nothing else.
-    """
-    head = _key(1, _VARINT) + _varint(offset) if offset else b""
-    head += _key(2, _BYTES) + _varint(len(data))
-    tail = _key(3, _FIXED32) + crc32c.to_bytes(4, "little") if crc32c else b""
-    size = len(head) + len(data) + len(tail)
-    for number, before in outer:
-        head = before + _key(number, _BYTES) + _varint(size) + head
-        size = len(head) + len(data) + len(tail)
-    return b"".join((head, data, tail))
-
-
-def _key(number: int, wire_type: int) -> bytes:
-    return _varint(number << 3 | wire_type)
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def encode_update_chunk(payload: int, data: bytes, offset: int) -> bytes:
-    """Return an encoded `PushUpdateRequest` with a piece of the payload of this index."""
-    index = _key(1, _VARINT) + _varint(payload) if payload else b""
-    return encode_chunk(data, offset, checksum(data), ((2, index), (2, b"")))
 
 
 def read_pieces(
@@ -128,7 +109,7 @@ def _check_range(total: int, offset: int, chunk_bytes: int) -> None:
 class RunningHash(Protocol):
     """A digest being computed: `PayloadHash`, or one of hashlib's."""
 
-    def update(self, piece: bytes, /) -> None:
+    def update(self, piece: Buffer, /) -> None:
         """Take in the next bytes."""
 
     def digest(self) -> bytes:
@@ -160,7 +141,7 @@ class ChunkReceiver:
         """Whether every announced byte has come."""
         return self._received == self.total
 
-    def check(self, chunk: tensors_pb2.Chunk) -> bytes:
+    def check(self, chunk: Piece) -> Buffer:
         """Return a chunk's data if it is the next piece and undamaged. Changes nothing.
 
         Raises:
@@ -180,12 +161,12 @@ class ChunkReceiver:
             raise TransportError(f"chunk at offset {chunk.offset} was damaged on the way (CRC-32C differs)")
         return data
 
-    def take(self, data: bytes) -> None:
+    def take(self, data: Buffer) -> None:
         """Count bytes that `check` returned and that are safely stored."""
         self._hash.update(data)
         self._received += len(data)
 
-    def accept(self, chunk: tensors_pb2.Chunk) -> bytes:
+    def accept(self, chunk: Piece) -> Buffer:
         """Check a chunk and count it at once, for receivers that cannot fail to keep it.
 
         Returns:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from federation.plan import PayloadPlan
     from federation.storage.disk import Readable
     from federation.storage.spool import SpoolPayload
-    from federation.v1 import tensors_pb2
+    from federation.wire.chunks import Piece
     from federation.wire.payloads import Payload
 
 _BLOCK_BYTES = 1 << 19
@@ -56,7 +56,7 @@ class PayloadReception:
         """L2 norm of the float elements so far; 0 of a compressed payload."""
         return self._scan.norm if self._scan is not None else 0.0
 
-    def accept(self, chunk: tensors_pb2.Chunk) -> None:
+    def accept(self, chunk: Piece) -> None:
         """Check and store the next chunk.
 
         Raises:

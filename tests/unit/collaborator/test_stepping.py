@@ -90,7 +90,7 @@ class Server:
         self.pulled: list[bytes] = []
 
     @asynccontextmanager
-    async def server_stream(self, method: str, request: pb.PullModelRequest) -> AsyncIterator[Any]:
+    async def server_stream(self, method: str, request: pb.PullModelRequest, **_: object) -> AsyncIterator[Any]:
         assert method == "PullModel"
         self.pulled.append(request.digest)
         yield self._replies(self.offered[request.digest])

@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 from federation.errors import MalformedMessageError, TransportError
 from federation.names import Digest
 from federation.tensors.digest import payload_digest
-from federation.v1 import aggregator_pb2, tensors_pb2
+from federation.v1 import tensors_pb2
 from federation.wire.chunks import (
     CHUNK_BYTES,
     MAX_CHUNK_BYTES,
     ChunkReceiver,
     checksum,
-    encode_chunk,
-    encode_update_chunk,
     make_chunk,
     read_chunks,
 )
@@ -31,18 +29,6 @@ DATA = bytes(range(256)) * 3
 
 def pread_of(data: bytes) -> Callable[[int, int], bytes]:
     return lambda offset, nbytes: data[offset : offset + nbytes]
-
-
-@pytest.mark.parametrize("offset", [0, 1, 127, 128, 1 << 20, 1 << 40])
-@pytest.mark.parametrize("size", [1, 127, 128, 20_000, CHUNK_BYTES])
-def test_hand_encoded_chunks_are_what_protobuf_encodes(offset: int, size: int) -> None:
-    chunk = make_chunk(offset, (bytes(range(256)) * (size // 256 + 1))[:size])
-    data, crc = chunk.data, chunk.crc32c
-    assert encode_chunk(data, offset, crc) == aggregator_pb2.PullModelReply(chunk=chunk).SerializeToString()
-    for index in (0, 1, 200):
-        update = aggregator_pb2.UpdateChunk(payload=index, chunk=chunk)
-        expected = aggregator_pb2.PushUpdateRequest(chunk=update).SerializeToString()
-        assert encode_update_chunk(index, data, offset) == expected
 
 
 @given(st.binary(max_size=300), st.integers(1, 50))

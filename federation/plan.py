@@ -239,7 +239,8 @@ class PayloadRow(_Frozen):
 
     Attributes:
         name: its name; not one that the protocol uses itself.
-        like: ``parameters``: it has exactly the trained, federated tensors of the model. Empty: it has `tensors`.
+        like: ``parameters``: it has exactly the trained, federated tensors of the model, as float32 where those are
+            half precision. Empty: it has `tensors`.
         tensors: its tensors, if it is not like the parameters.
         codec: how it is compressed.
     """
@@ -357,7 +358,7 @@ class ExperimentSpec(_Frozen):
         return tuple(map(self._planned, self.downlink))
 
     def _planned(self, row: PayloadRow) -> PayloadPlan:
-        schema = self.schema_.parameters if row.like else _schema(row.tensors)
+        schema = self.schema_.parameters.widened if row.like else _schema(row.tensors)
         return PayloadPlan(name=PayloadName(row.name), schema=schema, codec=row.codec)
 
     def canonical_json(self) -> bytes:

@@ -295,7 +295,7 @@ class Checkpoints:
         vectors.update(dict.fromkeys(map(rule_state_name, self._aggregation.rule.state), 0.0))
         for name, initial in vectors.items():
             if self._is_missing(name):
-                with ModelWriter(self._path(name), self.schema.parameters, metadata=metadata) as writer:
+                with ModelWriter(self._path(name), self._schema_of(name), metadata=metadata) as writer:
                     write_slot(writer, initial)
                     writer.commit()
 
@@ -328,7 +328,7 @@ class Checkpoints:
             return combination.master_schema(self.schema.federated)
         federated = self.schema.federated
         own = {MODEL: federated, HELD: federated, OPTIMIZER: self.optimizer_schema}
-        return own.get(name, self.schema.parameters)
+        return own.get(name, self.schema.parameters.widened)
 
     def _round_of(self, path: Path) -> int:
         """Round a file says it is of; -1 if it is not there or does not say."""

@@ -7,7 +7,9 @@
 3. Whoever updates state from what the server will see uses what `send` returns: the vector as the server decodes it,
    after compression. So the two ends never drift apart.
 4. Names, shapes and dtypes of `start`, `received` and of every vector sent are those of the model's federated, trained
-   parameters. Site state may have any tensors: a personal head has names the server never sees.
+   parameters, with float32 for half precision: so are gradients that were asked for, and what is made of all these.
+   Live tensors are of the model's own dtypes; what is written into them, or sent as ``delta``, is rounded to those.
+   Site state may have any tensors: a personal head has names the server never sees.
 """
 
 from __future__ import annotations
@@ -124,7 +126,7 @@ class LocalProblem(Protocol):
         ...
 
     def gradient(self, *, estimator: str | None = None, purpose: str = "gradient") -> tuple[Vector, float]:
-        """Return (∇F_i, F_i) at `parameters`, in arrays of their own; buffers and random streams stay as they were.
+        """Return (∇F_i, F_i) at `parameters`, in arrays of their own (rule 4); buffers and random streams stay.
 
         May be called inside the `gradient` hook of a run, whose gradients and batches it leaves alone.
 
@@ -135,14 +137,14 @@ class LocalProblem(Protocol):
         ...
 
     def next_gradient(self) -> tuple[Vector, float]:
-        """Return (∇, loss) at `parameters` on the next minibatch of a stream of its own, in arrays of their own.
+        """Return (∇, loss) at `parameters` on the next minibatch of a stream of its own; arrays as of `gradient`.
 
         May be called inside the `gradient` hook of a run, whose gradients and batches it leaves alone.
         """
         ...
 
     def fisher(self) -> Vector:
-        """Return the mean over local examples of the squared gradient of each, at `parameters`."""
+        """Return the mean over local examples of the squared gradient of each, at `parameters`; by rule 4."""
         ...
 
     def evaluate(self) -> dict[str, float]:

@@ -70,7 +70,7 @@ class Marina(Algorithm):
     def asks_all(self, spec: ExperimentSpec, round_number: int) -> bool:
         """Tell whether the coin of this round is c = 1."""
         coin = shared_stream(spec.plan.seed, round_number, "coin")
-        damping = payload_damping(spec.schema_.parameters, load_codec(spec.plan.compression))
+        damping = payload_damping(spec.schema_.parameters.widened, load_codec(spec.plan.compression))
         return _is_whole(round_number, self.p, damping, coin)
 
     def client(self) -> ClientHalf:
@@ -101,6 +101,7 @@ class _Client(ClientHalf):
         # The older model first, so that buffers and metrics reported are those of the newer.
         previous = round.received["previous"]
         problem.parameters.assign(previous)
+        previous = problem.parameters.widened().copy()  # as the model has it: half precision was rounded
         problem.run()
         older = problem.parameters - previous
         problem.parameters.assign(x)

@@ -9,10 +9,12 @@ from pydantic import Field
 from federation.algorithms.algorithm import Algorithm
 from federation.algorithms.client import ClientHalf
 from federation.algorithms.personal import as_personal, put_back
+from federation.errors import PlanError
 
 if TYPE_CHECKING:
     from federation.algorithms.client import ClientRound, LocalProblem, Step
     from federation.algorithms.vector import Vector
+    from federation.plan import ExperimentSpec
 
 
 class PerFedAvg(Algorithm):
@@ -46,6 +48,19 @@ class PerFedAvg(Algorithm):
     a: float = Field(default=0.01, gt=0)
     variant: Literal["first_order", "hessian_free"] = "first_order"
     delta: float = Field(default=1e-3, gt=0)
+
+    def check(self, spec: ExperimentSpec) -> None:
+        """Refuse differences of gradients in half precision, which are rounding.
+
+        Raises:
+            PlanError: the variant is hessian_free, and a parameter is float16 or bfloat16.
+        """
+        half = next((row.name for row in spec.schema_.parameters if row.dtype.widened is not row.dtype), None)
+        if self.variant == "hessian_free" and half is not None:
+            raise PlanError(
+                f"algorithm 'per_fedavg' hessian_free takes differences of gradients, which are rounding where "
+                f"parameters are of half precision, as {half!r} is: use first_order, or widen them"
+            )
 
     def client(self) -> ClientHalf:
         """Return the client half."""

@@ -43,7 +43,6 @@ from federation.errors import ConfigurationError, PlanError
 from federation.rounds.sampling import check_sampler
 from federation.rounds.schedules import check_schedules
 from federation.rounds.shares import check_max_share, fewest_updates
-from federation.tensors import DType
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -152,7 +151,6 @@ def check(spec: ExperimentSpec, own: Algorithm | None = None) -> None:
     check_sampler(plan)
     check_schedules(plan)
     check_max_share(plan, is_asynchronous=algorithm.mode == "buffer")
-    _check_dtypes(spec, algorithm)
     _check_compression(plan, algorithm)
     _check_rule(spec, algorithm)
     if algorithm.sets_server_step and (plan.server_learning_rate != 1 or plan.server_schedule != "constant"):
@@ -191,16 +189,9 @@ def _check_rule(spec: ExperimentSpec, algorithm: Algorithm) -> None:
         _refuse_half_precision(spec, f"rule {plan.rule!r}", "another rule")
 
 
-def _check_dtypes(spec: ExperimentSpec, algorithm: Algorithm) -> None:
-    """Refuse half-precision parameters where state and differences would be rounded to them."""
-    if not (algorithm.slots or algorithm.vectors or algorithm.site_state):
-        return
-    _refuse_half_precision(spec, f"algorithm {algorithm.name!r}", "fedavg")
-
-
 def _refuse_half_precision(spec: ExperimentSpec, who: str, instead: str) -> None:
     for tensor in spec.schema_.parameters:
-        if tensor.dtype in (DType.FLOAT16, DType.BFLOAT16):
+        if tensor.dtype.widened is not tensor.dtype:
             raise PlanError(
                 f"{who} keeps a vector per parameter and needs float32 or float64; tensor {tensor.name!r} is "
                 f"{tensor.dtype.value}: widen it or use {instead}"

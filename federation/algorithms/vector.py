@@ -97,6 +97,10 @@ class Vector(Mapping[str, "Array"]):
         """Return a vector with arrays of its own."""
         return Vector({name: _array(array * 1) for name, array in self._arrays.items()})
 
+    def widened(self) -> Vector:
+        """Return the vector with float32 arrays of its own for those of half precision, and the others shared."""
+        return Vector({name: widened(array) for name, array in self._arrays.items()})
+
     def zeros_like(self) -> Vector:
         """Return zero of the same names, shapes and dtypes; never a signed or undefined zero of this one."""
         return Vector({name: _array(np.zeros_like(array)) for name, array in self._arrays.items()})
@@ -125,6 +129,11 @@ class Vector(Mapping[str, "Array"]):
             if name not in other:
                 raise ValueError(f"tensor {name!r} is in the left vector only: both sides need the same names")
             yield name, mine, other[name]
+
+
+def widened(array: Array) -> Array:
+    """Return an array as float32 if it is of half precision, which is too little for sums over rounds; else itself."""
+    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
 
 
 def _array(value: Any) -> Array:

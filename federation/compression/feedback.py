@@ -31,7 +31,7 @@ class Feedback(Protocol):
     """Corrects what is sent by what was left out before. State goes in and comes out; neither argument is written."""
 
     def before(self, v: Mapping[str, Array], state: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the target to encode for the vector `v` (arrays by tensor name), new arrays of equal dtypes."""
+        """Return the target to encode for the vector `v` (arrays by tensor name): new arrays, float32 at least."""
         ...
 
     def after(
@@ -58,13 +58,13 @@ class HasOwnFeedback(Protocol):
 
 
 class ErrorFeedback:
-    """m = C(v + e); e⁺ = v + e − m. State: ``error/<tensor>``, zeros at first."""
+    """m = C(v + e); e⁺ = v + e − m. State: ``error/<tensor>``, zeros at first; float32 for half precision."""
 
     def before(self, v: Mapping[str, Array], state: Mapping[str, Array]) -> dict[str, Array]:
         """Return v + e."""
         return {
             name: np.asarray(array + state[f"error/{name}"]) if f"error/{name}" in state else array.copy()
-            for name, array in v.items()
+            for name, array in _widened(v).items()
         }
 
     def after(
@@ -116,7 +116,7 @@ class MomentumCorrection:
             norm = math.sqrt(math.fsum(float(np.sum(np.square(array, dtype=np.float64))) for array in g.values()))
             factor = min(1.0, self._clip / math.sqrt(self._sites) / norm) if norm else 1.0
         u: dict[str, Array] = {}
-        for name, array in g.items():
+        for name, array in _widened(g).items():
             clipped = array * factor
             old = state.get(f"momentum/{name}")
             u[name] = np.asarray(clipped if old is None else clipped + old * self._momentum)
@@ -138,7 +138,9 @@ class WarmQ:
 
     def before(self, v: Mapping[str, Array], state: Mapping[str, Array]) -> dict[str, Array]:
         """Return what `inner` makes of v."""
-        return self._inner.before(v, state) if self._inner else {name: array.copy() for name, array in v.items()}
+        if self._inner:
+            return self._inner.before(v, state)
+        return {name: array.copy() for name, array in _widened(v).items()}
 
     def after(
         self, target: Mapping[str, Array], sent: Mapping[str, Array], body: Buffer, state: Mapping[str, Array]
@@ -146,12 +148,17 @@ class WarmQ:
         """Return what `inner` keeps, and the Qs in `body`."""
         kept = self._inner.after(target, sent, body, state) if self._inner else {}
         schema = TensorSchema.of(
-            TensorSpec(name=name, dtype=DType.of(array.dtype), shape=array.shape) for name, array in target.items()
+            TensorSpec(name=name, dtype=DType.of(array.dtype), shape=array.shape) for name, array in sent.items()
         )
         for index, (segment, part, dtype) in enumerate(bodies_of(BytesSource(body), schema, self._codec)):
             if segment.dtype.is_float:
                 kept[f"q/{index}"] = self._codec.last_q(part, dtype, segment_shapes(schema, segment))
         return kept
+
+
+def _widened(v: Mapping[str, Array]) -> dict[str, Array]:
+    """Return float32 for half precision: added up in that, what is small is lost for ever."""
+    return {name: array.astype(DType.of(array.dtype).widened.numpy, copy=False) for name, array in v.items()}
 
 
 def feedback_for(codec: Codec, plan: Plan, algorithm: HasOwnFeedback) -> Feedback | None:

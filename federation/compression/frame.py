@@ -53,7 +53,8 @@ def encode_payload(
 
     Args:
         schema: its tensors.
-        flat: its elements: arrays by tensor name, or the flat buffer.
+        flat: its elements: arrays by tensor name, maybe float32 where the schema has half precision, or the flat
+            buffer.
         codec: how to encode them.
         seed: 64-bit seed, by `derive_seed`, of everything drawn.
         state: what the feedback of the codec keeps (`federation.compression.feedback`); None: nothing.
@@ -294,7 +295,7 @@ def _vector(schema: TensorSchema, flat: Mapping[str, Array] | Buffer, segment: S
     names = [spec.name for spec in schema if spec.dtype is segment.dtype and spec.elements]
     arrays = [np.ascontiguousarray(flat[name]).reshape(-1) for name in names]
     vector = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    if vector.dtype != dtype or vector.size != segment.elements:
+    if vector.dtype not in (dtype, segment.dtype.widened.numpy) or vector.size != segment.elements:
         raise ValueError(f"arrays have {vector.size} {vector.dtype}; the schema has {segment.elements} {dtype}")
     return vector
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 MAGIC = b"FCS1"
 PART_ELEMENTS = 1 << 20
 """Most elements of a part: what an encoder holds at once is a small multiple of it."""
-_HALF = (DType.FLOAT16, DType.BFLOAT16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +128,7 @@ def decoders(source: Source, parts: tuple[Part, ...], codec: str) -> Iterator[tu
 
 
 def _part(shapes: list[tuple[int, ...]], dtype: DType, offset: int, elements: int) -> Part:
-    wide = DType.FLOAT32 if dtype in _HALF else dtype
-    specs = (TensorSpec(name=f"{place:08}", dtype=wide, shape=shape) for place, shape in enumerate(shapes))
+    specs = (TensorSpec(name=f"{place:08}", dtype=dtype.widened, shape=shape) for place, shape in enumerate(shapes))
     return Part(schema=TensorSchema.of(specs), dtype=dtype, offset=offset, elements=elements)
 
 

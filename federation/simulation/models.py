@@ -304,8 +304,9 @@ class Models:
     # --- inside
 
     def _make_own(self) -> dict[PayloadName, tuple[TensorSchema, list[bytearray]]]:
-        layouts = {name: self._schema.parameters for name in self.slots if name not in self._arena.layout.broadcast}
-        layouts.update(dict.fromkeys(self.rule_state.values(), self._schema.parameters))
+        schema = self._schema.parameters.widened
+        layouts = {name: schema for name in self.slots if name not in self._arena.layout.broadcast}
+        layouts.update(dict.fromkeys(self.rule_state.values(), schema))
         if combination.needs_master(self._schema.federated):
             layouts[_MASTER] = combination.master_schema(self._schema.federated)
         if self._spec.plan.downlink != IDENTITY:

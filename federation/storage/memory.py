@@ -70,6 +70,19 @@ class ModelSink(Protocol):
         ...
 
 
+class PlacedSink(ModelSink, Protocol):
+    """A sink that takes bytes in any order."""
+
+    def write_at(self, offset: int, view: Buffer) -> None:
+        """Write bytes of the flat buffer anywhere; out of order costs a second pass for the digest.
+
+        Raises:
+            ValueError: beyond the end.
+            StorageError: the disk failed.
+        """
+        ...
+
+
 class MemoryBytes:
     """Bytes in memory as a `Readable`, and as a `ByteSink` where they are a bytearray.
 
@@ -141,7 +154,7 @@ class MemoryModel:
 
 
 class MemoryWriter:
-    """Writes a model into memory. Implements `ModelSink`.
+    """Writes a model into memory. Implements `PlacedSink`.
 
     Args:
         schema: its layout.
@@ -155,7 +168,8 @@ class MemoryWriter:
         self.schema = schema
         self._view = view[: schema.nbytes]
         self._position = 0
-        self._hash = PayloadHash()
+        self._written = 0
+        self._hash: PayloadHash | None = PayloadHash()
 
     def append(self, view: Buffer) -> None:
         """Write the next bytes.
@@ -163,13 +177,24 @@ class MemoryWriter:
         Raises:
             ValueError: beyond the end.
         """
+        self.write_at(self._position, view)
+
+    def write_at(self, offset: int, view: Buffer) -> None:
+        """Write bytes anywhere, each once.
+
+        Raises:
+            ValueError: beyond the end.
+        """
         piece = memoryview(view).cast("B")
-        end = self._position + piece.nbytes
+        end = offset + piece.nbytes
         if end > self.schema.nbytes:
             raise ValueError(f"write to byte {end} of a model of {self.schema.nbytes}")
-        self._view[self._position : end] = piece
-        self._hash.update(piece)
-        self._position = end
+        self._view[offset:end] = piece
+        if offset != self._position:
+            self._hash = None
+        elif self._hash is not None:
+            self._hash.update(piece)
+        self._position, self._written = end, self._written + piece.nbytes
 
     def finish(self) -> Digest:
         """Return the digest of the flat buffer, which is now complete.
@@ -177,9 +202,9 @@ class MemoryWriter:
         Raises:
             RuntimeError: bytes are missing.
         """
-        if self._position != self.schema.nbytes:
-            raise RuntimeError(f"{self._position} of {self.schema.nbytes} bytes written")
-        return self._hash.digest()
+        if self._written != self.schema.nbytes:
+            raise RuntimeError(f"{self._written} of {self.schema.nbytes} bytes written")
+        return self._hash.digest() if self._hash is not None else payload_digest(self._view)
 
     def reader(self) -> MemoryModel:
         """Return the finished model; it shares the writer's memory.

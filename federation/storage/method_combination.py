@@ -9,6 +9,7 @@ Rules, in order:
    everywhere. What comes out is rounded once to each tensor's dtype.
 4. Slots that are means over all sites are rescaled by N_old/N before the step, where N grew.
 5. Buffers are combined as ever, with the weights of ``delta``.
+6. Vectors and slots are float32 where the parameters are half precision, and read in the order of the parameters.
 
 Memory is a few tiles per slot and payload, and a block per compressed payload, whatever the model.
 """
@@ -42,7 +43,8 @@ from federation.storage.encoded import IDENTITY, decoded, rebased
 from federation.storage.rounding import Rounder
 from federation.storage.rule_state import KeepingCombiner, StoredVector
 from federation.storage.scoring import Scoring
-from federation.storage.tile_streams import TileStream
+from federation.storage.tile_streams import PayloadTiles, TileStream
+from federation.storage.vectors import append_in_order, in_order, widened, widened_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     from federation.names import Digest, SiteName
     from federation.plan import ExperimentSpec, PayloadPlan
     from federation.storage.disk import Readable
-    from federation.storage.memory import ModelSink, ModelSource
+    from federation.storage.memory import ModelSink, ModelSource, PlacedSink
     from federation.tensors import TensorSchema
 
 
@@ -66,7 +68,7 @@ def combine_round(
     model: ModelSource,
     slots: Mapping[str, ModelSource],
     writer: ModelSink,
-    slot_writers: Mapping[str, ModelSink],
+    slot_writers: Mapping[str, PlacedSink],
     aggregation: Aggregation,
     updates: Sequence[SiteUpdate],
     base: Mapping[SiteName, ModelSource] | None = None,
@@ -83,7 +85,7 @@ def combine_round(
         round: number, plan, sites (those of `updates`, in name order), N and η_g; norms and damping are filled in here.
         spec: schemas, and how each payload is compressed.
         model: the present model x, federated tensors.
-        slots: the method's state, each with the schema of the parameters.
+        slots: the method's state, each with the schema of the parameters, widened.
         writer: for the next model; finished here, committed or aborted by the caller.
         slot_writers: for the next slots; finished here.
         aggregation: the plan's rule and what comes before it, for ``delta``.
@@ -135,7 +137,8 @@ def combine_round(
         return combined
     changes = _changes(algorithm, weights, rule, opened, model.schema.parameters, scoring)
     scalars = server.begin(round)
-    step = _MethodStep(server, scalars, slots, slot_writers, _rescaling(algorithm, previous_total, round.total))
+    rescaling = _rescaling(algorithm, previous_total, round.total)
+    step = _MethodStep(server, scalars, slots, slot_writers, rescaling, model.schema.parameters)
     squares = walk(
         model=model,
         writer=writer,
@@ -192,7 +195,7 @@ def read_scalars(schema: TensorSchema, payload: Readable) -> dict[str, float]:
 def _damping(spec: ExperimentSpec) -> float:
     if spec.plan.compression == IDENTITY:
         return 1.0
-    return payload_damping(spec.schema_.parameters, load_codec(spec.plan.compression))
+    return payload_damping(spec.schema_.parameters.widened, load_codec(spec.plan.compression))
 
 
 def _opened(update: SiteUpdate, payload_plans: Sequence[PayloadPlan]) -> SiteUpdate:
@@ -231,7 +234,11 @@ def _changes(
     streams: dict[str, TileStream] = {}
     for name in (DELTA, *map(PayloadName, algorithm.vectors)):
         payloads = [update.payloads[name] for update in updates]
-        source: TileSource = site_tiles(updates, weights.get(name, weights[DELTA]), payloads, schema, TILE_ELEMENTS)
+        tiles = tiles_of(schema, floats=True)
+        if name != DELTA:
+            payloads, tiles = [in_order(payload, schema) for payload in payloads], widened_tiles(tiles)
+        sites = [update.site for update in updates]
+        source: TileSource = PayloadTiles(sites, weights.get(name, weights[DELTA]), payloads, tiles)
         combiner: Combines = rule if name == DELTA else WeightedMean()
         results = combiner.combine(source)
         streams[name] = TileStream(source, scoring.watch(source, results) if name == DELTA else results)
@@ -252,15 +259,18 @@ class _MethodStep:
         server: ServerHalf,
         scalars: Mapping[str, float],
         slots: Mapping[str, ModelSource],
-        writers: Mapping[str, ModelSink],
+        writers: Mapping[str, PlacedSink],
         rescaling: Mapping[str, float],
+        parameters: TensorSchema,
     ) -> None:
         if slots.keys() != writers.keys():
             raise ValueError(f"slots {sorted(slots)} are read, {sorted(writers)} are written")
         self._server = server
         self._scalars = scalars
-        self._slots = slots
+        self._slots = {name: in_order(slot, parameters) for name, slot in slots.items()}
         self._writers = writers
+        self._sinks = {name: append_in_order(writer, parameters) for name, writer in writers.items()}
+        self._offset = 0
         self._rescaling = rescaling
         self._rounders = {name: Rounder(TILE_ELEMENTS, f"state {name!r} of the method") for name in slots}
         self._before = np.empty(TILE_ELEMENTS, dtype=np.float64)
@@ -269,8 +279,10 @@ class _MethodStep:
         before = self._before[: x.size]
         np.copyto(before, x)
         state = {}
+        wide = widened(piece, self._offset)
+        self._offset += wide.nbytes
         for name, slot in self._slots.items():
-            state[name] = self._rounders[name].read(slot, piece)
+            state[name] = self._rounders[name].read(slot, wide)
             if name in self._rescaling:
                 np.multiply(state[name], self._rescaling[name], out=state[name])
         # A method that overflows is told of when its result is rounded, not by a warning on the way.
@@ -278,7 +290,7 @@ class _MethodStep:
             self._server.step(ServerTile(x=x, mean=means, state=state, start=start), self._scalars)
             np.subtract(x, before, out=before)
         for name, rounder in self._rounders.items():
-            self._writers[name].append(rounder.round(piece, state[name]).view(np.uint8).data)
+            self._sinks[name].append(rounder.round(wide, state[name]).view(np.uint8).data)
         return squared_norm(before)
 
     def finish(self) -> dict[str, Digest]:

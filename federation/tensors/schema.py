@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -63,6 +63,11 @@ class DType(Enum):
     def is_float(self) -> bool:
         """True for types that are averaged; others are combined by maximum."""
         return self in (DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32, DType.FLOAT64)
+
+    @property
+    def widened(self) -> DType:
+        """FLOAT32 for half precision, which is too little for what is added up over rounds; else the type itself."""
+        return DType.FLOAT32 if self in (DType.FLOAT16, DType.BFLOAT16) else self
 
     @classmethod
     def of(cls, dtype: np.dtype[np.generic]) -> DType:
@@ -230,6 +235,13 @@ class TensorSchema:
     def parameters(self) -> TensorSchema:
         """The tensors with role PARAMETER: the schema of payload ``delta``."""
         return self.select(lambda spec: spec.role is TensorRole.PARAMETER)
+
+    @cached_property
+    def widened(self) -> TensorSchema:
+        """The same tensors, float32 where they are half precision, in canonical order: what methods keep of them."""
+        if all(spec.dtype.widened is spec.dtype for spec in self.specs):
+            return self
+        return TensorSchema.of(replace(spec, dtype=spec.dtype.widened) for spec in self.specs)
 
     @cached_property
     def buffers(self) -> TensorSchema:

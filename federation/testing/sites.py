@@ -425,8 +425,13 @@ class HonestSite(ScriptedSite):
         """Return a payload as it travels: a method's vectors are the change once more, its scalars are 1."""
         data = payloads.get(plan.name)
         if data is None:
-            is_vector = plan.schema == self.meeting.spec.schema_.parameters
-            data = payloads[DELTA] if is_vector else np.ones(len(plan.schema), dtype="<f8").tobytes()
+            parameters = self.meeting.spec.schema_.parameters
+            if plan.schema == parameters.widened:
+                delta = unpack(parameters, payloads[DELTA])
+                wide = {name: delta[name].astype(plan.schema[name].dtype.numpy) for name in delta}
+                data = bytes(pack(plan.schema, wide))
+            else:
+                data = np.ones(len(plan.schema), dtype="<f8").tobytes()
         if plan.codec == IDENTITY_CODEC:
             return data
         return encode_payload(plan.schema, data, load_codec(plan.codec), seed=task.round)

@@ -146,11 +146,11 @@ class ArrayProblem:
 
     def fisher(self) -> Vector:
         """See `federation.algorithms.client.LocalProblem.fisher`; one example at a time."""
-        total = self.parameters.zeros_like()
+        total = self.parameters.widened().zeros_like()
         examples = self._data.train_examples
         for samples, targets in self._data.batches(1, is_counted=False):
             _, found = self._checked(samples, targets)
-            one = Vector({name: found[name] for name in total})
+            one = Vector({name: found[name] for name in total}).widened()
             total += one * one / examples
         self.oracle_calls += examples
         return total
@@ -169,7 +169,7 @@ class ArrayProblem:
         self.oracle_calls += group.examples
         if not self.steps:
             self.metrics = metrics
-        return total.select(lambda name: name in self.parameters), metrics["loss"]
+        return total.select(lambda name: name in self.parameters).widened(), metrics["loss"]
 
     def _total(self, group: Group) -> tuple[Vector, dict[str, float]]:
         """Return the mean gradient over a group, in arrays of their own, and the mean metrics."""

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from federation.algorithms.vector import Vector
+from federation.algorithms.vector import Vector, widened
 from federation.compression import decode_payload, encode_payload, feedback_for, load_codec, payload_damping
 from federation.errors import PlanError
 from federation.names import PayloadName
 from federation.rounds.randomness import derive_seed, stream
+from federation.tensors import DType
 from federation.training.exchange import BUFFERS, DELTA, OPTIMIZER, SCALARS
 from federation.training.problems import make_problem
 
@@ -89,7 +90,7 @@ class SiteRound:
         self._outputs = outputs
         self._arrays = arrays
         parameters = resident.schema.parameters
-        self.start = Vector({spec.name: arrays[spec.name].copy() for spec in parameters})
+        self.start = Vector({spec.name: arrays[spec.name].copy() for spec in parameters}).widened()
         self.received = {
             str(plan.name): _receive(inputs, plan.name, plan.schema)
             for plan in resident.spec.downloads()
@@ -110,7 +111,8 @@ class SiteRound:
 
         Args:
             name: ``delta`` or one of the algorithm's vectors.
-            vector: its value; the tensors of the payload's schema, in their dtypes.
+            vector: its value; the tensors of the payload's schema, in their dtypes or, where those are half precision,
+                as float32.
             whole: send it as it is, whatever the plan's codec.
 
         Returns:
@@ -127,14 +129,15 @@ class SiteRound:
             raise ValueError(f"payload {name!r} was sent already in this round")
         arrays = _checked(vector, plan.schema, name)
         if plan.codec == "identity":
-            self.written[plan.name] = self._outputs.write(plan.name, plan.schema, arrays)
-            sent = {key: value.copy() for key, value in arrays.items()}
+            with np.errstate(all="ignore"):  # what does not fit half precision is refused by its checks
+                sent = {spec.name: arrays[spec.name].astype(spec.dtype.numpy) for spec in plan.schema}
+            self.written[plan.name] = self._outputs.write(plan.name, plan.schema, sent)
         else:
             data, sent = self._encode(plan, arrays, whole=whole)
             self.written[plan.name] = self._outputs.write_bytes(plan.name, data)
         if plan.name == DELTA:
             self._report()
-        return Vector(sent)
+        return Vector(sent).widened()
 
     def send_change(self) -> Vector:
         """Send y - x as ``delta``; returns what the server decodes of it."""
@@ -157,7 +160,7 @@ class SiteRound:
     def damping(self, name: str) -> float:
         """Return 1/(1 + ω) for an unbiased codec of this payload, 1 for the identity and biased ones."""
         plan = self._planned(name)
-        return payload_damping(plan.schema, load_codec(plan.codec))
+        return payload_damping(plan.schema.widened, load_codec(plan.codec))
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Return a fresh generator of this round and site, for one purpose of the algorithm."""
@@ -250,13 +253,16 @@ def _state_of(kept: LocalState, schema: TensorSchema) -> tuple[dict[str, Vector]
 
 
 def _checked(vector: Mapping[str, Array], schema: TensorSchema, payload: str) -> dict[str, Array]:
+    """Return the arrays of a payload, of its dtypes or, where those are half precision, as float32 maybe."""
     arrays: dict[str, Array] = {}
     for spec in schema:
         value = vector.get(spec.name)
         if value is None:
             raise ValueError(f"payload {payload!r}: tensor {spec.name!r} is missing")
         array = np.ascontiguousarray(value).reshape(spec.shape) if value.shape == spec.shape else np.asarray(value)
-        if array.shape != spec.shape or array.dtype != spec.dtype.numpy:
+        if spec.dtype is DType.FLOAT32:
+            array = widened(array)
+        if array.shape != spec.shape or array.dtype not in (spec.dtype.numpy, spec.dtype.widened.numpy):
             raise ValueError(
                 f"payload {payload!r}: tensor {spec.name!r} is {array.dtype.name}{list(array.shape)}, "
                 f"expected {spec.dtype.value}{list(spec.shape)}"

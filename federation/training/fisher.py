@@ -35,7 +35,7 @@ def mean_squares(
         examples: n.
     """
     model.eval()
-    total = {name: torch.zeros_like(tensor, requires_grad=False) for name, tensor in parameters.items()}
+    total = _zeros(parameters)
     is_vectorised = True
     for samples, targets in batches:
         sample, target = objective.sample(samples), torch.as_tensor(targets).to(next(model.parameters()).device)
@@ -68,7 +68,7 @@ def _vectorised(
 
     chosen = {name: tensor.detach() for name, tensor in parameters.items()}
     gradients = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0, 0))(chosen, samples, targets)
-    return {name: gradient.square().sum(0) for name, gradient in gradients.items()}
+    return {name: gradient.to(wide(gradient.dtype)).square().sum(0) for name, gradient in gradients.items()}
 
 
 def _one_by_one(
@@ -78,12 +78,24 @@ def _one_by_one(
     samples: torch.Tensor,
     targets: torch.Tensor,
 ) -> Tensors:
-    squares = {name: torch.zeros_like(tensor, requires_grad=False) for name, tensor in parameters.items()}
+    squares = _zeros(parameters)
     for place in range(len(samples)):
         output = objective.output(model(samples[place : place + 1]))
         loss = objective.loss(output, targets[place : place + 1])
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for square, gradient in zip(squares.values(), gradients, strict=True):
             if gradient is not None:
-                square += gradient.square()
+                square += gradient.to(square.dtype).square()
     return squares
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return what sums and squares of such gradients are made in: float32 for half precision, else the dtype itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _zeros(parameters: Mapping[str, torch.Tensor]) -> Tensors:
+    return {
+        name: torch.zeros_like(tensor, dtype=wide(tensor.dtype), requires_grad=False)
+        for name, tensor in parameters.items()
+    }

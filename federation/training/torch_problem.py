@@ -197,7 +197,7 @@ class TorchProblem:
         """Return mean gradient and loss over a group (rule 2)."""
         means = Means()
         tensors = list(self._federated.values())
-        total = [torch.zeros_like(tensor, device="cpu") for tensor in tensors]
+        total = [torch.zeros_like(tensor, device="cpu", dtype=fisher.wide(tensor.dtype)) for tensor in tensors]
         train_mode(self._model, self._structure)
         with undisturbed(self._model), self._device, torch.enable_grad():
             for samples, targets in group.batches:

@@ -28,8 +28,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"algorithm": "fedavg"},
     "scaffold": {"algorithm": "scaffold"},
     "diana": {"algorithm": "diana", "compression": "rand_k:0.1"},
-    # Inside tasks, biased, every site asked; and pulled, unbiased, with sites that miss rounds and get the model whole.
-    "downlink": {"algorithm": "scaffold", "compression": "top_k:0.2", "downlink": "stc:0.2"},
+    # A bfloat16 layer and a float32 one: vectors and state are float32, in another order than the model. Steps of a
+    # biased codec travel inside tasks.
+    "half": {"algorithm": "scaffold", "compression": "top_k:0.2", "downlink": "stc:0.2"},
+    # Steps of an unbiased codec are pulled, and sites that miss rounds get the model whole.
     "downlink-wide": {"downlink": "qsgd:16", "sample": 2, "rounds": 5, "evaluate_every": 3},
     # Asynchronous, but all sites are in every step, so that the order of their arrival makes no difference.
     "fedbuff": {"algorithm": "fedbuff", "options": {"k": 3}},
@@ -41,10 +43,18 @@ EXPERIMENT = """
 import torch
 from federation import Experiment, Plan, SupervisedTask
 
+class Cast(torch.nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        return x.to(self.dtype)
+
 def make_model():
     return torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(64, {width}), {norm}torch.nn.ReLU(), torch.nn.Dropout(0.1),
-        torch.nn.Linear({width}, 10)
+        torch.nn.Flatten(), Cast({dtype}), torch.nn.Linear(64, {width}, dtype={dtype}), {norm}torch.nn.ReLU(),
+        torch.nn.Dropout(0.1), Cast(torch.float32), torch.nn.Linear({width}, 10)
     )
 
 experiment = Experiment(
@@ -64,7 +74,8 @@ def write(folder: Path, name: str) -> Path:
     options = ", ".join(f"{key}={value!r}" for key, value in {"rounds": 3, **METHODS[name]}.items())
     width = WIDTHS.get(name, 32)
     norm = f"torch.nn.BatchNorm1d({width}), " if name in WIDTHS else ""
-    text = EXPERIMENT.format(name=name, whole=WHOLE, options=options, width=width, norm=norm)
+    dtype = "torch.bfloat16" if name == "half" else "torch.float32"
+    text = EXPERIMENT.format(name=name, whole=WHOLE, options=options, width=width, norm=norm, dtype=dtype)
     (folder / "experiment.py").write_text(text)
     return folder
 

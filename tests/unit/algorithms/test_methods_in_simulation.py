@@ -45,7 +45,7 @@ def _shard(seed: int) -> ArrayShard:
     return ArrayShard(train=(x[:64], y[:64]), validation=(x[64:], y[64:]))
 
 
-def _model(*, has_norm: bool) -> Any:
+def _model(*, has_norm: bool, dtype: str = "float32") -> Any:
     import torch
 
     class Net(torch.nn.Module):
@@ -56,26 +56,56 @@ def _model(*, has_norm: bool) -> Any:
             self.head = torch.nn.Linear(12, 4)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            result: torch.Tensor = self.head(torch.relu(self.norm(self.body(x))))
+            # The last layer's bias stays float32: a model of both dtypes.
+            hidden = torch.relu(self.norm(self.body(x.to(self.body.weight.dtype))))
+            result: torch.Tensor = hidden.float() @ self.head.weight.float().T + self.head.bias
             return result
 
-    return Net()
+    net = Net().to(getattr(torch, dtype))
+    net.head.bias.data = net.head.bias.data.float()
+    return net
 
 
-@pytest.mark.parametrize("name", list(BUILT_IN))
-def test_trains_a_network_and_reports_what_it_promised(name: str) -> None:
+def _run(name: str, dtype: str = "float32", **changes: Any) -> Any:
     fields = {"rounds": 6, "learning_rate": 0.1, "sites": 3, "minimum_sites": 3, "seed": 3, **PLANS.get(name, {})}
     experiment = Experiment(
         name="try",
-        model=lambda: _model(has_norm=name == "fedbn"),
+        model=lambda: _model(has_norm=name == "fedbn", dtype=dtype),
         task=SupervisedTask(loss="cross_entropy", optimizer="sgd", batch_size=16, metrics=("accuracy",)),
         shard="try",
         metrics=("loss", "accuracy"),
         sample_shape=(16,),
-        plan=Plan(algorithm=name, **fields),
+        plan=Plan(algorithm=name, **{**fields, **changes}),
     )
-    result = simulate(experiment, sites=SITES, data={site: _shard(seed) for seed, site in enumerate(SITES)})
+    return simulate(experiment, sites=SITES, data={site: _shard(seed) for seed, site in enumerate(SITES)})
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_trains_a_network_and_reports_what_it_promised(name: str) -> None:
+    result = _run(name)
     first, last = result.records[0].metrics, result.records[-1].metrics
     assert result.outcome == "completed"
     assert last["loss"] < first["loss"]
     assert ("personal_loss" in last) is BUILT_IN[name].personal
+
+
+HALF: dict[str, dict[str, Any]] = {
+    "fixed_time": {"local_steps": 4, "local_seconds": 60.0},  # as many steps in both
+    "per_fedavg": {"options": {"variant": "first_order"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, "bfloat16") for name in BUILT_IN), *((name, "float16") for name in ("scaffold", "fedcurv", "fedadam"))],
+)
+def test_half_precision_trains_nearly_as_float32_does(name: str, dtype: str) -> None:
+    """A model of half precision and of float32 tensors: state, vectors and master are float32, changes are rounded."""
+    changes = HALF.get(name, {})
+    half, full = _run(name, dtype, **changes), _run(name, **changes)
+    assert half.outcome == "completed", half.reason
+    got, expected = half.records[-1].metrics["loss"], full.records[-1].metrics["loss"]
+    assert got == pytest.approx(expected, rel=0.02)
+    weight, wide = half.arrays["body.weight"], full.arrays["body.weight"]
+    assert weight.dtype.name == dtype
+    assert np.linalg.norm(weight.astype(float) - wide) < 0.12 * np.linalg.norm(wide)

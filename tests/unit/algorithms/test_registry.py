@@ -149,11 +149,11 @@ def test_methods_for_unbiased_codecs_refuse_biased_ones(name):
         check(_spec(algorithm=name, compression="top_k:0.1"))
 
 
-@pytest.mark.parametrize("name", ["scaffold", "fedadam", "ditto"])
-def test_methods_that_keep_vectors_refuse_half_precision(name):
-    with pytest.raises(PlanError, match=r"needs float32 or float64; tensor 'weight' is bfloat16: widen it"):
-        check(_spec(algorithm=name, dtype=DType.BFLOAT16))
-    check(_spec(algorithm="fedprox", dtype=DType.BFLOAT16))
+def test_differences_of_gradients_in_half_precision_are_refused():
+    with pytest.raises(PlanError, match=r"gradients, which are rounding.*as 'weight' is: use first_order"):
+        check(_spec(algorithm="per_fedavg", options={"variant": "hessian_free"}, dtype=DType.BFLOAT16))
+    check(_spec(algorithm="per_fedavg", dtype=DType.BFLOAT16))
+    check(_spec(algorithm="per_fedavg", options={"variant": "hessian_free"}))
 
 
 def test_fedbn_lists_the_layers_that_must_stay_local():

@@ -21,7 +21,15 @@ from federation.compression.registry import load_codec
 from federation.errors import PlanError
 from federation.names import PayloadName, SiteName
 from federation.plan import ExperimentSpec, Plan, TensorRow
-from federation.storage.combination import BUFFERS, DELTA, Combined, SiteUpdate, combine_model
+from federation.storage.combination import (
+    BUFFERS,
+    DELTA,
+    Combined,
+    SiteUpdate,
+    combine_model,
+    master_schema,
+    write_master,
+)
 from federation.storage.encoded import RoleOf
 from federation.storage.memory import MemoryModel, MemoryWriter
 from federation.storage.method_combination import combine_round, read_scalars, write_slot
@@ -112,9 +120,9 @@ def combine(
     algorithm: Algorithm, spec: ExperimentSpec, updates: list[SiteUpdate], **changes: Any
 ) -> tuple[Combined, Arrays, dict[str, Arrays]]:
     model = MemoryModel.of(spec.schema_.federated, random_arrays(spec.schema_.federated, 0))
-    slots = slots_of(algorithm, spec.schema_.parameters)
+    slots = slots_of(algorithm, spec.schema_.parameters.widened)
     writer = MemoryWriter(spec.schema_.federated)
-    slot_writers = {name: MemoryWriter(spec.schema_.parameters) for name in slots}
+    slot_writers = {name: MemoryWriter(spec.schema_.parameters.widened) for name in slots}
     arguments: dict[str, Any] = {"round": round_of(spec), "previous_total": 3, **changes}
     combined = combine_round(
         algorithm=algorithm,
@@ -186,6 +194,46 @@ def test_scaffold_moves_model_and_control_as_brute_force_does(codec: str) -> Non
         np.testing.assert_allclose(slots["control"][each.name], expected, rtol=1e-2 if codec != "identity" else 1e-6)
     assert set(combined.slot_digests) == {"control"}
     np.testing.assert_array_equal(model["seen"], max(row["seen"] for row in rows["buffers"]))
+
+
+MIXED = TensorSchema.of(
+    [
+        TensorSpec(name="a", dtype=DType.BFLOAT16, shape=(40, 30)),
+        TensorSpec(name="b", dtype=DType.FLOAT32, shape=(300, 250)),
+        TensorSpec(name="b.mean", dtype=DType.FLOAT32, shape=(5,), role=TensorRole.BUFFER),
+        TensorSpec(name="c", dtype=DType.FLOAT16, shape=(70_000,)),
+        TensorSpec(name="d", dtype=DType.FLOAT64, shape=(9,)),
+        TensorSpec(name="e", dtype=DType.FLOAT32, shape=()),
+    ]
+)
+"""Widened, a and c lie before and between the float32 tensors; as they are, behind them."""
+
+
+@pytest.mark.parametrize("codec", ["identity", "rand_k:0.1"])
+@pytest.mark.parametrize("algorithm", [Scaffold(), FedAdam()], ids=["scaffold", "fedadam"])
+def test_what_a_method_adds_up_is_float32_where_parameters_are_half_precision(algorithm: Algorithm, codec: str) -> None:
+    spec = spec_of(algorithm, MIXED, compression=codec)
+    updates, rows = updates_of(spec)
+    model = MemoryModel.of(MIXED, random_arrays(MIXED, 0))
+    master, master_writer = (MemoryWriter(master_schema(MIXED)) for _ in range(2))
+    write_master(master, model)
+    _, after, slots = combine(
+        algorithm, spec, updates, round=round_of(spec, rate=0.1), master=master.reader(), master_writer=master_writer
+    )
+    old = {name: slot.arrays() for name, slot in slots_of(algorithm, MIXED.parameters.widened).items()}
+    for each in MIXED.parameters:
+        if algorithm.name == "scaffold":
+            name, share = "control", 1 / (1 + load_codec(codec).omega(146_201))
+            change = share * wide(rows["control"], each.name, (1, 1, 1))
+            expected = old[name][each.name] + change
+        else:
+            name, mean = "variance", wide(rows["delta"], each.name, EXAMPLES)
+            expected = 0.99 * old[name][each.name].astype(np.float64) + 0.01 * mean**2
+        got = slots[name][each.name]
+        assert got.dtype == each.dtype.widened.numpy
+        assert after[each.name].dtype == each.dtype.numpy
+        # ω differs by the rounding of K; float16 would be wrong by 1e-3, bfloat16 by 1e-2 of each.
+        np.testing.assert_allclose(got, expected, rtol=1e-4 if codec != "identity" else 1e-6, atol=1e-7)
 
 
 def test_a_slot_that_is_a_mean_over_all_sites_is_rescaled_when_a_site_joins() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from federation import Experiment, GradientTask, Plan
 from federation.algorithms.algorithm import Algorithm
 from federation.algorithms.client import ClientHalf
+from federation.algorithms.vector import Vector
 from federation.compression import decode_payload
 from federation.data import ArrayShard, LocalData
 from federation.errors import PlanError
@@ -80,12 +82,14 @@ class Memory:
 class Site:
     """An experiment at one site; `start` is a restart of its trainer."""
 
-    def __init__(self, folder: Path, *, task: Any = None, method: Algorithm | None = None, **plan: Any) -> None:
+    def __init__(
+        self, folder: Path, *, task: Any = None, method: Algorithm | None = None, dtype: Any = np.float64, **plan: Any
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.experiment = Experiment(
             name="trial",
-            model=lambda: {"w": np.zeros(4), "seen": np.asarray(0)},
+            model=lambda: {"w": np.zeros(4, dtype), "seen": np.asarray(0)},
             task=task or LeastSquares(batch_size=4),
             shard="s",
             plan=Plan(**{"learning_rate": 0.05, "local_steps": 3, **plan}),
@@ -201,6 +205,40 @@ def test_error_feedback_is_pending_until_the_verdict(tmp_path: Path) -> None:
     np.testing.assert_allclose(third[largest], (changes[3] + error)[largest], rtol=1e-12)
 
 
+def test_at_a_site_too_what_is_added_up_is_float32_where_parameters_are_half_precision(tmp_path: Path) -> None:
+    half = np.dtype(ml_dtypes.bfloat16)
+    site = Site(tmp_path, dtype=half, algorithm="scaffold", compression="top_k:1")
+    control = site.decoded(site.train(1, control={"w": np.full(4, 0.5, np.float32)}), "control")
+    assert control.dtype == np.float32
+    site.work.keep(1, 1, counted=True)
+    kept = site.state.kept.method
+    assert {name: array.dtype.name for name, array in kept.items()} == {
+        "control/w": "float32",
+        "feedback.control/error/w": "float32",
+        "feedback.delta/error/w": "float32",
+    }
+    # The gradient is rounded to bfloat16 by the task; sums of it are not.
+    gradient = _gradient(1.0).astype(half).astype(np.float32)
+    np.testing.assert_array_equal(kept["control/w"] + kept["feedback.control/error/w"], gradient)
+
+
+def test_small_changes_in_half_precision_are_not_lost_by_error_feedback(tmp_path: Path) -> None:
+    """0.001 beside an error of 1: added up in bfloat16 it would never be."""
+    half = np.dtype(ml_dtypes.bfloat16)
+
+    def creep(round):
+        change = np.full(4, 1e-3, np.float32)
+        change[round.number % 2] = 1.0 if round.number <= 2 else 2.0  # the others wait
+        round.send("delta", Vector({"w": change}))
+
+    site = Site(tmp_path, dtype=half, method=_method(creep), compression="top_k:1", error_feedback=True)
+    sent = np.zeros(4)
+    for number in range(1, 101):
+        sent += site.decoded(site.train(number), "delta").astype(np.float64)
+        site.work.keep(number, 1, counted=True)
+    np.testing.assert_allclose(site.state.kept.method["feedback.delta/error/w"][2:] + sent[2:], 0.1, rtol=1e-4)
+
+
 def test_without_error_feedback_nothing_is_kept(tmp_path: Path) -> None:
     site = Site(tmp_path, compression="top_k:1", error_feedback=False)
     site.train(1)
@@ -266,8 +304,6 @@ def test_a_method_that_sends_nothing_is_told_so(tmp_path: Path) -> None:
 def test_a_vector_that_is_not_of_the_payload_is_refused(tmp_path: Path) -> None:
     def send(name, vector):
         return lambda round: round.send(name, vector)
-
-    from federation.algorithms.vector import Vector
 
     for name, arrays, text in (
         ("control", {"w": np.zeros(4)}, "no payload 'control'"),

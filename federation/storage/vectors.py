@@ -1,0 +1,120 @@
+"""Vectors of a method, read and written in the order of the parameters they belong to.
+
+A vector has float32 where the parameters are half precision (`TensorSchema.widened`). With that, the canonical order
+of its tensors may be another than theirs: a bfloat16 ``a`` lies behind a float32 ``b``, and before it once widened.
+Whatever walks parameters and vectors side by side sees both in the order of the parameters; where the orders agree,
+nothing is in between.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from federation.aggregation.tiles import Tile
+from federation.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from federation.storage.disk import Buffer, Readable
+    from federation.storage.memory import PlacedSink
+    from federation.tensors import TensorSchema
+
+
+def widened(tile: Tile, offset: int) -> Tile:
+    """Return the tile of a vector beside a tile of the parameters, at its place among all of them."""
+    return Tile(dtype=tile.dtype.widened, offset=offset, elements=tile.elements)
+
+
+def widened_tiles(tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
+    """Return the tiles of a vector beside those of the parameters, which are all of them in order."""
+    wide, offset = [], 0
+    for tile in tiles:
+        wide.append(widened(tile, offset))
+        offset += wide[-1].nbytes
+    return tuple(wide)
+
+
+def in_order(vector: Readable, parameters: TensorSchema) -> Readable:
+    """Return a vector as a buffer in the order of the parameters.
+
+    Args:
+        vector: flat buffer of ``parameters.widened``.
+        parameters: schema of the parameters.
+    """
+    return vector if _is_same_order(parameters) else _Ordered(vector, parameters)
+
+
+def append_in_order(sink: PlacedSink, parameters: TensorSchema) -> OrderedSink:
+    """Return what writes a vector whose elements come in the order of the parameters."""
+    return OrderedSink(sink, None if _is_same_order(parameters) else _Places(parameters))
+
+
+class OrderedSink:
+    """Writes a vector in the order of the parameters; implements `ByteSink`.
+
+    Args:
+        sink: of the vector's own schema; finished by the caller.
+        places: where the pieces go; None: where they come.
+    """
+
+    def __init__(self, sink: PlacedSink, places: _Places | None) -> None:
+        self._sink = sink
+        self._places = places
+        self._position = 0
+
+    def append(self, view: Buffer) -> None:
+        """Write the next bytes.
+
+        Raises:
+            ValueError: beyond the end.
+            StorageError: the disk failed.
+        """
+        if self._places is None:
+            self._sink.append(view)
+            return
+        piece = memoryview(view).cast("B")
+        for first, place, nbytes in self._places.of(self._position, piece.nbytes):
+            self._sink.write_at(place, piece[first : first + nbytes])
+        self._position += piece.nbytes
+
+
+class _Places:
+    """Where the tensors of a vector lie, in the order of the parameters."""
+
+    def __init__(self, parameters: TensorSchema) -> None:
+        wide = parameters.widened
+        self.nbytes = wide.nbytes
+        self._rows: list[tuple[int, int, int]] = []
+        position = 0
+        for spec in parameters:
+            nbytes = wide[spec.name].nbytes
+            self._rows.append((position, wide.offsets[spec.name], nbytes))
+            position += nbytes
+
+    def of(self, offset: int, nbytes: int) -> Iterator[tuple[int, int, int]]:
+        """Yield pieces of a range: first byte in the range, first byte in the vector, and how many."""
+        for position, place, size in self._rows:
+            begin, end = max(offset, position), min(offset + nbytes, position + size)
+            if begin < end:
+                yield begin - offset, place + begin - position, end - begin
+
+
+class _Ordered:
+    """Implements `Readable`."""
+
+    def __init__(self, vector: Readable, parameters: TensorSchema) -> None:
+        self._vector = vector
+        self._places = _Places(parameters)
+        self.nbytes = vector.nbytes
+
+    def pread_into(self, offset: int, view: Buffer) -> None:
+        target = memoryview(view).cast("B")
+        if offset + target.nbytes > self.nbytes:
+            raise StorageError(f"read past the {self.nbytes} bytes of a vector")
+        for first, place, nbytes in self._places.of(offset, target.nbytes):
+            self._vector.pread_into(place, target[first : first + nbytes])
+
+
+def _is_same_order(parameters: TensorSchema) -> bool:
+    return [spec.name for spec in parameters] == [spec.name for spec in parameters.widened]

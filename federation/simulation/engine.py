@@ -9,30 +9,36 @@ Rules:
    without one nobody asked for stragglers, and the default times are merely reported.
 4. A site that a script took away is ready again before the round it comes back in is drawn, or, while the experiment is
    paused for want of sites, next of all.
+5. Between two synchronous rounds nothing is under way. Between two steps of an asynchronous method much is: `under_way`
+   says what, and `resume` goes on with it.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from federation.algorithms.server import count_sites
 from federation.errors import PlanError, TaskError, UpdateRejectedError
 from federation.rounds import events
 from federation.rounds.admission import NormWindow
+from federation.rounds.asynchronous import AsyncMachine
 from federation.rounds.events import Phase
 from federation.simulation.admission import Admission
 from federation.simulation.bench import EvaluateOrder, KeepOrder, TrainOrder
 from federation.simulation.book import RoundBook, Update
 from federation.simulation.models import Payload
+from federation.simulation.under_way import Flight, UnderWay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from federation.names import PayloadName, RoundNumber, SiteName
+    from federation.names import Attempt, PayloadName, RoundNumber, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.history import RoundRecord
     from federation.simulation.bench import EvaluateAnswer, Failure, TrainAnswer
@@ -173,6 +179,8 @@ class Engine:
         self._sequence = itertools.count()
         self._actions: deque[events.Action] = deque()
         self._timer: float | None = None
+        self._leaving: dict[SiteName, int] = {}
+        self._evaluating: set[int] = set()
         self._updates: dict[SiteName, Update] = {}
         self._combined: dict[SiteName, Update] = {}
         self._free = list(range(executor.arena.layout.slots - 1, -1, -1))
@@ -193,7 +201,7 @@ class Engine:
                 self.absent.setdefault(site, self._script.joining(site))
             if self.absent.get(site, 0) <= self._machine.round:
                 self.absent.pop(site, None)
-                self._push(self.clock, site, events.SiteReady(site))
+                self._push(-math.inf, site, events.SiteReady(site))  # before anything that was under way
         try:
             while self._finish is None:
                 while self._actions:
@@ -205,18 +213,74 @@ class Engine:
             return events.Finish("failed", f"round {self._machine.round}: {error}", True)
         return self._finish
 
+    # --- what is under way
+
+    def under_way(self) -> UnderWay:
+        """Return what goes on beyond the round that is being committed; to be asked while it is."""
+        machine = self._machine
+        if not isinstance(machine, AsyncMachine):
+            return UnderWay()
+        coming = {site: (at, event) for at, site, _, event in self._heap if site in machine.training}
+        flights = [self._flight(site, machine.task_of(site), *coming[site]) for site in machine.training]
+        flights += [self._flight(site, machine.task_of(site), None, None) for site in machine.waiting]
+        needed = {flight.round for flight in flights if flight.payloads}
+        versions = {number: model for number, model in self._models.versions.items() if number in needed}
+        return UnderWay(flights=tuple(flights), versions=versions)
+
+    def _flight(
+        self, site: SiteName, task: tuple[RoundNumber, Attempt], at: float | None, event: events.Event | None
+    ) -> Flight:
+        flight = Flight(site=site, round=task[0], attempt=task[1], at=at, event=event, back=self._leaving.get(site, 0))
+        update = self._updates.get(site)
+        if update is None:
+            return flight
+        sizes = update.trained.payload_bytes
+        return replace(
+            flight,
+            trained=update.trained,
+            norm=update.norm,
+            has_pending=update.has_pending,
+            payloads={name: bytes(self._payload(update.slot, name, size).bytes()) for name, size in sizes.items()},
+        )
+
+    def resume(self, under_way: UnderWay) -> None:
+        """Go on with what an earlier run left; before `run`, with a machine that knows of it."""
+        self._models.versions.update(under_way.versions)
+        for flight in under_way.flights:
+            site = flight.site
+            if flight.back:
+                self._leaving[site] = flight.back
+            if flight.at is not None and flight.event is not None:
+                self._push(flight.at, site, flight.event)
+            if flight.trained is None:
+                continue
+            slot = self._free.pop()
+            for name, data in flight.payloads.items():
+                self._executor.arena.update(slot, name)[: len(data)] = data
+            self._updates[site] = Update(
+                site, flight.round, flight.attempt, slot, flight.trained, flight.norm, flight.has_pending
+            )
+
     # --- events in
 
-    def _push(self, at: float, site: SiteName, event: events.Event) -> None:
-        heapq.heappush(self._heap, (at, site, next(self._sequence), event))
+    def _push(self, at: float, site: SiteName, event: events.Event) -> int:
+        number = next(self._sequence)
+        heapq.heappush(self._heap, (at, site, number, event))
+        return number
 
     def _next_event(self) -> events.Event:
         timer_first = self._enforces_deadlines and self._timer is not None
         if self._heap and not (timer_first and self._timer is not None and self._heap[0][0] > self._timer):
-            at, _, _, event = heapq.heappop(self._heap)
+            at, site, _, event = heapq.heappop(self._heap)
             self.clock = max(self.clock, at)
+            if isinstance(event, events.SiteLost):
+                self.absent[site] = self._leaving.pop(site)
             return event
-        if self._machine.phase is Phase.PAUSED and self.absent:
+        # A run that goes on may find itself paused before its first draw.
+        is_paused = self._machine.phase is Phase.PAUSED or (
+            self._machine.phase is Phase.JOINING and self._machine.round > 1
+        )
+        if is_paused and self.absent:
             site = min(self.absent, key=lambda name: (self.absent[name], name))
             del self.absent[site]
             return events.SiteReady(site)
@@ -305,7 +369,7 @@ class Engine:
         """What a script says instead of an answer; it shows once the site would have begun."""
         at = self.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
         if fate.end == "lose":
-            self.absent[site] = fate.back
+            self._leaving[site] = fate.back
             self.book.held.pop(site, None)
             self._push(at, site, events.SiteLost(site, "lost by the script"))
         else:
@@ -369,7 +433,7 @@ class Engine:
                     assert answer.failure is not None  # noqa: S101 - an answer is one or the other
                     self._fail(action.round, answer.site, answer.failure)
                     event = events.SiteFailed(answer.site, answer.failure.error_class)
-                self._push(at[answer.site], answer.site, event)
+                self._evaluating.add(self._push(at[answer.site], answer.site, event))
 
     def _combine(self, action: events.Combine) -> None:
         self.clock += self._times.server_s
@@ -395,6 +459,7 @@ class Engine:
             total_sites=total,
         )
         self.norms = self.norms.after(record)
+        self._forget_evaluations()
         with self._spans.span("commit"):
             self._models.commit()
             self._settle_counted(action)
@@ -407,6 +472,13 @@ class Engine:
         self._return(action.round + 1)
         self._actions.extend(self._machine.step(events.Committed()))
         return False
+
+    def _forget_evaluations(self) -> None:
+        """Drop answers about a candidate that come after the deadline: they must not pass for those about the next."""
+        if not self._evaluating.isdisjoint(row[2] for row in self._heap):
+            self._heap = [row for row in self._heap if row[2] not in self._evaluating]
+            heapq.heapify(self._heap)
+        self._evaluating.clear()
 
     def _return(self, round_number: int) -> None:
         """Rule 4: sites that are back for a round are ready before it is drawn."""

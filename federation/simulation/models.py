@@ -88,6 +88,7 @@ class Models:
         sent_step: the step to its model; None if there is none.
         candidate_step: the same of the candidate.
         total: N of the last committed round; 0 before the first.
+        versions: older models that updates have to be rebased from, by the round in which sites were asked.
     """
 
     def __init__(self, spec: ExperimentSpec, algorithm: Algorithm, arena: Arena, arrays: Mapping[str, Array]) -> None:
@@ -99,7 +100,7 @@ class Models:
         self._base = {each.name: arrays[each.name].copy() for each in self._schema.local}
         self._uploads = {plan.name: plan.schema for plan in spec.uploads()}
         self._own = self._make_own()
-        self._versions: dict[RoundNumber, bytes] = {}
+        self.versions: dict[RoundNumber, bytes] = {}
         self.generation = 0
         self.total = 0
         self.has_optimizer = False
@@ -163,13 +164,13 @@ class Models:
 
     def keep_version(self, round_number: RoundNumber) -> None:
         """Remember the present model as what sites asked in this round train from, if the method asks for it."""
-        if self._algorithm.needs_base and round_number not in self._versions:
-            self._versions[round_number] = bytes(self._memory(MODEL, self.generation))
+        if self._algorithm.needs_base and round_number not in self.versions:
+            self.versions[round_number] = bytes(self._memory(MODEL, self.generation))
 
     def forget_versions(self, needed: set[RoundNumber]) -> None:
         """Forget models that nobody trains from any more."""
-        for round_number in self._versions.keys() - needed:
-            del self._versions[round_number]
+        for round_number in self.versions.keys() - needed:
+            del self.versions[round_number]
 
     def combine(self, round_number: RoundNumber, updates: Sequence[Update], total: int) -> None:
         """Make the candidate of a round.
@@ -382,7 +383,7 @@ class Models:
         if not self._algorithm.needs_base:
             return None
         schema = self._schema.federated
-        return {update.site: MemoryModel(schema, self._versions[update.round]) for update in updates}
+        return {update.site: MemoryModel(schema, self.versions[update.round]) for update in updates}
 
 
 class Payload:

@@ -24,11 +24,12 @@ from federation.names import PayloadName, RoundNumber, SiteName
 from federation.rounds.events import Score
 from federation.rounds.history import RoundRecord
 from federation.simulation.models import StepSize
+from federation.simulation.under_way import UnderWay
 from federation.storage.checkpoints import read_model, write_model
 from federation.tensors import pack
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
     from typing import IO
 
@@ -54,6 +55,7 @@ class Standpoint:
         absent: round at which each site that is away is ready.
         held: digest of each payload each site holds.
         step: what leads to the model from the one before; None if there is none.
+        under_way: what goes on beyond the round, in asynchronous runs.
     """
 
     round: RoundNumber = _NO_ROUND
@@ -63,6 +65,7 @@ class Standpoint:
     absent: Mapping[SiteName, int] = field(default_factory=dict)
     held: Mapping[SiteName, Mapping[PayloadName, bytes]] = field(default_factory=dict)
     step: StepSize | None = None
+    under_way: UnderWay = field(default_factory=UnderWay)
 
 
 class RunFolder:
@@ -197,7 +200,9 @@ class RunFolder:
             if best is not None and standpoint.score.best_round != self._best_round:
                 write_model(self.path / "best.safetensors", schema, best)
                 self._best_round = standpoint.score.best_round
-            self._link_state(number)
+            self._link_state(number, standpoint.under_way.pending)
+            under_way, blocks = standpoint.under_way.pack()
+            _replace(self._checkpoint / f"under-way-{number}", blocks)
             document = {
                 "round": number,
                 "payloads": list(names),
@@ -209,6 +214,7 @@ class RunFolder:
                     site: {name: digest.hex() for name, digest in held.items()}
                     for site, held in standpoint.held.items()
                 },
+                "under_way": under_way,
                 "step": standpoint.step and [standpoint.step.from_digest.hex(), standpoint.step.nbytes],
             }
             _replace(self._checkpoint / "state.json", json.dumps(document))
@@ -302,22 +308,33 @@ class RunFolder:
                 for site, held in document["held"].items()
             },
             step=step,
+            under_way=self._under_way(number, document),
         )
 
-    def _link_state(self, number: RoundNumber) -> None:
-        """Keep what sites keep now. Their files are replaced, never written into, so a link is a copy."""
+    def _under_way(self, number: RoundNumber, document: Mapping[str, Any]) -> UnderWay:
+        if "under_way" not in document:  # of an earlier release, which resumed synchronous runs only
+            return UnderWay()
+        return UnderWay.unpack(document["under_way"], (self._checkpoint / f"under-way-{number}").read_bytes())
+
+    def _link_state(self, number: RoundNumber, pending: Collection[SiteName]) -> None:
+        """Keep what sites keep now, and what waits for the verdict on an update that is under way.
+
+        Their files are replaced, never written into, so a link is a copy.
+        """
         kept = self._checkpoint / f"state-{number}"
         shutil.rmtree(kept, ignore_errors=True)
         if not self.state.exists():
             return
         for site in sorted(self.state.iterdir()):
-            source = site / "kept.state"
-            if source.exists():
-                (kept / site.name).mkdir(parents=True)
+            for name in ("kept.state", *(("pending.state",) if site.name in pending else ())):
+                source, target = site / name, kept / site.name / name
+                if not source.exists():
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    os.link(source, kept / site.name / "kept.state")
+                    os.link(source, target)
                 except OSError:  # a file system without links
-                    shutil.copy2(source, kept / site.name / "kept.state")
+                    shutil.copy2(source, target)
 
     def _forget_others(self, number: RoundNumber) -> None:
         for entry in self._checkpoint.iterdir():
@@ -333,10 +350,11 @@ def _step_of(row: list[Any] | None) -> StepSize | None:
     return None if row is None else StepSize(from_digest=bytes.fromhex(row[0]), nbytes=int(row[1]))
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: str | Sequence[bytes]) -> None:
+    blocks = [content.encode()] if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.writelines(blocks)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

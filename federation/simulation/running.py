@@ -13,7 +13,7 @@ import copy
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from federation.algorithms import Algorithm, load_algorithm
 from federation.data.shard import count_examples
-from federation.errors import ConflictError, PlanError
+from federation.errors import PlanError
 from federation.names import RoundNumber, SiteName
 from federation.plan import ExperimentSpec, Plan
 from federation.rounds import events
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 CHECKPOINT_ROUNDS = 10
 CHECKPOINT_S = 10.0
 """A checkpoint is written after every tenth round, and after a round that ends this long after the last one."""
+CHECKPOINT_SHARE = 20
+"""But not before this many times what the last one took has passed: of asynchronous runs it holds all updates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,8 +331,10 @@ class _Run:
         self._best: dict[str, Array] | None = None
         self._standpoint = Standpoint()
         self._saved_at = time.monotonic()
+        self._save_s = 0.0
         self._interruption = Interruption()
         self._noted = 0
+        self._is_buffered = setting.algorithm.mode == "buffer"
 
     def go(self, folder: RunFolder | None, description: Mapping[str, Any]) -> RunResult:
         """Run, or return what the folder has if the run is over."""
@@ -343,8 +347,7 @@ class _Run:
             return self._reread(folder, finished)
         setting, spec = self._setting, self._spec
         plan = spec.plan
-        is_buffered = setting.algorithm.mode == "buffer"
-        may_ask_all = is_buffered or type(setting.algorithm).asks_all is not Algorithm.asks_all
+        may_ask_all = self._is_buffered or type(setting.algorithm).asks_all is not Algorithm.asks_all
         is_sampled = plan.sample is not None and plan.sampler == "uniform" and not may_ask_all
         slots = min(plan.sample or 1, len(setting.shards)) if is_sampled else len(setting.shards)
         base = bytes(pack(spec.schema_.local, setting.built.arrays)) if spec.schema_.local else None
@@ -360,7 +363,7 @@ class _Run:
         try:
             models = Models(spec, setting.algorithm, executor.arena, setting.built.arrays)
             if folder is not None:
-                self._recover(folder, models, is_buffered=is_buffered)
+                self._recover(folder, models)
                 if report := report_of(setting.shards):
                     folder.show_partition(report)
             self._trackers.start(description, self._records)
@@ -368,7 +371,7 @@ class _Run:
             with self._interruption:
                 finish = engine.run()
             self._note(engine, folder)
-            return self._end(finish, models, folder)
+            return self._end(finish, engine, models, folder)
         finally:
             executor.close()
             if folder is not None:
@@ -396,15 +399,11 @@ class _Run:
         for record in self._records:
             engine.norms = engine.norms.after(record)
         engine.book.held = {site: dict(held) for site, held in standpoint.held.items()}
+        engine.resume(standpoint.under_way)
         return engine
 
-    def _recover(self, folder: RunFolder, models: Models, *, is_buffered: bool) -> None:
+    def _recover(self, folder: RunFolder, models: Models) -> None:
         self._standpoint, self._records = folder.recover(models)
-        if is_buffered and self._standpoint.round:
-            raise ConflictError(
-                f"run folder {folder.path} is of an asynchronous run, which cannot be resumed: updates were under way; "
-                "begin anew with --fresh"
-            )
         self._best = folder.read("best") if self._standpoint.score.best_round else None
 
     def _committed(
@@ -425,10 +424,14 @@ class _Run:
         if folder is not None:
             folder.append(record)
             self._note(engine, folder)
-            due = record.round % CHECKPOINT_ROUNDS == 0 or time.monotonic() - self._saved_at >= CHECKPOINT_S
-            if due or self._interruption.is_set():
+            since_s = time.monotonic() - self._saved_at
+            due = record.round % CHECKPOINT_ROUNDS == 0 or since_s >= CHECKPOINT_S
+            if (due and since_s >= CHECKPOINT_SHARE * self._save_s) or self._interruption.is_set():
+                began = time.monotonic()
+                self._standpoint = replace(self._standpoint, under_way=engine.under_way())
                 folder.save(self._standpoint, models, self._best, self._spec.schema_)
                 self._saved_at = time.monotonic()
+                self._save_s = self._saved_at - began
         self._trackers.round(record)
         if self._on_round is not None:
             self._on_round(record)
@@ -439,9 +442,10 @@ class _Run:
                 folder.note(number, site, failure)
         self._noted = len(engine.failures)
 
-    def _end(self, finish: events.Finish | None, models: Models, folder: RunFolder | None) -> RunResult:
+    def _end(self, finish: events.Finish | None, engine: Engine, models: Models, folder: RunFolder | None) -> RunResult:
         if finish is None:
             if folder is not None:
+                self._standpoint = replace(self._standpoint, under_way=engine.under_way())
                 folder.save(self._standpoint, models, self._best, self._spec.schema_)
             self._trackers.end("interrupted")
             raise KeyboardInterrupt(
@@ -456,7 +460,10 @@ class _Run:
             "best_round": self._standpoint.score.best_round,
         }
         if folder is not None:
-            folder.save(self._standpoint, models, self._best, self._spec.schema_)
+            if finish.outcome == "completed" or not self._is_buffered:
+                # What was under way at the last commit of an asynchronous run that failed is gone: it goes on from its
+                # last checkpoint.
+                folder.save(self._standpoint, models, self._best, self._spec.schema_)
             folder.finish(self._spec.schema_, arrays, self._best, outcome)
         self._trackers.end(finish.outcome)
         return self._result(finish.outcome, finish.reason, arrays, self._best or arrays, folder)
@@ -501,12 +508,27 @@ def _finished(folder: RunFolder | None) -> dict[str, Any]:
     return description if description.get("outcome") == "completed" else {}
 
 
+def _resume(setting: _Setting, standpoint: Standpoint) -> events.Resume:
+    """Return where the machine goes on: with the very sites that were there, and with what is under way."""
+    number, under_way = RoundNumber(standpoint.round + 1), standpoint.under_way
+    there = tuple(sorted(site for site in setting.shards if standpoint.absent.get(site, 0) <= number))
+    return events.Resume(
+        round=number,
+        admitted=under_way.waiting,
+        expected=there if standpoint.round else (),
+        score=standpoint.score,
+        asked=under_way.asked,
+        training=under_way.training,
+        knows_tasks=True,
+    )
+
+
 def _machine(setting: _Setting, standpoint: Standpoint) -> Machine:
     algorithm, spec = setting.algorithm, setting.built.spec
     return machine_for(
         spec.plan,
         algorithm.mode,
-        events.Resume(round=RoundNumber(standpoint.round + 1), score=standpoint.score),
+        _resume(setting, standpoint),
         asks_all=lambda number: algorithm.asks_all(spec, number),
         weights={name: count_examples(shard.train) for name, shard in setting.shards.items()},
         buffer=algorithm.buffer_size(spec.plan),

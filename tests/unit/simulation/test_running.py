@@ -219,6 +219,25 @@ def test_a_deadline_passes_in_simulated_time_and_only_with_a_time_model(make: Ma
     assert simulate(make(**plan), sites=3).outcome == "completed"
 
 
+def test_answers_about_an_earlier_candidate_do_not_pass_for_those_about_the_next(make: Make) -> None:
+    """The model takes 2 s on its way down, a round waits 1.2 s: no evaluation is in time."""
+    result = simulate(make(deadline_s=1.2), sites=3, times=TimeModel(down=16.0, latency_s=0.0))
+    assert result.outcome == "completed", result.reason
+    assert [record.metrics for record in result.records] == [{}] * 6
+
+
+def test_a_run_that_goes_on_after_a_site_joined_asks_that_site_too(make: Make, tmp_path: Path) -> None:
+    def press(record: RoundRecord) -> None:
+        if record.round == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    script = Script(join_round={"site-000": 2})
+    whole = simulate(make(), sites=4, script=script)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(make(), sites=4, script=script, folder=tmp_path, on_round=press)
+    assert digests(simulate(make(), sites=4, script=script, folder=tmp_path)) == digests(whole)
+
+
 def test_a_worker_that_died_is_replaced_and_the_result_is_the_same(make: Make, tmp_path: Path) -> None:
     once = {"site-002/2": f"die:{tmp_path / 'died'}"}
     result = simulate(make(spoils=once), sites=4, workers=2)
@@ -313,18 +332,6 @@ def test_a_late_update_does_not_overtake_an_asynchronous_step(make: Make) -> Non
     result = simulate(make(), sites=3, times=TimeModel(speed="lognormal:1.0"), changes=changes)
     assert result.outcome == "completed", result.reason
     assert [len(record.sites) for record in result.records] == [1] * 6
-
-
-def test_an_asynchronous_run_is_not_resumed(make: Make, tmp_path: Path) -> None:
-    changes = {"algorithm": "fedbuff", "options": {"k": 2}}
-
-    def press(record: RoundRecord) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        simulate(make(), sites=3, changes=changes, folder=tmp_path, on_round=press)
-    with pytest.raises(ConflictError, match="cannot be resumed"):
-        simulate(make(), sites=3, changes=changes, folder=tmp_path)
 
 
 def test_the_result_reports_what_each_site_has(make: Make) -> None:

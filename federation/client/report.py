@@ -121,7 +121,8 @@ def _contributions(rounds: Sequence[Round]) -> str:
         rows.append(f"<tr><td>{html.escape(site)}</td>{''.join(cells)}</tr>")
     head = "".join(f"<th>{report.round}</th>" for report in rounds)
     return (
-        "<p>Share of each site in each round's model; a word where it did not count.</p>"
+        "<p>Share of each site in each round's model; a word where it did not count. Where rounds overlap, also how"
+        " many steps old its update was.</p>"
         f'<div class="scroll"><table><tr><th>site</th>{head}</tr>{"".join(rows)}</table></div>'
     )
 
@@ -130,7 +131,8 @@ def _cell(entry: Contribution | None) -> str:
     if entry is None:
         return "<td></td>"
     if entry.outcome == "counted":
-        return f'<td class="counted" title="{entry.examples} examples">{entry.weight:.2f}</td>'
+        age = f", {entry.staleness} old" if entry.staleness else ""
+        return f'<td class="counted" title="{entry.examples} examples">{entry.weight:.2f}{age}</td>'
     kind = "failed-site" if entry.outcome == "failed" else html.escape(entry.outcome)
     return f'<td class="{kind}" title="{html.escape(entry.reason)}">{html.escape(entry.outcome)}</td>'
 

@@ -78,7 +78,7 @@ def reply() -> pb.GetExperimentReply:
             round_report(1, contribution("north"), contribution("south")),
             round_report(
                 2,
-                contribution("north", weight=1.0),
+                contribution("north", weight=1.0, staleness=2),
                 contribution("south", "failed", reason=HOSTILE, weight=0.0, train_metrics={}, metrics={}),
                 metrics={"loss": 0.3},
             ),

@@ -80,6 +80,11 @@ def test_page_says_state_sites_plan_and_digests(details: views.ExperimentDetails
     assert '"rounds": 2' in text
 
 
+def test_contributions_say_how_old_an_update_was_where_it_was(details: views.ExperimentDetails) -> None:
+    text = Page(render_report(details)).text
+    assert "1.00, 2 old" in text and "0.50" in text
+
+
 def test_curves_are_drawn_for_each_metric_and_site(details: views.ExperimentDetails) -> None:
     page = Page(render_report(details))
     titles = {value for name, value in page.attributes if name == "aria-label"}

@@ -289,7 +289,7 @@ class Desk:
     def _is_void(self, order: TaskOrder) -> bool:
         if order.is_training:
             return order.asking < self.progress.newest or order.asking <= self.progress.settled
-        return order.asking.round < self.progress.newest.round
+        return order.asking.round < self.progress.round
 
     def _interrupt_void(self) -> None:
         if self._job is not None and self._present is not None and self._is_void(self._present):

@@ -6,10 +6,12 @@ Rules:
 2. A welcome with another plan digest than the verified manifest's is refused, and so is a round beyond the plan: a plan
    is not extended without a new signature.
 3. A task carries the session's epoch, a round from 1 to the plan's last, and an attempt from 1: which asking it is.
-4. Askings never go back: a train task is not before the newest asking seen, not one whose verdict was heard, and not
-   of a round that is committed with this site's update. The same asking may come again, after a cut or a restart.
+4. Askings to train never go back: a train task is not before the newest one seen, not one whose verdict was heard, and
+   not of a round that is committed with this site's update. The same asking may come again, after a cut or a restart.
 5. An evaluate task is for the newest round seen or a later one, and only if the plan evaluates at all.
-6. A verdict is for the update the site keeps, by its id; any other is a harmless repeat and ignored.
+6. Where rounds overlap, rounds jump: a site trains for round 3 while the federation is in round 9, hears a verdict on 3
+   then, and is asked for 10 next. What it was asked to evaluate meanwhile makes none of this void.
+7. A verdict is for the update the site keeps, by its id; any other is a harmless repeat and ignored.
 
 `Progress` survives the process: it is written to the state file by `state`.
 """
@@ -41,7 +43,8 @@ class Asking:
         return f"round {self.round}" if self.attempt <= 1 else f"round {self.round}, attempt {self.attempt}"
 
 
-NEVER = Asking(round=RoundNumber(0), attempt=Attempt(0))
+_NO_ROUND = RoundNumber(0)
+NEVER = Asking(round=_NO_ROUND, attempt=Attempt(0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +54,21 @@ class Progress:
     Attributes:
         epoch: highest aggregator epoch obeyed; 0 before the first.
         committed: last round this site saw committed with its update; 0 before the first.
-        newest: newest asking any task was for.
+        newest: newest asking to train.
         settled: last asking whose verdict was heard.
+        evaluated: newest round asked to evaluate; 0 before the first.
     """
 
     epoch: Epoch
     committed: RoundNumber
     newest: Asking
     settled: Asking
+    evaluated: RoundNumber = _NO_ROUND
+
+    @property
+    def round(self) -> RoundNumber:
+        """Newest round of any task."""
+        return max(self.newest.round, self.evaluated)
 
 
 BEGINNING = Progress(epoch=Epoch(0), committed=RoundNumber(0), newest=NEVER, settled=NEVER)
@@ -130,7 +140,9 @@ def obey_evaluate(progress: Progress, plan: Plan, round_number: RoundNumber, *, 
     _check_round(progress, plan, round_number, epoch=epoch)
     if plan.evaluate_every == 0:
         raise UnsignedPlanError("asked to evaluate, but the signed plan has no evaluation (evaluate_every is 0)")
-    return replace(progress, newest=max(progress.newest, Asking(round=round_number, attempt=Attempt(0))))
+    if round_number < progress.round:
+        raise StaleRoundError(f"asked to evaluate round {round_number} after round {progress.round}: it is over")
+    return replace(progress, evaluated=round_number)
 
 
 def obey_verdict(progress: Progress, asking: Asking, *, counted: bool) -> Progress:
@@ -155,5 +167,3 @@ def _check_round(progress: Progress, plan: Plan, round_number: RoundNumber, *, e
         raise MalformedMessageError(f"a task is for round {round_number}; rounds count from 1")
     if round_number > plan.rounds:
         raise UnsignedPlanError(f"asked for round {round_number}; the signed plan has rounds 1 to {plan.rounds}")
-    if round_number < progress.newest.round:
-        raise StaleRoundError(f"asked for round {round_number} after {progress.newest}: rounds never go back")

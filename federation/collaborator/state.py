@@ -52,6 +52,7 @@ class StateFile:
                 committed=RoundNumber(_number(document["committed"])),
                 newest=_asking(document["newest"]),
                 settled=_asking(document["settled"]),
+                evaluated=RoundNumber(_number(document.get("evaluated", 0))),
             )
         except FileNotFoundError:
             self._saved = 0

@@ -96,7 +96,30 @@ def test_a_verdict_that_counted_ends_the_round() -> None:
 
 def test_the_model_of_a_committed_round_may_still_be_evaluated() -> None:
     progress = replace(IN_SESSION, committed=RoundNumber(3), newest=_asking(3), settled=_asking(3))
-    assert obey_evaluate(progress, PLAN, RoundNumber(3), epoch=2).newest == _asking(3)
+    assert obey_evaluate(progress, PLAN, RoundNumber(3), epoch=2).round == 3
+
+
+def test_evaluations_never_go_back_behind_any_task() -> None:
+    trained = replace(IN_SESSION, newest=_asking(3))
+    evaluated = obey_evaluate(trained, PLAN, RoundNumber(4), epoch=2)
+    for progress, number in ((trained, 2), (evaluated, 3)):
+        with pytest.raises(StaleRoundError, match="it is over"):
+            obey_evaluate(progress, PLAN, RoundNumber(number), epoch=2)
+
+
+def test_where_rounds_overlap_a_site_goes_on_with_an_older_task_and_then_jumps() -> None:
+    progress = obey_train(IN_SESSION, PLAN, _asking(1), epoch=2)
+    progress = obey_evaluate(progress, PLAN, RoundNumber(3), epoch=2)
+    again = obey_train(progress, PLAN, _asking(1), epoch=2)
+    assert again == progress, "told again after a restart, though its update was in a version already"
+    progress = obey_verdict(progress, _asking(1), counted=True)
+    progress = obey_train(progress, PLAN, _asking(4), epoch=2)
+    assert (progress.newest, progress.settled, progress.committed) == (_asking(4), _asking(1), 1)
+    for older in (_asking(1), _asking(3)):
+        with pytest.raises(StaleRoundError):
+            obey_train(progress, PLAN, older, epoch=2)
+    with pytest.raises(UnsignedPlanError):
+        obey_train(progress, PLAN, _asking(6), epoch=2)
 
 
 def test_evaluation_is_refused_when_the_plan_has_none() -> None:

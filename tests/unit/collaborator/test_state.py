@@ -20,6 +20,7 @@ def test_progress_comes_back_as_it_was_saved(tmp_path: Path, *, durable: bool) -
         committed=RoundNumber(4),
         newest=Asking(round=RoundNumber(6), attempt=Attempt(2)),
         settled=Asking(round=RoundNumber(5), attempt=Attempt(1)),
+        evaluated=RoundNumber(7),
     )
     StateFile(tmp_path / "state").save(progress, durable=durable)
     assert StateFile(tmp_path / "state").load() == progress

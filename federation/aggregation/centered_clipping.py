@@ -30,7 +30,7 @@ class CenteredClipping(AggregationRule):
     Formula: v ← v + Σ (v_i - v) min(1, τ / ‖v_i - v‖) / n, `steps` times; out = v, which is kept for the next round;
     0 at first.
 
-    Options:
+    Attributes:
         tau: τ; by default the median of ‖v_i - v‖ in the round.
         steps: how many times.
     """

@@ -37,7 +37,7 @@ class FlTrust(AggregationRule):
     g₀ is its vector, l = ‖g₀‖. Momentum: g₀ is the running mean of past aggregates, in the first round the geometric
     median; l is the median of ‖v_i‖.
 
-    Options:
+    Attributes:
         trusted: name of the site, without whose update a round is not aggregated; or ``momentum``.
         beta: β of the momentum m ← β m + (1 - β) out.
     """

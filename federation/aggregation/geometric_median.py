@@ -30,7 +30,7 @@ class GeometricMedian(AggregationRule):
     Formula: m ← Σ w_i v_i / Σ w_i with w_i = 1 / max(ν s, ‖v_i - m‖), from the coordinate-wise median m₀, until ‖Δm‖ is
     at most tolerance · s; s is the median of ‖v_i - m₀‖, so that the rule does not depend on the unit of the vectors.
 
-    Options:
+    Attributes:
         nu: ν, below which a distance counts as ν.
         tolerance: when to stop.
         max_steps: when to stop at the latest.

@@ -236,6 +236,29 @@ def test_every_rule_has_its_plain_version_here() -> None:
     assert set(BRUTE) | {"mean"} == set(RULES)
 
 
+def test_a_uniform_attacker_moves_each_rule_as_far_as_is_known() -> None:
+    """Nine vectors N(0, 1) in 15 dimensions and one U(-500, 500): distance to the honest mean, median over seeds."""
+    known = {
+        "mean": 111.0,
+        "geometric_median": 0.47,
+        "median": 0.92,
+        "krum": 2.7,
+        "multi_krum": 1.0,
+        "multi_krum of 8": 0.57,
+    }
+    found: dict[str, list[float]] = {name: [] for name in known}
+    for seed in range(150):
+        random = np.random.default_rng(seed)
+        rows = np.concatenate([random.standard_normal((9, 15)), random.uniform(-500, 500, (1, 15))])
+        for name, distances in found.items():
+            rule, _, m = name.partition(" of ")
+            result, _ = run(rows, 2, rule, **({"m": int(m)} if m else {}))
+            # The mean is off by what the attacker adds to it: it is held against the nine honest vectors.
+            distances.append(float(np.linalg.norm(result - rows[:9].mean(axis=0))))
+    for name, distances in found.items():
+        assert np.median(distances) == pytest.approx(known[name], rel=0.12), name
+
+
 # --- pre-aggregations
 
 

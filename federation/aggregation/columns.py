@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from federation.aggregation.tiles import Array, Tile, TileSource
 
 T = TypeVar("T")
-_PART_BYTES = 1 << 19
+_PART_BYTES = 1 << 20
 """Of all rows of a part: with scratch beside them they stay in a core's second-level cache."""
 _MIN_COLUMNS, _MAX_COLUMNS = 1 << 10, 1 << 14
 _AHEAD = 2

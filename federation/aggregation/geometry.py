@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from federation.aggregation.columns import Scratch
     from federation.aggregation.tiles import Array, TileSource
 
-_BLOCK_ROWS, _BLOCK_COLUMNS = 32, 256
-"""A product of 32 x 256 by 256 x 32: the largest that OpenBLAS leaves to the calling thread."""
+_BLOCK_ROWS, _BLOCK_SIZE = 32, 32 * 256 * 32
+"""Rows of one product, and its multiplications: the most that OpenBLAS leaves to the calling thread."""
 _FARTHEST = 1e100
 """How much farther than usual a vector is taken to be at most: its square is finite, and nothing is near it."""
 
@@ -93,7 +93,7 @@ def measure(source: TileSource, threads: int | None = None, *, centre: Array | N
         wide = centred(rows, scratch)
         if _may_overflow(source):
             np.clip(np.divide(wide, units[:, None], out=wide), -2.0, 2.0, out=wide)
-        return products(wide, wide, np.zeros((sites, sites)))
+        return products(wide, np.zeros((sites, sites)))
 
     for part in gather_columns(source, products_of, threads):
         gram += part
@@ -116,15 +116,20 @@ def norms(source: TileSource, threads: int | None = None) -> tuple[Array, float]
     return np.sqrt(squares) * geometry.scales, geometry.typical
 
 
-def products(left: Array, right: Array, out: Array) -> Array:
-    """Add left @ right.T to `out`, in blocks that no linear algebra splits among threads; all float64."""
-    for start in range(0, left.shape[1], _BLOCK_COLUMNS):
-        columns = slice(start, start + _BLOCK_COLUMNS)
-        for i in range(0, left.shape[0], _BLOCK_ROWS):
-            rows = slice(i, i + _BLOCK_ROWS)
-            for j in range(0, right.shape[0], _BLOCK_ROWS):
-                others = slice(j, j + _BLOCK_ROWS)
-                out[rows, others] += left[rows, columns] @ right[others, columns].T
+def products(rows: Array, out: Array) -> Array:
+    """Add rows @ rows.T to `out`, in blocks that no linear algebra splits among threads; all float64."""
+    count = len(rows)
+    step = min(_BLOCK_SIZE // min(count, _BLOCK_ROWS) ** 2, 1024) // 64 * 64
+    for start in range(0, rows.shape[1], step):
+        columns = rows[:, start : start + step]
+        for i in range(0, count, _BLOCK_ROWS):
+            left = columns[i : i + _BLOCK_ROWS]
+            for j in range(0, i + 1, _BLOCK_ROWS):
+                # A copy: of the same matrix twice the library makes a symmetric product, which is slower here.
+                right = columns[j : j + _BLOCK_ROWS].copy()
+                out[i : i + len(left), j : j + len(right)] += left @ right.T
+    upper = np.triu_indices(count, 1)
+    out[upper] = out.T[upper]
     return out
 
 
@@ -144,7 +149,10 @@ def _centred(rows: Array, scratch: Scratch, *, centre: Array | None) -> Array:
     place = scratch.array("centre", rows.shape[1:])
     out = scratch.array("centred", rows.shape)
     if centre is None:
-        return np.subtract(rows, median_row(rows, scratch, place), out=out)
+        median_row(rows, scratch, place)
+        # Widened first, then subtracted in place: faster than a subtraction that casts as it goes.
+        np.copyto(out, rows)
+        return np.subtract(out, place, out=out)
     place[...] = 0.0
     for index in np.flatnonzero(centre):
         np.add(place, np.multiply(rows[index], centre[index], out=out[0], dtype=np.float64), out=place)

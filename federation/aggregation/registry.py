@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     from federation.aggregation.before.pre_aggregation import PreAggregation
+    from federation.names import SiteName
     from federation.plan import Plan
 
 ENTRY_POINT_GROUP = "federation.aggregation_rules"
@@ -120,6 +121,15 @@ def load_aggregation(plan: Plan) -> Aggregation:
         before=tuple(map(load_pre_aggregation, plan.pre_aggregation)),
         byzantine=plan.byzantine,
     )
+
+
+def trusted_site(plan: Plan) -> SiteName | None:
+    """Return the site without whose update the plan's rule cannot aggregate a round; None for most rules.
+
+    Raises:
+        PlanError, ConfigurationError: as `load_rule`.
+    """
+    return load_aggregation(plan).rule.trusted_site
 
 
 def check(plan: Plan, fewest: int, advice: str = "raise quorum, or lower byzantine") -> Aggregation:

@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from federation.aggregation.registry import trusted_site
 from federation.rounds import events
 from federation.rounds.admission import Expectation
 from federation.rounds.asynchronous import Machine, machine_for
@@ -173,6 +174,7 @@ class RoundGathering:
             ),
             asks_all=lambda number: algorithm.asks_all(spec, number),
             weights=self._setting.weights,
+            trusted=trusted_site(spec.plan),
         )
         return len(recovered)
 

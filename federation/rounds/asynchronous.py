@@ -323,6 +323,7 @@ def machine_for(
     *,
     asks_all: Callable[[int], bool] | None = None,
     weights: Mapping[SiteName, int] | None = None,
+    trusted: SiteName | None = None,
     buffer: int | None = None,
     max_staleness: int | None = None,
     ends_at_deadline: bool = True,
@@ -335,6 +336,7 @@ def machine_for(
         resume: where to go on.
         asks_all: as `RoundMachine` takes it; only for mode ``rounds``.
         weights: as both take it.
+        trusted: as `RoundMachine` takes it; only for mode ``rounds``.
         buffer: as `AsyncMachine` takes it; None: the plan's quorum, or 1.
         max_staleness: as `AsyncMachine` takes it.
         ends_at_deadline: as `AsyncMachine` takes it.
@@ -343,7 +345,7 @@ def machine_for(
         PlanError: the plan's sampler does not exist or does not go with the plan or the mode.
     """
     if mode == "rounds":
-        return RoundMachine(plan, resume, asks_all=asks_all, weights=weights)
+        return RoundMachine(plan, resume, asks_all=asks_all, weights=weights, trusted=trusted)
     return AsyncMachine(
         plan,
         resume,

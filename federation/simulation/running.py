@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from federation.aggregation.registry import trusted_site
 from federation.algorithms import Algorithm, load_algorithm
 from federation.data.shard import count_examples
 from federation.errors import PlanError
@@ -531,6 +532,7 @@ def _machine(setting: _Setting, standpoint: Standpoint) -> Machine:
         _resume(setting, standpoint),
         asks_all=lambda number: algorithm.asks_all(spec, number),
         weights={name: count_examples(shard.train) for name, shard in setting.shards.items()},
+        trusted=trusted_site(spec.plan),
         buffer=algorithm.buffer_size(spec.plan),
         max_staleness=algorithm.stalest(),
         ends_at_deadline=algorithm.ends_at_deadline,

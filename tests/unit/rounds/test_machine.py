@@ -371,3 +371,34 @@ def test_any_story_keeps_the_laws_of_a_round(plan, story):
                 pending += machine.step(ev.Committed())
             elif isinstance(action, ev.Finish):
                 assert action.outcome == "failed" or committed == plan.rounds
+
+
+def test_a_round_without_the_site_its_rule_trusts_is_tried_again():
+    machine = RoundMachine(Plan(sites=3, quorum=2, max_failures=1), trusted=A)
+    machine.start()
+    for site in (A, B, C):
+        machine.step(ev.SiteReady(site))
+    machine.step(ev.UpdateAdmitted(B))
+    machine.step(ev.UpdateAdmitted(C))
+    miss = the(machine.step(ev.SiteLost(A, "gone")), ev.RecordMiss)
+    assert miss.reason == (
+        "2 updates of the 2 needed: site-a lost (gone); the rule trusts site-a, whose update is not among them"
+    )
+    actions = machine.step(ev.MissRecorded())
+    assert the(actions, ev.AskTrain).sites == (B, C)
+    actions = machine.step(ev.SiteReady(A))
+    machine.step(ev.UpdateAdmitted(B))
+    actions = machine.step(ev.UpdateAdmitted(C))
+    assert the(actions, ev.RecordMiss).reason.startswith("2 updates of the 2 needed: none is missing; the rule trusts")
+    finish = the(machine.step(ev.MissRecorded()), ev.Finish)
+    assert finish.outcome == "failed" and "the rule trusts site-a" in finish.reason
+
+
+def test_a_round_with_the_site_its_rule_trusts_is_aggregated():
+    machine = RoundMachine(Plan(sites=3, quorum=2), trusted=A)
+    machine.start()
+    for site in (A, B, C):
+        machine.step(ev.SiteReady(site))
+    machine.step(ev.UpdateAdmitted(A))
+    machine.step(ev.UpdateAdmitted(C))
+    assert the(machine.step(ev.SiteLost(B, "gone")), ev.Combine).sites == (A, C)

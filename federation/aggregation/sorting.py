@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from federation.aggregation.tiles import Array
 
 
+_LARGEST = float(np.finfo(np.float64).max)
+
+
 @functools.lru_cache(maxsize=64)
 def network(rows: int, first: int, last: int) -> tuple[tuple[int, int, bool, bool], ...]:
     """Return the comparators that put ranks `first` to `last`, included, into their places.
@@ -93,6 +96,7 @@ def mean_of(rows: Sequence[Array], scratch: Scratch, out: Array) -> Array:
         np.divide(out, len(rows), out=out)
         if not np.isfinite(out).all():
             np.sum([row / len(rows) for row in rows], axis=0, out=out)
+            np.clip(out, -_LARGEST, _LARGEST, out=out)  # shares may be rounded up beyond the largest number
         return out
     wide = scratch.array("wide", out.shape)
     np.copyto(out, rows[0])
@@ -125,7 +129,7 @@ def mean_of_nearest(ordered: Sequence[Array], keep: int, scratch: Scratch, out: 
             mask = moves[place - keep] if mask is None else mask & moves[place - keep]
         share = np.divide(row, keep, out=scratch.array("share", out.shape))
         np.add(out, share, out=out, where=True if mask is None else mask)
-    return out
+    return np.clip(out, -_LARGEST, _LARGEST, out=out)
 
 
 @functools.lru_cache(maxsize=64)

@@ -32,6 +32,7 @@ from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, Upda
 from federation.runtime.batches import Batches
 from federation.storage.spool import UpdateKey
 from federation.v1 import aggregator_pb2 as pb
+from federation.wire.chunks import CHUNK_BYTES
 from federation.wire.payloads import DELTA, IDENTITY_CODEC, INLINE_BYTES
 from federation.wire.pieces import MessagePiece
 from federation.wire.reception import PayloadReception, check_decoded
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
     _Request = pb.PushUpdateRequest | MessagePiece
 
+CROWD_PIECE_BYTES = 512 << 10
+"""Size of a piece while many sites upload: of each of them that is out of turn, as much as one may be under way."""
 _ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, Refusal.CLOSED_ROUND, Refusal.NOT_ASKED})
 
 
@@ -162,6 +165,7 @@ class Uploads:
         self._calls: dict[SiteName, Call] = {}
         self._receptions: dict[SiteName, _Reception] = {}
         self._ids: dict[SiteName, bytes] = {}
+        self._before = 0
         self._turns = Turns()
         self.arrivals = itertools.count(1)
 
@@ -210,8 +214,14 @@ class Uploads:
             async with lock:
                 pass
 
+    @property
+    def _is_crowd(self) -> bool:
+        """Whether more sites upload than are read at a time, as far as can be told from the attempt before."""
+        return max(self._before, len(self._calls)) > self._turns.most
+
     def forget_ids(self, but: Container[SiteName] = ()) -> None:
         """Begin a new attempt; arguments as `close_attempt`."""
+        self._before = len(self._ids)
         self._ids = {site: update_id for site, update_id in self._ids.items() if site in but}
 
     async def receive(
@@ -273,7 +283,8 @@ class Uploads:
         try:
             if not reception.is_small:
                 await turn.take()  # a sender that does not know what is held sends nothing yet
-            yield pb.PushUpdateReply(holding=pb.UpdateHolding(bytes=held, admitted=False))
+            piece_bytes = CROWD_PIECE_BYTES if self._is_crowd else CHUNK_BYTES
+            yield pb.PushUpdateReply(holding=pb.UpdateHolding(bytes=held, admitted=False, piece_bytes=piece_bytes))
             commit = await self._read_chunks(reception, turn, requests)
         finally:
             turn.release()
@@ -333,7 +344,7 @@ class Uploads:
                 elif reception.is_small:
                     self._accept_all(reception, [content])
                 else:
-                    await checks.put(content, at_once=turn.is_wanted or not turn.is_held)
+                    await checks.put(content, at_once=not turn.is_held)
                 del request, content  # a piece of each upload that waits for its turn would be held, else
             await checks.finish()
         finally:

@@ -95,7 +95,7 @@ class Task:
 
 experiment = Experiment(
     name="trial", model=lambda: {{"w": np.zeros({elements}, np.float32)}}, task=Task(), shard="numbers",
-    plan=Plan(rounds={rounds}, sites={sites}, minimum_sites={sites}),
+    plan=Plan(rounds={rounds}, sites={sites}, minimum_sites={sites}, downlink={downlink!r}),
 )
 """
 
@@ -165,12 +165,14 @@ class Trial:
 
 @pytest.fixture
 def make_trial(tmp_path: Path) -> Callable[..., Trial]:
-    def make(train: str = "pass", *, elements: int = 8, sites: int = 1, rounds: int = 3) -> Trial:
+    def make(
+        train: str = "pass", *, elements: int = 8, sites: int = 1, rounds: int = 3, downlink: str = "identity"
+    ) -> Trial:
         folder = tmp_path / "experiment"
         folder.mkdir()
         body = textwrap.indent(textwrap.dedent(train).strip(), " " * 8).lstrip()
         (folder / "experiment.py").write_text(
-            EXPERIMENT_SOURCE.format(train=body, elements=elements, sites=sites, rounds=rounds)
+            EXPERIMENT_SOURCE.format(train=body, elements=elements, sites=sites, rounds=rounds, downlink=downlink)
         )
         spec, arrays = load_experiment(folder).build()
         packed = bundle.pack(folder, tmp_path / "bundle.zip")

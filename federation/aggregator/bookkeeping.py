@@ -12,8 +12,8 @@ from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord, weig
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from federation.aggregator.admitted import AdmittedUpdate
     from federation.aggregator.candidates import Candidate
-    from federation.aggregator.uploads import AdmittedUpdate
     from federation.names import Epoch, SiteName
     from federation.rounds.events import Commit, Standing
     from federation.runtime.clock import Clock

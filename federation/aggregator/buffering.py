@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from federation.aggregator.admitted import AdmittedUpdate
     from federation.aggregator.broadcast import Offer, Offers
     from federation.aggregator.gathering import Asking, Setting
-    from federation.aggregator.uploads import AdmittedUpdate
     from federation.names import RoundNumber, SiteName
     from federation.rounds.history import RoundRecord
     from federation.storage.spool import SpooledUpdate, UpdateKey

@@ -33,11 +33,11 @@ from federation.v1 import aggregator_pb2
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from federation.aggregator.admitted import AdmittedUpdate
     from federation.aggregator.candidates import Candidate
     from federation.aggregator.checkpoints import Checkpoints
     from federation.aggregator.ledger import Ledger
     from federation.aggregator.supervision import Supervision
-    from federation.aggregator.uploads import AdmittedUpdate
     from federation.names import Epoch, ExperimentId, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.admission import Expectation, NormWindow

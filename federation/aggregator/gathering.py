@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from federation.aggregator.admitted import AdmittedUpdate
     from federation.aggregator.broadcast import Offer
     from federation.aggregator.checkpoints import Checkpoints
     from federation.aggregator.ledger import Ledger
     from federation.aggregator.models import Models
-    from federation.aggregator.uploads import AdmittedUpdate, Uploads
+    from federation.aggregator.uploads import Uploads
     from federation.names import Attempt, Epoch, ExperimentId, RoundNumber, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.history import RoundRecord

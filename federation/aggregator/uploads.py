@@ -24,8 +24,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from federation.aggregator.admitted import AdmittedUpdate, expected_payloads, read_admitted
 from federation.aggregator.turns import Turn, Turns
-from federation.compression import load_codec, max_payload_bytes
 from federation.errors import MalformedMessageError, Refusal, StorageError, TransportError, UpdateRejectedError
 from federation.rounds import admission
 from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, UpdateRefused
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Sequence
     from concurrent.futures import Executor
 
-    from federation.names import PayloadName, RoundNumber, SiteName
-    from federation.plan import ExperimentSpec, PayloadPlan
+    from federation.names import RoundNumber, SiteName
+    from federation.plan import ExperimentSpec
     from federation.rounds.events import Event
     from federation.runtime.clock import Clock
-    from federation.storage.spool import Spool, SpooledUpdate, SpoolPayload
+    from federation.storage.spool import Spool, SpooledUpdate
     from federation.telemetry.metrics import Metrics
     from federation.transport.calls import Call
 
@@ -75,42 +75,6 @@ class OpenRound(Protocol):
 
     def handle(self, event: Event) -> None:
         """Take in what happened."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmittedUpdate:
-    """One admitted update: what its site announced, and what was found.
-
-    Attributes:
-        site: whose it is.
-        announcement: what the site said.
-        norm: L2 norm of its parameter change.
-        transfer_seconds: from header to admission.
-        digest: SHA-256 over its payload digests, hex.
-        payloads: its bytes, by payload name.
-    """
-
-    site: SiteName
-    announcement: UpdateAnnouncement
-    norm: float
-    transfer_seconds: float
-    digest: str
-    payloads: dict[PayloadName, SpoolPayload]
-
-
-def expected_payloads(plans: Sequence[PayloadPlan]) -> tuple[admission.ExpectedPayload, ...]:
-    """Return the payloads of every update of an experiment as admission looks at them."""
-    return tuple(
-        admission.ExpectedPayload(
-            plan.name,
-            plan.schema.digest,
-            plan.schema.nbytes
-            if plan.codec == IDENTITY_CODEC
-            else max_payload_bytes(plan.schema, load_codec(plan.codec)),
-            plan.codec,
-        )
-        for plan in plans
-    )
 
 
 @dataclass(eq=False, slots=True)
@@ -176,7 +140,7 @@ class Uploads:
 
     def admitted(self, round_number: RoundNumber) -> list[AdmittedUpdate]:
         """Return the admitted updates of a round, in name order."""
-        return [_read_admitted(update, self._plans) for update in self._spool.admitted(round_number)]
+        return [read_admitted(update, self._plans) for update in self._spool.admitted(round_number)]
 
     def update_id(self, site: SiteName, round_number: RoundNumber) -> bytes | None:
         """Return the id of what a site announced, or had admitted, for its task of a round; None if nothing."""
@@ -192,7 +156,7 @@ class Uploads:
         update = self._spool.find(site, round_number)
         if update is None or not update.is_admitted:
             raise KeyError(site)
-        return _read_admitted(update, self._plans)
+        return read_admitted(update, self._plans)
 
     def close_attempt(self, but: Container[SiteName] = ()) -> None:
         """End uploads in progress: the attempt takes no more.
@@ -449,14 +413,3 @@ def _content(request: _Request) -> MessagePiece | pb.UpdateCommit:
         raise MalformedMessageError("expected a chunk of an announced payload, or the commit")
     chunk = request.chunk.chunk
     return MessagePiece(chunk.offset, memoryview(chunk.data), chunk.crc32c, request.chunk.payload)
-
-
-def _read_admitted(update: SpooledUpdate, plans: Sequence[PayloadPlan]) -> AdmittedUpdate:
-    return AdmittedUpdate(
-        site=update.key.site,
-        announcement=UpdateAnnouncement.from_bytes(update.header),
-        norm=float(update.facts["norm"]),
-        transfer_seconds=float(update.facts["transfer_seconds"]),
-        digest=str(update.facts["digest"]),
-        payloads={plan.name: payload for plan, payload in zip(plans, update.payloads, strict=True)},
-    )

@@ -19,9 +19,8 @@ import heapq
 import itertools
 import math
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from federation.algorithms.server import count_sites
 from federation.errors import PlanError, TaskError, UpdateRejectedError
@@ -33,6 +32,7 @@ from federation.simulation.admission import Admission
 from federation.simulation.bench import EvaluateOrder, KeepOrder, TrainOrder
 from federation.simulation.book import RoundBook, Update
 from federation.simulation.models import Payload
+from federation.simulation.roles import NoSpans
 from federation.simulation.under_way import Flight, UnderWay
 
 if TYPE_CHECKING:
@@ -44,78 +44,10 @@ if TYPE_CHECKING:
     from federation.simulation.bench import EvaluateAnswer, Failure, TrainAnswer
     from federation.simulation.executors import Executor
     from federation.simulation.models import Models
+    from federation.simulation.roles import Machine, Spans, Tampering
     from federation.simulation.script import Fate, Script
     from federation.simulation.times import TimeModel
     from federation.tensors.buffers import Array
-
-
-class Machine(Protocol):
-    """What the engine asks of a round machine, synchronous or not."""
-
-    phase: Phase
-    round: RoundNumber
-    connected: set[SiteName]
-
-    @property
-    def asked(self) -> tuple[SiteName, ...]:
-        """Sites that were asked and are not settled."""
-        ...
-
-    def start(self) -> list[events.Action]:
-        """Return the first actions."""
-        ...
-
-    def step(self, event: events.Event) -> list[events.Action]:
-        """Take in one event and return what to do."""
-        ...
-
-
-class Spans(Protocol):
-    """Where time of the engine's parts is noted, if anybody profiles."""
-
-    def span(self, name: str) -> AbstractContextManager[object]:
-        """Return a context that lasts as long as the part."""
-        ...
-
-
-class Tampering(Protocol):
-    """Comes between what sites learnt and what is admitted: `federation.simulation.hostile`.
-
-    Attributes:
-        sites: those whose updates it writes; what is wrong with them shows at admission only.
-    """
-
-    sites: frozenset[SiteName]
-
-    def tamper(
-        self,
-        round_number: RoundNumber,
-        answers: Sequence[TrainAnswer],
-        slots: Mapping[SiteName, int],
-        rule: Callable[[Mapping[SiteName, Array]], Array],
-    ) -> Sequence[TrainAnswer]:
-        """Write updates into their slots, and return the answers as they are now.
-
-        Args:
-            round_number: the round.
-            answers: of every site asked together, in any order.
-            slots: where the update of each lies.
-            rule: the aggregate of those sites that trained, as the rule in force makes it of a vector of each.
-
-        Raises:
-            PlanError: it cannot be done; the run fails.
-        """
-        ...
-
-
-class NoSpans:
-    """Notes nothing."""
-
-    _nothing: AbstractContextManager[object] = nullcontext()
-
-    def span(self, name: str) -> AbstractContextManager[object]:
-        """See `Spans.span`."""
-        return self._nothing
 
 
 class Engine:

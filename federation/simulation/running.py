@@ -29,13 +29,14 @@ from federation.rounds import events
 from federation.rounds.asynchronous import machine_for
 from federation.simulation.bench import Premises
 from federation.simulation.devices import choose_device, device_of, placed
-from federation.simulation.engine import Engine, Machine, NoSpans, Spans
+from federation.simulation.engine import Engine
 from federation.simulation.hostile import HostileSites, Threat, attack_success, poisoned, threat_of
 from federation.simulation.interruption import Interruption
 from federation.simulation.launching import Crew, launch
 from federation.simulation.memory import Layout
 from federation.simulation.models import Models
 from federation.simulation.population import check_data, report_of, shards_of, site_names
+from federation.simulation.roles import Machine, NoSpans, Spans
 from federation.simulation.run_folder import FORMAT, RunFolder, Standpoint
 from federation.simulation.script import Script
 from federation.simulation.times import TimeModel

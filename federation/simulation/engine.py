@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from federation.algorithms.server import count_sites
 from federation.errors import PlanError, TaskError, UpdateRejectedError
 from federation.rounds import events
-from federation.rounds.admission import NormWindow
+from federation.rounds.admission import NormWindow, check_norm
 from federation.rounds.asynchronous import AsyncMachine
 from federation.rounds.events import Phase
 from federation.simulation.admission import Admission
@@ -112,6 +112,7 @@ class Engine:
         self._actions: deque[events.Action] = deque()
         self._timer: float | None = None
         self._leaving: dict[SiteName, int] = {}
+        self._due: dict[SiteName, int] = {}
         self._evaluating: set[int] = set()
         self._updates: dict[SiteName, Update] = {}
         self._combined: dict[SiteName, Update] = {}
@@ -183,7 +184,7 @@ class Engine:
             if flight.back:
                 self._leaving[site] = flight.back
             if flight.at is not None and flight.event is not None:
-                self._push(flight.at, site, flight.event)
+                self._due[site] = self._push(flight.at, site, flight.event)
             if flight.trained is None:
                 continue
             slot = self._free.pop()
@@ -203,11 +204,10 @@ class Engine:
     def _next_event(self) -> events.Event:
         timer_first = self._enforces_deadlines and self._timer is not None
         if self._heap and not (timer_first and self._timer is not None and self._heap[0][0] > self._timer):
-            at, site, _, event = heapq.heappop(self._heap)
+            at, site, number, event = heapq.heappop(self._heap)
             self.clock = max(self.clock, at)
-            if isinstance(event, events.SiteLost):
-                self.absent[site] = self._leaving.pop(site)
-            return event
+            known = self._arrived(site, number, event)
+            return self._next_event() if known is None else known
         # A run that goes on may find itself paused before its first draw.
         is_paused = self._machine.phase is Phase.PAUSED or (
             self._machine.phase is Phase.JOINING and self._machine.round > 1
@@ -223,6 +223,24 @@ class Engine:
             self.clock = max(self.clock, self._timer)
         self._timer = None
         return events.DeadlinePassed()
+
+    def _arrived(self, site: SiteName, number: int, event: events.Event) -> events.Event | None:
+        """Return what an event means now that it happens; None if nothing: it answers a task that was over before."""
+        if isinstance(event, events.SiteLost):
+            back = self._leaving.pop(site, None)
+            if back is None:
+                return None
+            self.absent[site] = back
+        elif isinstance(event, events.SiteReady) or number in self._evaluating:
+            return event
+        elif self._due.get(site) != number:
+            return None
+        elif isinstance(event, events.UpdateAdmitted) and site in self._updates:
+            try:
+                check_norm(self._updates[site].norm, self._spec.plan, self.norms)
+            except UpdateRejectedError as error:
+                return events.UpdateRefused(site, str(error))
+        return event
 
     # --- actions out
 
@@ -305,7 +323,7 @@ class Engine:
             self.book.held.pop(site, None)
             self._push(at, site, events.SiteLost(site, "lost by the script"))
         else:
-            self._push(at, site, events.SiteFailed(site, "failed by the script"))
+            self._due[site] = self._push(at, site, events.SiteFailed(site, "failed by the script"))
 
     def _take(self, answer: TrainAnswer, action: events.AskTrain, slot: int, fate: Fate, down: int) -> None:
         site, trained = answer.site, answer.trained
@@ -314,7 +332,7 @@ class Engine:
             self._free.append(slot)
             self._fail(action.round, site, answer.failure)
             at = self.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
-            self._push(at, site, events.SiteFailed(site, answer.failure.error_class))
+            self._due[site] = self._push(at, site, events.SiteFailed(site, answer.failure.error_class))
             return
         at = self.clock + fate.delay_s
         at += self._times.training_s(
@@ -328,7 +346,7 @@ class Engine:
         event: events.Event = events.UpdateAdmitted(site, asked_round=action.round)
         norm = 0.0
         try:
-            norm = self._admission.check(payloads, trained.examples, self.norms)
+            norm = self._admission.check(payloads, trained.examples)
         except TaskError as error:
             if self._tampering is not None and site in self._tampering.sites:
                 event = events.UpdateRefused(site, error.traceback)
@@ -340,7 +358,7 @@ class Engine:
             self._free.append(slot)
         else:
             self._updates[site] = Update(site, action.round, action.attempt, slot, trained, norm, answer.has_pending)
-        self._push(at, site, event)
+        self._due[site] = self._push(at, site, event)
 
     def _payload(self, slot: int, name: PayloadName, size: int) -> Payload:
         return Payload(self._executor.arena.update(slot, name)[:size])

@@ -226,6 +226,18 @@ def test_answers_about_an_earlier_candidate_do_not_pass_for_those_about_the_next
     assert [record.metrics for record in result.records] == [{}] * 6
 
 
+def test_what_comes_after_its_round_does_not_pass_for_an_answer_to_the_next(make: Make) -> None:
+    """Site 0 is 15 s late in round 2 and 8 s slow in round 3: round 3 takes 8 s, not the rest of the 15."""
+    rules = (
+        Rule(do="delay", sites=("site-000",), rounds=(2, 2), seconds=15.0),
+        Rule(do="delay", sites=("site-000",), rounds=(3, 3), seconds=8.0),
+    )
+    plan = {"deadline_s": 10.0, "sites": 3, "quorum": 2}
+    result = simulate(make(**plan), sites=3, script=Script(rules=rules))
+    assert [row.outcome for row in result.records[2].sites] == [SiteOutcome.COUNTED] * 3
+    assert [record.simulated_seconds for record in result.records[1:3]] == pytest.approx([10.0, 8.0], abs=0.5)
+
+
 def test_a_run_that_goes_on_after_a_site_joined_asks_that_site_too(make: Make, tmp_path: Path) -> None:
     def press(record: RoundRecord) -> None:
         if record.round == 3:

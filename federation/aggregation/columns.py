@@ -108,7 +108,8 @@ def _sweep(
         try:
             with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
                 if mixed is not None:
-                    rows = mixed.mix(rows, scratch.array("mixed", (len(mixed.sites), rows.shape[1])))
+                    place = scratch.array("mixed", (len(mixed.sites), rows.shape[1]))
+                    rows = mixed.mix(rows, place, scratch.array("unmixed", rows.shape))
                 return work(rows, out, scratch)
         finally:
             scratches.put(scratch)

@@ -157,7 +157,10 @@ def products(rows: Array) -> Array:
 
 
 def _squares(rows: Array, scratch: Scratch, *, units: Array) -> Array:
-    wide = np.divide(rows, units[:, None], out=scratch.array("wide", rows.shape))
+    wide = scratch.array("wide", rows.shape)
+    np.copyto(wide, rows)
+    if (units != 1.0).any():
+        np.divide(wide, units[:, None], out=wide)
     found: Array = np.einsum("ij,ij->i", wide, wide)
     return found
 

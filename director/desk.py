@@ -1,9 +1,9 @@
-"""What users and operators ask: list, show, watch, read logs, cancel.
+"""What users and operators ask: list, show, watch, read logs, cancel, release.
 
 Rules, in order:
 
-1. A user sees and cancels his own experiments; an operator all. What is not his does not exist, as far as a user can
-   tell.
+1. A user sees and cancels his own experiments; an operator all, and he alone releases sites from quarantine. What is
+   not his does not exist, as far as a user can tell.
 2. Watching replays events from the caller's cursor on, then goes on as they are committed, and ends after the
    terminal one. A watcher that is slow or comes back misses nothing.
 """
@@ -162,6 +162,14 @@ class Desk:
         await self._overseer.finish(record.id, ExperimentState.CANCELLED, reason, call.peer.identity.spiffe)
         return pb.CancelExperimentReply(state=pb.EXPERIMENT_STATE_CANCELLED)
 
+    async def release(self, request: pb.ReleaseSiteRequest, call: Call) -> pb.ReleaseSiteReply:
+        """Let a site out of quarantine; repeating it is harmless."""
+        record = await find_visible(self._database, request.experiment, call)
+        since = await self._overseer.release(
+            record.id, request.site, request.reason[:_MAX_REASON], call.peer.identity.spiffe
+        )
+        return pb.ReleaseSiteReply(released=since > 0, quarantined_since=since)
+
     async def list_envoys(self) -> pb.ListEnvoysReply:
         """List the federation's envoys and what they offer."""
         online = self._attendance.online
@@ -202,11 +210,16 @@ def _page(reports: list[pb.RoundReport]) -> list[pb.RoundReport]:
 
 def _list_envoys(session: Session, online: frozenset[str]) -> pb.ListEnvoysReply:
     running = sites.running_by_site(session, [state.value for state in lifecycle.ACTIVE])
+    held = sites.quarantined_in(session, [state.value for state in lifecycle.ACTIVE])
     offered = {site.name: site.shards for site in sites.offers(session, online)}
     return pb.ListEnvoysReply(
         envoys=[
             views.envoy(
-                record, offered.get(record.site, ()), online=record.site in online, running=running.get(record.site, 0)
+                record,
+                offered.get(record.site, ()),
+                online=record.site in online,
+                running=running.get(record.site, 0),
+                quarantined_in=held.get(record.site, ()),
             )
             for record in sites.envoys(session)
         ]

@@ -36,6 +36,7 @@ _ROLES: Mapping[str, frozenset[Role]] = {
     "GetExperiment": _PEOPLE,
     "WatchExperiment": _PEOPLE,
     "CancelExperiment": _PEOPLE,
+    "ReleaseSite": frozenset({Role.OPERATOR}),
     "ReadLogs": _PEOPLE,
     "DownloadArtifact": _PEOPLE | {Role.AGGREGATOR},
     "ListEnvoys": _PEOPLE,
@@ -101,6 +102,10 @@ class DirectorService:
     async def CancelExperiment(self, request: pb.CancelExperimentRequest, call: Call) -> pb.CancelExperimentReply:
         """Cancel an experiment."""
         return await self.desk.cancel(request, call)
+
+    async def ReleaseSite(self, request: pb.ReleaseSiteRequest, call: Call) -> pb.ReleaseSiteReply:
+        """Let a site out of quarantine."""
+        return await self.desk.release(request, call)
 
     def ReadLogs(self, request: pb.ReadLogsRequest, call: Call) -> AsyncIterator[pb.LogLines]:
         """Stream log lines."""

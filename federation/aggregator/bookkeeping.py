@@ -111,6 +111,7 @@ class RoundBook:
             bytes_up=sum(row.bytes_up for row in sites),
             update_norm=candidate.update_norm,
             total_sites=candidate.total_sites,
+            quarantined=commit.suspicion.held,
             rule_note=candidate.report.note[:MAX_REASON] if candidate.report else "",
             algorithm_scalars=dict(candidate.scalars),
         )

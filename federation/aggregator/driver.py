@@ -188,6 +188,9 @@ class Driver:
                     await self._commit(action)
                 elif isinstance(action, events.RecordMiss):
                     await self._record_miss(action)
+                elif isinstance(action, events.RecordRelease):
+                    await self._stores.do(self._stores.ledger.record_released, action.site, action.releases)
+                    self._reporter.released(action)
                 elif isinstance(action, events.Finish):
                     finish = action
             except PlanError as error:
@@ -319,7 +322,8 @@ class Driver:
             sync=self.spec.plan.is_evaluated(action.round),
         )
         self._metrics.aggregation_seconds.observe(self._clock.monotonic() - began)
-        self.handle(events.Combined())
+        candidate = self.models.candidate
+        self.handle(events.Combined(candidate.scores if candidate is not None else {}))
 
     async def _commit(self, action: events.Commit) -> None:
         candidate = await self.models.synced()

@@ -172,6 +172,7 @@ class RoundGathering:
                 admitted=tuple(update.key.site for update in recovered),
                 expected=standpoint.expected,
                 score=standpoint.score,
+                suspicion=standpoint.suspicion,
             ),
             asks_all=lambda number: algorithm.asks_all(spec, number),
             weights=self._setting.weights,
@@ -233,7 +234,9 @@ class RoundGathering:
 
     def write_commit(self, action: events.Commit, record: RoundRecord, ids: Mapping[SiteName, bytes]) -> RoundRecord:
         """See `Gathering.write_commit`."""
-        return self._stores.ledger.record_committed(record, attempt=action.attempt, score=action.score, updates=ids)
+        return self._stores.ledger.record_committed(
+            record, attempt=action.attempt, score=action.score, updates=ids, suspicion=action.suspicion
+        )
 
     def write_miss(self, action: events.RecordMiss, ids: Mapping[SiteName, bytes]) -> None:
         """See `Gathering.write_miss`."""

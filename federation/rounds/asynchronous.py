@@ -182,7 +182,7 @@ class AsyncMachine(Lifecycle):
     def _fill(self) -> None:
         """Ask idle sites for the free places."""
         busy = len(self.training)
-        idle = sorted(self.connected.difference(self.standings))
+        idle = sorted(self.available.difference(self.standings))
         room = len(idle) if self._plan.sample is None else self._plan.sample - busy
         if not idle or room <= 0:
             return
@@ -279,9 +279,10 @@ class AsyncMachine(Lifecycle):
 
     # --- the candidate model
 
-    def _on_combined(self, _: events.Combined) -> None:
+    def _on_combined(self, event: events.Combined) -> None:
         self._must_be(Phase.AGGREGATE, "a model was combined")
-        self._evaluate(self.connected.intersection(self._counted))
+        self._scores = event.scores
+        self._evaluate(self.available.intersection(self._counted))
 
     def _commit(self) -> None:
         kept = {*self.training, *self._buffer}

@@ -2,8 +2,9 @@
 
 `lifecycle` has joining, pausing, evaluating and ending; here is how a round gathers updates. Rules:
 
-1. **Select.** Of the connected sites the plan's sampler draws by seed, round and attempt, or all are asked where the
-   method needs all (`asks_all`). Sites whose updates are in the spool after a restart are not asked again.
+1. **Select.** Of the connected sites that are not in quarantine the plan's sampler draws by seed, round and attempt, or
+   all are asked where the method needs all (`asks_all`). Sites whose updates are in the spool after a restart are not
+   asked again.
 2. **Broadcast and collect.** Every drawn site is asked to train. The attempt closes when every asked site is done
    (update admitted or refused, failure, loss), or at the deadline. A lost site that comes back while the attempt is
    open is asked again. What arrives after closing is late.
@@ -12,7 +13,7 @@
    the updates of the attempt are dropped and their sites told so, and the round is tried again by a new draw; refused
    sites are left out while enough others remain. `max_failures` misses in a row are forgiven; one more fails the
    experiment.
-4. **Evaluate.** The candidate of every evaluated round goes to all connected sites.
+4. **Evaluate.** The candidate of every evaluated round goes to all connected sites that are not in quarantine.
 5. **Commit.** A round with fewer counted updates than sites asked, or than planned (`sample`, else `sites_wanted`,
    unless the sampler leaves the number to chance), makes the experiment degraded.
 
@@ -119,7 +120,7 @@ class RoundMachine(Lifecycle):
         if self._pause_if_too_few():
             return
         kept = {site for site in self.standings if self._is(site, Progress.ADMITTED)}
-        candidates = self.connected - kept
+        candidates = self.available - kept
         trusted = candidates - {site for site in self.standings if self._is(site, Progress.REFUSED)}
         if len(trusted | kept) >= self._plan.sites_needed:
             candidates = trusted
@@ -232,9 +233,10 @@ class RoundMachine(Lifecycle):
 
     # --- the candidate model
 
-    def _on_combined(self, _: events.Combined) -> None:
+    def _on_combined(self, event: events.Combined) -> None:
         self._must_be(Phase.AGGREGATE, "a model was combined")
-        self._evaluate(set(self.connected))
+        self._scores = event.scores
+        self._evaluate(self.available)
 
     def _commit(self) -> None:
         counted = sum(1 for site in self.standings if self._is(site, Progress.ADMITTED))

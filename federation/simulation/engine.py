@@ -264,8 +264,10 @@ class Engine:
             self._settle(action)
         elif isinstance(action, events.RecordMiss):
             self._actions.extend(self._machine.step(events.MissRecorded()))
-        else:
+        elif isinstance(action, events.Finish):
             self._finish = action
+        else:
+            raise RuntimeError(f"nobody releases sites in a simulation, but the machine says {action}")
         return False
 
     def _train(self, action: events.AskTrain) -> None:
@@ -394,7 +396,8 @@ class Engine:
                 self._models.combine(action.round, list(self._combined.values()), total)
             except ValueError as error:
                 raise PlanError(str(error)) from error
-        self._actions.extend(self._machine.step(events.Combined()))
+        candidate = self._models.candidate
+        self._actions.extend(self._machine.step(events.Combined(candidate.scores if candidate is not None else {})))
 
     def _commit(self, action: events.Commit) -> bool:
         candidate = self._models.candidate

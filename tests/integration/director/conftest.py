@@ -263,7 +263,7 @@ class Aggregator(_Peer):
         while sorted(row.site for row in (await self.read_kind("roster")).sites) != sorted(wanted):
             pass
 
-    async def report(self, sequence: int, number: int) -> None:
+    async def report(self, sequence: int, number: int, **fields: Any) -> None:
         report = pb.RoundReport(
             round=number,
             epoch=1,
@@ -273,6 +273,7 @@ class Aggregator(_Peer):
             metrics={"loss": 0.5},
             model_digest="ab" * 32,
             contributions=[pb.Contribution(site="north", outcome="counted", examples=10, weight=1.0)],
+            **fields,
         )
         await self.call.write(pb.SuperviseRequest(report=report))
 

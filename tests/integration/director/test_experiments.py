@@ -168,6 +168,45 @@ async def test_cancelling_stops_the_aggregator_and_withdraws_sites_and_is_idempo
     assert process.stopped
 
 
+async def test_an_operator_releases_a_site_and_its_aggregator_learns_it_now_and_at_every_hello(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    experiment, (envoy,), process, aggregator = await start(world, make_package, make_shard, "north")
+    await envoy.accept()
+    await aggregator.roster_of("north")
+    held = pb.QuarantinedSite(site="north", since_round=1, reason="far from the others")
+    await aggregator.report(1, 1, quarantined=[held])
+    await aggregator.read_kind("acknowledge")
+    (part,) = (await world.experiment(experiment)).sites
+    assert (part.quarantined_since, part.quarantine_reason) == (1, "far from the others")
+    (row,) = (await world.stub(Role.USER, "alice").unary("ListEnvoys", pb.ListEnvoysRequest())).envoys
+    assert list(row.quarantined_in) == [experiment]
+    request = pb.ReleaseSiteRequest(experiment=experiment, site="north", reason="a new scanner")
+    with pytest.raises(IdentityError):
+        await world.stub(Role.USER, "alice").unary("ReleaseSite", request)
+    operator = world.stub(Role.OPERATOR, "root")
+    replies = [await operator.unary("ReleaseSite", request) for _ in range(2)]
+    assert [(reply.released, reply.quarantined_since) for reply in replies] == [(True, 1), (False, 0)]
+    assert [row.releases for row in (await aggregator.read_kind("roster")).sites] == [1]
+    await aggregator.report(2, 2, quarantined=[held])  # committed before the release was obeyed
+    await aggregator.read_kind("acknowledge")
+    (part,) = (await world.experiment(experiment)).sites
+    assert (part.quarantined_since, part.releases) == (0, 1)
+    again = await world.supervise(process)
+    await again.read_kind("welcome")
+    assert [row.releases for row in (await again.read_kind("roster")).sites] == [1]
+    with pytest.raises(NotFoundError, match="'south' takes no part"):
+        await operator.unary("ReleaseSite", pb.ReleaseSiteRequest(experiment=experiment, site="south"))
+    await again.end()
+    seen = await world.until_state(experiment, pb.EXPERIMENT_STATE_COMPLETED)
+    assert [event.text for event in seen if event.kind == "audit"] == [
+        "north is in quarantine since round 1: far from the others",
+        "north is released from quarantine: a new scanner",
+    ]
+    with pytest.raises(ConflictError, match="is completed: nobody is asked any more"):
+        await operator.unary("ReleaseSite", request)
+
+
 async def test_a_completed_experiment_cannot_be_cancelled(world: Any, make_package: Any, make_shard: Any) -> None:
     experiment, _, _, aggregator = await start(world, make_package, make_shard, "north")
     await aggregator.end()

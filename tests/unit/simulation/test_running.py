@@ -351,3 +351,42 @@ def test_the_result_reports_what_each_site_has(make: Make) -> None:
     assert report is not None
     assert (report.sites, report.classes) == (("site-000", "site-001", "site-002"), ("0", "1", "2"))
     assert sorted(map(tuple, report.counts.tolist())) == [(0, 0, 20), (0, 20, 0), (20, 0, 0)]
+
+
+QUARANTINE = {"score": "distance", "threshold": 3.0, "rounds": 2}
+
+
+def test_a_site_that_goes_far_round_after_round_is_quarantined_and_not_asked_any_more(make: Make) -> None:
+    spoils = {f"site-002/{number}": "far" for number in range(1, 9)}
+    result = simulate(make(spoils=spoils, quarantine=QUARANTINE, rule="median"), sites=5)
+    names = [[row.site for row in record.sites] for record in result.records]
+    assert all("site-002" in round_ for round_ in names[:2])
+    assert not any("site-002" in round_ for round_ in names[2:]) and len(names) == 6
+    held = result.records[-1].quarantined
+    assert [(row.site, row.since_round) for row in held] == [("site-002", 2)]
+    assert result.records[0].sites[2].scores["distance"] > 3 * result.records[0].sites[1].scores["distance"]
+
+
+def test_a_resumed_run_keeps_its_sites_in_quarantine_and_what_they_keep(make: Make, tmp_path: Path) -> None:
+    def press(record: RoundRecord) -> None:
+        if record.round == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    folder = tmp_path / "run"
+    spoils = {f"site-002/{number}": "far" for number in range(1, 9)}
+    plan = {"spoils": spoils, "quarantine": QUARANTINE, "rule": "median", "local": ("own",), "optimizer_state": "keep"}
+    with pytest.raises(KeyboardInterrupt):
+        simulate(make(**plan), sites=5, folder=folder, on_round=press)
+    state = {path: path.read_bytes() for path in (folder / "state" / "site-002").rglob("*") if path.is_file()}
+    resumed = simulate(make(**plan), sites=5, folder=folder)
+    assert digests(resumed) == digests(simulate(make(**plan), sites=5))
+    assert state and state == {path: path.read_bytes() for path in state}
+    assert [row.site for row in resumed.records[-1].quarantined] == ["site-002"]
+
+
+def test_too_few_sites_outside_quarantine_end_the_run_with_the_reason(make: Make) -> None:
+    spoils = {f"site-002/{number}": "far" for number in range(1, 9)}
+    plan = {"quarantine": QUARANTINE, "rule": "median", "minimum_sites": 3}
+    result = simulate(make(spoils=spoils, **plan), sites=3)
+    assert (result.outcome, len(result.records)) == ("failed", 2)
+    assert "2 sites are connected and site-002 in quarantine" in result.reason

@@ -129,17 +129,24 @@ def release(before: Suspicion, site: SiteName, releases: int) -> Suspicion:
 
 
 def check_quarantine(plan: Plan, *, updates: int | None) -> None:
-    """Refuse a policy that could never act.
+    """Refuse a policy that could never act, or that a hostile site could turn against the honest ones.
 
     Args:
         plan: has the policy, or None.
         updates: most updates a round is made of; None: as many as there are sites.
 
     Raises:
-        PlanError: too few updates have the score; says what to change.
+        PlanError: too few updates have the score, or the rule lets one site decide it; says what to change.
     """
     policy = plan.quarantine
-    if policy is None or updates is None:
+    if policy is None:
+        return
+    if policy.score == "cosine" and plan.rule == "mean":
+        raise PlanError(
+            "quarantine by cosine needs a robust rule: the mean points where one huge update points, and the honest "
+            "sites would be held. Use score 'krum' or 'distance', or a rule such as 'median'"
+        )
+    if updates is None:
         return
     needed = {"cosine": 2, "distance": LEAST_SITES, "krum": max(LEAST_SITES, plan.byzantine + 3)}[policy.score]
     if updates < needed:

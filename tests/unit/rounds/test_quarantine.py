@@ -113,6 +113,13 @@ def test_a_policy_that_means_nothing_is_refused_by_name(values, text):
         Plan(quarantine=values)
 
 
+def test_a_cosine_to_a_mean_that_one_site_can_turn_is_refused():
+    policy = Quarantine(score="cosine", threshold=0.0)
+    check_quarantine(Plan(quarantine=policy, rule="median"), updates=5)
+    with pytest.raises(PlanError, match="quarantine by cosine needs a robust rule"):
+        check_quarantine(Plan(quarantine=policy), updates=None)
+
+
 def test_a_policy_that_could_never_act_is_refused_with_what_to_change():
     plan = Plan(quarantine=KRUM, byzantine=2)
     check_quarantine(plan, updates=None)

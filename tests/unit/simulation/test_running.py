@@ -390,3 +390,15 @@ def test_too_few_sites_outside_quarantine_end_the_run_with_the_reason(make: Make
     result = simulate(make(spoils=spoils, **plan), sites=3)
     assert (result.outcome, len(result.records)) == ("failed", 2)
     assert "2 sites are connected and site-002 in quarantine" in result.reason
+
+
+def test_a_site_in_quarantine_keeps_the_state_of_its_method(source: Path, tmp_path: Path) -> None:
+    kept = {}
+    for rounds in (2, 6):
+        changes = {"rounds": rounds, "quarantine": {"score": "krum", "threshold": 5.0, "rounds": 2}}
+        folder = tmp_path / f"run-{rounds}"
+        result = simulate(source, sites=5, folder=folder, attack="sign_flip:50", hostile=1, changes=changes)
+        assert [row.site for row in result.records[-1].quarantined] == ["site-004"], result.records[-1].sites
+        state = folder / "state" / "site-004"
+        kept[rounds] = {path.relative_to(state): path.read_bytes() for path in state.rglob("*") if path.is_file()}
+    assert kept[2] and kept[2] == kept[6], "SCAFFOLD's c_i is as its last counted round left it"

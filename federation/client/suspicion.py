@@ -243,5 +243,5 @@ def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
 
 
 def _text_or_number(cell: object) -> str:
-    is_text = isinstance(cell, str) and " " in cell
-    return f'<td class="text">{html.escape(cell)}</td>' if is_text else f"<td>{html.escape(str(cell))}</td>"
+    shown = html.escape(str(cell))
+    return f'<td class="text">{shown}</td>' if " " in shown else f"<td>{shown}</td>"

@@ -170,10 +170,11 @@ class Desk:
         )
         return pb.ReleaseSiteReply(released=since > 0, quarantined_since=since)
 
-    async def list_envoys(self) -> pb.ListEnvoysReply:
-        """List the federation's envoys and what they offer."""
-        online = self._attendance.online
-        return await self._database.relaxed(_list_envoys, online)
+    async def list_envoys(self, call: Call) -> pb.ListEnvoysReply:
+        """List the federation's envoys, what they offer, and which of the caller's experiments hold them."""
+        identity = call.peer.identity
+        user = None if identity.role is Role.OPERATOR else identity.name
+        return await self._database.relaxed(_list_envoys, self._attendance.online, user)
 
     async def _is_over(self, record: ExperimentRecord) -> bool:
         """Whether nothing more will be written: the experiment has ended and its aggregator has left."""
@@ -208,9 +209,9 @@ def _page(reports: list[pb.RoundReport]) -> list[pb.RoundReport]:
     return kept
 
 
-def _list_envoys(session: Session, online: frozenset[str]) -> pb.ListEnvoysReply:
+def _list_envoys(session: Session, online: frozenset[str], user: str | None) -> pb.ListEnvoysReply:
     running = sites.running_by_site(session, [state.value for state in lifecycle.ACTIVE])
-    held = sites.quarantined_in(session, [state.value for state in lifecycle.ACTIVE])
+    held = sites.quarantined_in(session, [state.value for state in lifecycle.ACTIVE], user=user)
     offered = {site.name: site.shards for site in sites.offers(session, online)}
     return pb.ListEnvoysReply(
         envoys=[

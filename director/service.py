@@ -119,7 +119,7 @@ class DirectorService:
 
     async def ListEnvoys(self, request: pb.ListEnvoysRequest, call: Call) -> pb.ListEnvoysReply:
         """List envoys."""
-        return await self.desk.list_envoys()
+        return await self.desk.list_envoys(call)
 
     async def Describe(self, request: pb.DescribeRequest, call: Call) -> pb.DescribeReply:
         """Say who answers, and who asked."""

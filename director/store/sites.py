@@ -244,14 +244,16 @@ def release(session: Session, experiment: str, site: str, *, actor: str, reason:
     return since
 
 
-def quarantined_in(session: Session, states: Collection[str]) -> dict[str, list[str]]:
-    """Return, for each site, the experiments of these states that have it in quarantine."""
+def quarantined_in(session: Session, states: Collection[str], *, user: str | None = None) -> dict[str, list[str]]:
+    """Return, for each site, the experiments of these states that have it in quarantine; a user's own, if given."""
     query = (
         select(tables.Participation.site, tables.Participation.experiment)
         .join(tables.Experiment, tables.Experiment.id == tables.Participation.experiment)
         .where(tables.Participation.quarantined_since > 0, tables.Experiment.state.in_(list(states)))
         .order_by(tables.Participation.experiment)
     )
+    if user is not None:
+        query = query.where(tables.Experiment.submitted_by == user)
     found: dict[str, list[str]] = {}
     for site, experiment in session.execute(query):
         found.setdefault(site, []).append(experiment)

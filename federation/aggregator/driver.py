@@ -190,7 +190,7 @@ class Driver:
                     await self._record_miss(action)
                 elif isinstance(action, events.RecordRelease):
                     await self._stores.do(self._stores.ledger.record_released, action.site, action.releases)
-                    self._reporter.released(action)
+                    self._reporter.released(action, self.machine)
                 elif isinstance(action, events.Finish):
                     finish = action
             except PlanError as error:

@@ -58,6 +58,7 @@ class Reporter:
     def entered(self, action: events.EnterPhase, machine: Machine) -> None:
         """Tell that a phase began."""
         self._metrics.round_number.set(action.round)
+        self._metrics.sites_quarantined.set(len(machine.suspicion.held))
         was_paused = bool(self._pause_reason)
         self._pause_reason = action.reason if action.phase is events.Phase.PAUSED else ""
         if was_paused or self._pause_reason:
@@ -120,11 +121,11 @@ class Reporter:
                 self._log.warning("site quarantined", site=held.site, round=record.round, reason=held.reason)
         self._supervision.committed(record)
 
-    def released(self, action: events.RecordRelease) -> None:
+    def released(self, action: events.RecordRelease, machine: Machine) -> None:
         """Tell that a site was let out of quarantine."""
         self._log.warning("site released", site=action.site, releases=action.releases)
         self._audit(action.site, f"{action.site} is out of quarantine: the aggregator asks it again")
-        self._metrics.sites_quarantined.dec()
+        self._metrics.sites_quarantined.set(len(machine.suspicion.held))
 
     def _audit(self, site: str, text: str) -> None:
         self._supervision.event(director_pb2.Event(kind="audit", site=site, text=text[:_MAX_TEXT]))

@@ -181,6 +181,8 @@ async def test_an_operator_releases_a_site_and_its_aggregator_learns_it_now_and_
     assert (part.quarantined_since, part.quarantine_reason) == (1, "far from the others")
     (row,) = (await world.stub(Role.USER, "alice").unary("ListEnvoys", pb.ListEnvoysRequest())).envoys
     assert list(row.quarantined_in) == [experiment]
+    (row,) = (await world.stub(Role.USER, "bob").unary("ListEnvoys", pb.ListEnvoysRequest())).envoys
+    assert not row.quarantined_in, "another user's experiment is none of his business"
     request = pb.ReleaseSiteRequest(experiment=experiment, site="north", reason="a new scanner")
     with pytest.raises(IdentityError):
         await world.stub(Role.USER, "alice").unary("ReleaseSite", request)

@@ -214,7 +214,7 @@ def note_quarantine(session: Session, experiment: str, report: pb.RoundReport, a
         since, reason = (found.since_round, found.reason) if found is not None else (0, "")
         if since and since != row.quarantined_since:
             text = f"{row.site} is in quarantine since round {since}: {reason}"
-            events.append(session, pb.Event(experiment=experiment, site=row.site, at=at, kind="audit", text=text))
+            events.append(session, pb.Event(experiment=experiment, site=row.site, at=at, kind="site", text=text))
             subject = f"{experiment}/{row.site}"
             events.audit(
                 session, at=at, actor=actor, action="QuarantineSite", admitted=True, subject=subject, detail=reason
@@ -238,7 +238,7 @@ def release(session: Session, experiment: str, site: str, *, actor: str, reason:
         return 0
     row.quarantined_since, row.quarantine_reason, row.releases = 0, "", row.releases + 1
     text = f"{site} is released from quarantine" + (f": {reason}" if reason else "")
-    events.append(session, pb.Event(experiment=experiment, site=site, at=at, kind="audit", text=text))
+    events.append(session, pb.Event(experiment=experiment, site=site, at=at, kind="site", text=text))
     subject = f"{experiment}/{site}"
     events.audit(session, at=at, actor=actor, action="ReleaseSite", admitted=True, subject=subject, detail=reason)
     return since

@@ -78,7 +78,7 @@ def follow(events: Iterable[views.Event], *, rounds: int, console: Console) -> N
                 note = format_metrics(event.round.metrics or event.round.train_metrics)
                 progress.update(over_rounds, completed=event.round.round, note=note)
                 _print_round(event.round, rounds, console)
-            elif event.kind in ("state", "assignment", "site", "artifact", "audit") and event.text:
+            elif event.kind in ("state", "assignment", "site", "artifact") and event.text:
                 who = f"{printable(event.site)}: " if event.site else ""
                 console.print(f"[dim]{event.kind}[/dim] {who}{printable(event.text)}", highlight=False)
 

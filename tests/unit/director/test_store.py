@@ -285,7 +285,7 @@ async def test_quarantine_follows_the_reports_and_a_release_outweighs_those_that
     assert await note(pb.RoundReport(round=5, epoch=1, sequence=5)) == (0, "", 1)
     assert await note(held(1, since=9)) == (9, "far", 1)
     seen = await database.transact(events.after, experiment, 0, 20)
-    assert [event.text for event in seen if event.kind == "audit"] == [
+    assert [event.text for event in seen if event.kind == "site"] == [
         "north is in quarantine since round 4: far",
         "north is released from quarantine: a new scanner",
         "north is in quarantine since round 9: far",

@@ -49,12 +49,14 @@ class Lifecycle:
     Args:
         plan: what the experiment does.
         resume: where to go on; by default before the first round.
+        trusted: the site the plan's rule trusts, if any.
     """
 
     transitions: ClassVar[Transitions]
 
-    def __init__(self, plan: Plan, resume: events.Resume | None = None) -> None:
+    def __init__(self, plan: Plan, resume: events.Resume | None = None, *, trusted: SiteName | None = None) -> None:
         resume = resume or events.Resume()
+        self._trusted = trusted
         self.phase = Phase.JOINING
         self.round = resume.round
         self.attempt = resume.attempt
@@ -292,7 +294,9 @@ class Lifecycle:
     def _commit_round(self, standings: Mapping[SiteName, Standing], *, is_degraded: bool) -> None:
         self._enter(Phase.COMMIT)
         metrics = scoring.federated_metrics(self._evaluations)
-        self.suspicion = quarantine.judge(self._plan.quarantine, self.suspicion, self.round, self._scores)
+        self.suspicion = quarantine.judge(
+            self._plan.quarantine, self.suspicion, self.round, self._scores, trusted=self._trusted
+        )
         self.score, is_best = scoring.judge(self._plan, self.score, self.round, metrics, is_degraded=is_degraded)
         self._do(
             events.Commit(

@@ -91,10 +91,9 @@ class RoundMachine(Lifecycle):
         trusted: SiteName | None = None,
     ) -> None:
         sampling.check_sampler(plan)
-        super().__init__(plan, resume)
+        super().__init__(plan, resume, trusted=trusted)
         self._asks_all = asks_all
         self._weights = weights
-        self._trusted = trusted
         self._asked: tuple[SiteName, ...] = ()
         self._holding: set[SiteName] = set()
         self._miss = ""

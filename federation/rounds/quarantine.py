@@ -78,6 +78,8 @@ def judge(
     before: Suspicion,
     round_number: RoundNumber,
     scores: Mapping[SiteName, Mapping[str, float]],
+    *,
+    trusted: SiteName | None = None,
 ) -> Suspicion:
     """Return what is held against sites after a round.
 
@@ -86,6 +88,7 @@ def judge(
         before: after the round before.
         round_number: the round.
         scores: of each site whose update counted.
+        trusted: the site the plan's rule trusts, which gets no strikes: without it no round could be aggregated.
     """
     if policy is None:
         return before
@@ -96,7 +99,7 @@ def judge(
     limit = policy.threshold * (statistics.median(found.values()) if is_relative else 1.0)
     strikes, held = dict(before.strikes), {row.site: row for row in before.held}
     for site, value in found.items():
-        if not (value > limit if is_relative else value < limit):
+        if site == trusted or not (value > limit if is_relative else value < limit):
             strikes.pop(site, None)
             continue
         strikes[site] = strikes.get(site, 0) + 1

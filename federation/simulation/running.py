@@ -515,10 +515,10 @@ def _resume(setting: _Setting, standpoint: Standpoint, records: Sequence[RoundRe
     """Return where the machine goes on: with the very sites that were there, and with what is under way."""
     number, under_way = RoundNumber(standpoint.round + 1), standpoint.under_way
     there = tuple(sorted(site for site in setting.shards if standpoint.absent.get(site, 0) <= number))
-    suspicion = Suspicion()
+    suspicion, plan = Suspicion(), setting.built.spec.plan
     for record in records:
         scores = {row.site: row.scores for row in record.sites}
-        suspicion = quarantine.judge(setting.built.spec.plan.quarantine, suspicion, record.round, scores)
+        suspicion = quarantine.judge(plan.quarantine, suspicion, record.round, scores, trusted=trusted_site(plan))
     return events.Resume(
         round=number,
         admitted=under_way.waiting,

@@ -41,6 +41,10 @@ def test_one_calm_round_clears_the_strikes_and_one_it_missed_does_not():
     assert after(FAR, {site: row for site, row in CALM.items() if site != D}, FAR).sites == {D}
 
 
+def test_the_site_a_rule_trusts_gets_no_strikes():
+    assert judge(KRUM, Suspicion(), RoundNumber(1), FAR, trusted=D) == Suspicion()
+
+
 def test_equal_scores_of_nothing_are_beyond_nothing():
     assert after({site: {"krum": 0.0} for site in CALM}) == Suspicion()
     assert after({A: {"krum": 0.0}, B: {"krum": 0.0}, C: {"krum": 1e-9}}).strikes == {C: 1}

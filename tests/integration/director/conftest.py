@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -151,6 +152,20 @@ class World:
         )
         self.channels.append(channel)
         return Stub(channel, DESCRIPTOR, timeout_s=WAIT_S)
+
+    def profile(self, role: Role, name: str) -> Path:
+        """Return the client profile of a person."""
+        tls = self.pki.issue(role, name)
+        path = self.pki.folder / f"{name}.toml"
+        lines = {
+            "federation": FEDERATION,
+            "address": f"127.0.0.1:{self.director.port}",
+            "authority": tls.authority,
+            "certificate": tls.certificate,
+            "key": tls.key,
+        }
+        path.write_text("".join(f"{key} = {json.dumps(str(value))}\n" for key, value in lines.items()))
+        return path
 
     async def attend(self, site: str, *shards: pb.ShardOffer, running: tuple[str, ...] = ()) -> Envoy:
         envoy = Envoy(site, self.stub(Role.ENVOY, site).bidi("Attend"))

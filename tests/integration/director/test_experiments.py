@@ -8,7 +8,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from typer.testing import CliRunner
 
+from federation.client.command import app
 from federation.errors import (
     ConflictError,
     FederationError,
@@ -186,9 +188,19 @@ async def test_an_operator_releases_a_site_and_its_aggregator_learns_it_now_and_
     request = pb.ReleaseSiteRequest(experiment=experiment, site="north", reason="a new scanner")
     with pytest.raises(IdentityError):
         await world.stub(Role.USER, "alice").unary("ReleaseSite", request)
+    profile = world.profile(Role.OPERATOR, "root")
+
+    def command(*arguments: str) -> str:
+        done = CliRunner(env={"COLUMNS": "300"}).invoke(app, [*arguments, "--profile", str(profile)])
+        assert done.exit_code == 0, done.output
+        return " ".join(done.output.split())
+
+    shown = await asyncio.to_thread(command, "show", experiment)
+    assert "in quarantine since round 1" in shown and "far from the others" in shown
+    assert experiment in await asyncio.to_thread(command, "envoys")
+    told = [await asyncio.to_thread(command, "release", experiment, "north", "--reason", "a new scanner") for _ in "12"]
+    assert told == ["north is released; it was in quarantine since round 1", "north is not in quarantine"]
     operator = world.stub(Role.OPERATOR, "root")
-    replies = [await operator.unary("ReleaseSite", request) for _ in range(2)]
-    assert [(reply.released, reply.quarantined_since) for reply in replies] == [(True, 1), (False, 0)]
     assert [row.releases for row in (await aggregator.read_kind("roster")).sites] == [1]
     await aggregator.report(2, 2, quarantined=[held])  # committed before the release was obeyed
     await aggregator.read_kind("acknowledge")

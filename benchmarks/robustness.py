@@ -148,14 +148,14 @@ class Outcome:
 def cells_of(
     defences: Iterable[str], attacks: Sequence[str], hostile: Sequence[int], partitions: Sequence[str], seeds: int
 ) -> list[Cell]:
-    """Return the cells of a table, row by row; `none` among the attacks stands for f = 0."""
+    """Return the cells of a table, seed by seed and row by row; `none` among the attacks stands for f = 0."""
     return [
         Cell(defence=defence, attack=attack, hostile=count, partition=partition, seed=seed)
+        for seed in range(seeds)
         for defence in defences
         for partition in partitions
         for attack in attacks
         for count in ((0,) if attack == NONE else hostile)
-        for seed in range(seeds)
     ]
 
 

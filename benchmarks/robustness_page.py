@@ -87,8 +87,8 @@ def page_of(found: Mapping[Cell, Outcome]) -> str:
 def _head(figures: Figures) -> str:
     return f"""# Rules against attacks
 
-Accuracy on digits in per cent, mean ± standard deviation over {figures.seeds} seeds, of the model that a federation of
-{SITES} sites has after {ROUNDS} rounds, of which f sites are hostile. What to make of it:
+Accuracy on digits in per cent, mean ± standard deviation over {figures.seeds} seeds (no deviation: one seed), of the
+model that a federation of {SITES} sites has after {ROUNDS} rounds, of which f sites are hostile. What to make of it:
 [which rule do I need](which-rule.md). Made by
 
 ```bash
@@ -163,7 +163,7 @@ def _refusals(figures: Figures) -> str:
         for hostile in (0, *HOSTILE):
             attack = NONE if hostile == 0 else next(iter(ATTACKS))
             reasons = {
-                row.reason
+                row.reason.split(". ")[0]
                 for partition in PARTITIONS
                 for row in figures.outcomes(defence, attack, hostile, partition)
                 if row.accuracy is None

@@ -47,9 +47,6 @@ def participation(record: ParticipationRecord) -> pb.SiteParticipation:
         reason=record.reason,
         shards=record.shards,
         examples=record.train_examples,
-        quarantined_since=record.quarantined_since,
-        quarantine_reason=record.quarantine_reason,
-        releases=record.releases,
     )
 
 
@@ -63,10 +60,8 @@ def artifact(record: ArtifactRecord) -> pb.Artifact:
     return pb.Artifact(name=record.name, bytes=record.bytes, digest=record.digest, round=record.round)
 
 
-def envoy(
-    record: EnvoyRecord, shards: Sequence[Shard], *, online: bool, running: int, quarantined_in: Sequence[str]
-) -> pb.EnvoySummary:
-    """Return one envoy: whether it has a session, in how many experiments it takes part, which of them hold it."""
+def envoy(record: EnvoyRecord, shards: Sequence[Shard], *, online: bool, running: int) -> pb.EnvoySummary:
+    """Return one envoy: whether it has a session now, and in how many experiments it takes part."""
     return pb.EnvoySummary(
         site=record.site,
         online=online,
@@ -74,7 +69,6 @@ def envoy(
         software=record.software,
         shards=[_offer(shard) for shard in shards],
         running=running,
-        quarantined_in=quarantined_in,
     )
 
 

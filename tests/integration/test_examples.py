@@ -126,3 +126,15 @@ def test_the_partial_example_leaves_backbone_and_initial_head_as_they_were_and_l
     assert simulation.run(4).evaluate(4)["accuracy"] > 0.8
     changed = {name for name, value in simulation.arrays.items() if not np.array_equal(value, initial[name])}
     assert changed == {"neck.0.weight", "neck.0.bias"}
+
+
+@pytest.mark.needs_torch
+def test_the_robust_example_stands_two_liars_that_ruin_the_mean() -> None:
+    from federation.simulation import simulate
+
+    undefended = {"rule": "mean", "byzantine": 0, "pre_aggregation": (), "rounds": 12, "evaluate_every": 12}
+    common = {"partition": "dirichlet:0.3", "attack": "sign_flip:4", "hostile": 2}
+    stood = simulate(ROOT / "examples/robust", changes={"rounds": 12, "evaluate_every": 12}, **common)
+    fallen = simulate(ROOT / "examples/robust", changes=undefended, **common)
+    assert stood.records[-1].metrics["accuracy"] > 0.7
+    assert fallen.records[-1].metrics["accuracy"] < 0.5

@@ -122,9 +122,14 @@ class LocalData:
 
 def _gather(data: Dataset, chosen: Any) -> tuple[Any, Any]:
     if is_pair(data):
-        return data[0][chosen], data[1][chosen]
+        return _rows(data[0], chosen), _rows(data[1], chosen)
     rows = [data[int(index)] for index in chosen]
     return _stack([row[0] for row in rows]), _stack([row[1] for row in rows])
+
+
+def _rows(values: Any, chosen: Any) -> Any:
+    # The same rows; NumPy's own indexing looks first for all else that an index could be.
+    return values.take(chosen, axis=0) if type(values) is np.ndarray else values[chosen]
 
 
 def _stack(items: list[Any]) -> Any:

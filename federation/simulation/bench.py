@@ -6,10 +6,9 @@ what a task did: a failure is an answer, as it is over the wire.
 
 from __future__ import annotations
 
-import contextlib
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from federation.data.local import LocalData
 from federation.simulation.memory import Arena, MemoryExchange
@@ -30,8 +29,7 @@ FORESEEN = 64
 """Sites for which random streams are made ahead: enough that more would not be faster, and nothing beside a model."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrainOrder:
+class TrainOrder(NamedTuple):
     """One site's training task: the generation it starts from, and the slot its update goes to."""
 
     site: SiteName
@@ -42,8 +40,7 @@ class TrainOrder:
     has_optimizer: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluateOrder:
+class EvaluateOrder(NamedTuple):
     """One site's evaluation of the model of a generation."""
 
     site: SiteName
@@ -51,8 +48,7 @@ class EvaluateOrder:
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class KeepOrder:
+class KeepOrder(NamedTuple):
     """A verdict for one site: promote or drop what an attempt left."""
 
     site: SiteName
@@ -70,8 +66,7 @@ class Failure:
     traceback: str
 
 
-@dataclass(frozen=True, slots=True)
-class TrainAnswer:
+class TrainAnswer(NamedTuple):
     """The answer to a `TrainOrder`."""
 
     site: SiteName
@@ -80,8 +75,7 @@ class TrainAnswer:
     has_pending: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluateAnswer:
+class EvaluateAnswer(NamedTuple):
     """The answer to an `EvaluateOrder`."""
 
     site: SiteName
@@ -141,17 +135,34 @@ class Bench:
         answers: list[TrainAnswer] = []
         for start in range(0, len(orders), FORESEEN):
             parcel = orders[start : start + FORESEEN]
-            for order in parcel:
-                with contextlib.suppress(Exception):  # it comes again, and is answered, when the site trains
-                    self._work(order.site).foresee(order.round)
-            answers += map(self.train, parcel)
+            works = [self._prepared(order) for order in parcel]
+            answers += map(self._train, parcel, works)
         return answers
+
+    def serve(self, orders: Sequence[TrainOrder] | Sequence[EvaluateOrder]) -> Sequence[TrainAnswer | EvaluateAnswer]:
+        """Do a parcel of orders, all of one kind."""
+        evaluations = [order for order in orders if isinstance(order, EvaluateOrder)]
+        return list(map(self.evaluate, evaluations)) or self.train_all(
+            [order for order in orders if isinstance(order, TrainOrder)]
+        )
 
     def train(self, order: TrainOrder) -> TrainAnswer:
         """Train one site's round."""
-        exchange = MemoryExchange(self._arena, order.generation, order.slot, has_optimizer=order.has_optimizer)
+        return self.train_all([order])[0]
+
+    def _prepared(self, order: TrainOrder) -> SiteWork | Failure:
         try:
             work = self._work(order.site)
+            work.foresee(order.round)
+        except Exception as error:
+            return _failure(error)
+        return work
+
+    def _train(self, order: TrainOrder, work: SiteWork | Failure) -> TrainAnswer:
+        if isinstance(work, Failure):
+            return TrainAnswer(order.site, failure=work)
+        exchange = MemoryExchange(self._arena, order.generation, order.slot, has_optimizer=order.has_optimizer)
+        try:
             trained = work.train(order.round, order.attempt, exchange, exchange)
         except Exception as error:
             return TrainAnswer(order.site, failure=_failure(error))
@@ -188,7 +199,7 @@ class Bench:
         if data is None:
             data = self._data[site] = LocalData(self._premises.shards[site])
         work = SiteWork(self._resident, site=site, data=data, state=self._store(site))
-        if not self._premises.is_shared:
+        if not (self._premises.is_shared and self._resident.keeps_state):
             self._works[site] = work
         return work
 

@@ -193,7 +193,7 @@ class HostileSites:
                 ) from error
         self._arena.update(slot, DELTA)[: len(data)] = data
         sizes = {**answer.trained.payload_bytes, DELTA: len(data)}
-        return replace(answer, trained=replace(answer.trained, payload_bytes=sizes))
+        return answer._replace(trained=replace(answer.trained, payload_bytes=sizes))
 
 
 def attack_success(

@@ -228,7 +228,7 @@ class _Worker:
         try:
             if isinstance(order, EvaluateOrder):
                 return self._bench.evaluate(order), {}, None
-            answer = self._bench.train(replace(order, slot=0))
+            answer = self._bench.train(order._replace(slot=0))
             sizes = {} if answer.trained is None else answer.trained.payload_bytes
             payloads = {
                 name: np.frombuffer(self._arena.update(0, name)[:size], np.uint8).copy() for name, size in sizes.items()

@@ -224,9 +224,11 @@ def walk(
     """
     if needs_master(model.schema) and (master is None or master_writer is None):
         raise ValueError("float16 and bfloat16 parameters need a master")
-    parameters, rounder = Parameters(model, master, master_writer, tile_elements), Rounder(tile_elements)
+    parts = list(runs(model.schema))
+    most = min(tile_elements, max((run.tile.elements for run in parts), default=0))
+    parameters, rounder = Parameters(model, master, master_writer, most), Rounder(most)
     squares, start, offset = 0.0, 0, 0
-    for run in runs(model.schema):
+    for run in parts:
         left = run.tile
         while left.elements:
             if run.role is TensorRole.PARAMETER:

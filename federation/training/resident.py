@@ -54,6 +54,7 @@ class Resident:
         federated: names of the trained and federated tensors, in schema order.
         plans: the payloads of an update, by name, in the order they are sent.
         changing: names of the LOCAL tensors that may change.
+        keeps_state: whether a round may leave anything at its site.
 
     Raises:
         PlanError: the experiment does not make the model of the spec.
@@ -82,6 +83,7 @@ class Resident:
             and spec.plan.estimator == "minibatch"
             and self.plans[DELTA].codec == "identity"
         )
+        self.keeps_state = bool(self.changing) or not self.is_plain or spec.plan.optimizer_state == "keep"
         arrays = self.arrays()
         self._submitted = {name: arrays[name].copy() for name in self.changing}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from federation.errors import PlanError
 from federation.plan import check_metrics
@@ -47,6 +47,29 @@ class Trained(Worked):
 
     payload_bytes: dict[PayloadName, int]
     oracle_calls: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled field by field by a dataclass, it takes longer than the pipe between two processes.
+        values = (self.examples, self.steps, self.metrics, self.seconds, self.payload_bytes, self.oracle_calls)
+        return _trained, values
+
+
+def _trained(
+    examples: int,
+    steps: int,
+    metrics: dict[str, float],
+    seconds: float,
+    payload_bytes: dict[PayloadName, int],
+    oracle_calls: int,
+) -> Trained:
+    return Trained(
+        examples=examples,
+        steps=steps,
+        metrics=metrics,
+        seconds=seconds,
+        payload_bytes=payload_bytes,
+        oracle_calls=oracle_calls,
+    )
 
 
 def checked_metrics(metrics: object, method: str, allowed: tuple[str, ...]) -> dict[str, float]:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks import codec_round, compressors, memory, robustness, round_latency, simulation, startup, throughput
+from benchmarks import (
+    codec_round,
+    compressors,
+    memory,
+    robust_rules,
+    robustness,
+    round_latency,
+    simulation,
+    startup,
+    throughput,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,6 +144,17 @@ def run_robustness(
         print(f"wrote {PAGE}")
 
 
+@app.command("robust-rules")
+def run_robust_rules(
+    sites: SitesOption = 20,
+    parameters: ParametersOption = 10_000_000,
+    byzantine: Annotated[int, typer.Option(min=1, help="Hostile sites to be stood; sites ≥ 4 of them + 3.")] = 4,
+    as_json: JsonOption = False,
+) -> None:
+    """Seconds and memory of every aggregation rule, beside the plain mean of the same files."""
+    _show(robust_rules.measure(sites=sites, parameters=parameters, byzantine=byzantine), as_json=as_json)
+
+
 @app.command("all")
 def run_all(as_json: JsonOption = False) -> None:
     """Every benchmark, small."""
@@ -144,6 +165,7 @@ def run_all(as_json: JsonOption = False) -> None:
     _show(codec_round.measure(parameters=1_000_000, codecs=("rand_k:0.01", "qsgd:16")), as_json=as_json)
     _show(compressors.measure(elements=1_000_000), as_json=as_json)
     _show(simulation.measure(rounds=40, repeats=3), as_json=as_json)
+    _show(robust_rules.measure(sites=11, parameters=200_000, byzantine=2), as_json=as_json)
     _show(robustness.measure(), as_json=as_json)
 
 

@@ -1,9 +1,9 @@
-"""What users and operators ask: list, show, watch, read logs, cancel.
+"""What users and operators ask: list, show, watch, read logs, cancel, release.
 
 Rules, in order:
 
-1. A user sees and cancels his own experiments; an operator all. What is not his does not exist, as far as a user can
-   tell.
+1. A user sees and cancels his own experiments; an operator all, and he alone releases sites from quarantine. What is
+   not his does not exist, as far as a user can tell.
 2. Watching replays events from the caller's cursor on, then goes on as they are committed, and ends after the
    terminal one. A watcher that is slow or comes back misses nothing.
 """
@@ -162,10 +162,19 @@ class Desk:
         await self._overseer.finish(record.id, ExperimentState.CANCELLED, reason, call.peer.identity.spiffe)
         return pb.CancelExperimentReply(state=pb.EXPERIMENT_STATE_CANCELLED)
 
-    async def list_envoys(self) -> pb.ListEnvoysReply:
-        """List the federation's envoys and what they offer."""
-        online = self._attendance.online
-        return await self._database.relaxed(_list_envoys, online)
+    async def release(self, request: pb.ReleaseSiteRequest, call: Call) -> pb.ReleaseSiteReply:
+        """Let a site out of quarantine; repeating it is harmless."""
+        record = await find_visible(self._database, request.experiment, call)
+        since = await self._overseer.release(
+            record.id, request.site, request.reason[:_MAX_REASON], call.peer.identity.spiffe
+        )
+        return pb.ReleaseSiteReply(released=since > 0, quarantined_since=since)
+
+    async def list_envoys(self, call: Call) -> pb.ListEnvoysReply:
+        """List the federation's envoys, what they offer, and which of the caller's experiments hold them."""
+        identity = call.peer.identity
+        user = None if identity.role is Role.OPERATOR else identity.name
+        return await self._database.relaxed(_list_envoys, self._attendance.online, user)
 
     async def _is_over(self, record: ExperimentRecord) -> bool:
         """Whether nothing more will be written: the experiment has ended and its aggregator has left."""
@@ -200,13 +209,18 @@ def _page(reports: list[pb.RoundReport]) -> list[pb.RoundReport]:
     return kept
 
 
-def _list_envoys(session: Session, online: frozenset[str]) -> pb.ListEnvoysReply:
+def _list_envoys(session: Session, online: frozenset[str], user: str | None) -> pb.ListEnvoysReply:
     running = sites.running_by_site(session, [state.value for state in lifecycle.ACTIVE])
+    held = sites.quarantined_in(session, [state.value for state in lifecycle.ACTIVE], user=user)
     offered = {site.name: site.shards for site in sites.offers(session, online)}
     return pb.ListEnvoysReply(
         envoys=[
             views.envoy(
-                record, offered.get(record.site, ()), online=record.site in online, running=running.get(record.site, 0)
+                record,
+                offered.get(record.site, ()),
+                online=record.site in online,
+                running=running.get(record.site, 0),
+                quarantined_in=held.get(record.site, ()),
             )
             for record in sites.envoys(session)
         ]

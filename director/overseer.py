@@ -174,6 +174,24 @@ class Overseer:
         self.aggregators.end(experiment)
         self.reconsider()
 
+    async def release(self, experiment: ExperimentId, site: str, reason: str, actor: str) -> int:
+        """Let a site out of quarantine: stored, then sent with the roster. Repeating it changes nothing.
+
+        Returns:
+            The round that had quarantined the site; 0 if it was not in quarantine.
+
+        Raises:
+            ConflictError: the experiment has ended.
+            NotFoundError: there is none, or the site takes no part in it.
+        """
+        since: int = await self._database.transact(_release, experiment, site, reason, actor, self._clock.now())
+        if since:
+            _log.warning(
+                "site released", experiment=experiment, site=site, since_round=since, reason=reason, actor=actor
+            )
+        await self._supervision.push_roster(experiment)
+        return since
+
     async def _schedule(self) -> None:
         self._reconsidering = False
         online = self._attendance.online
@@ -247,6 +265,13 @@ def _too_few(found: ExperimentRecord, parts: list[ParticipationRecord]) -> str |
     refusals = [part for part in parts if part.answer in (sites.REFUSED, sites.LOST)]
     reasons = "; ".join(f"{part.site} {part.answer}: {part.reason or 'no reason given'}" for part in refusals)
     return f"{accepted} of the {len(parts)} sites asked take part, {found.minimum_sites} are needed: {reasons}"
+
+
+def _release(session: Session, experiment: str, site: str, reason: str, actor: str, at: float) -> int:
+    found = experiments.get(session, experiment)
+    if found.state.is_terminal:
+        raise ConflictError(f"experiment {experiment} is {found.state.value}: nobody is asked any more")
+    return sites.release(session, experiment, site, actor=actor, reason=reason, at=at)
 
 
 def _finish(session: Session, experiment: ExperimentId, change: lifecycle.Change) -> bool:

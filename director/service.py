@@ -36,6 +36,7 @@ _ROLES: Mapping[str, frozenset[Role]] = {
     "GetExperiment": _PEOPLE,
     "WatchExperiment": _PEOPLE,
     "CancelExperiment": _PEOPLE,
+    "ReleaseSite": frozenset({Role.OPERATOR}),
     "ReadLogs": _PEOPLE,
     "DownloadArtifact": _PEOPLE | {Role.AGGREGATOR},
     "ListEnvoys": _PEOPLE,
@@ -102,6 +103,10 @@ class DirectorService:
         """Cancel an experiment."""
         return await self.desk.cancel(request, call)
 
+    async def ReleaseSite(self, request: pb.ReleaseSiteRequest, call: Call) -> pb.ReleaseSiteReply:
+        """Let a site out of quarantine."""
+        return await self.desk.release(request, call)
+
     def ReadLogs(self, request: pb.ReadLogsRequest, call: Call) -> AsyncIterator[pb.LogLines]:
         """Stream log lines."""
         return self.desk.read_logs(request, call)
@@ -114,7 +119,7 @@ class DirectorService:
 
     async def ListEnvoys(self, request: pb.ListEnvoysRequest, call: Call) -> pb.ListEnvoysReply:
         """List envoys."""
-        return await self.desk.list_envoys()
+        return await self.desk.list_envoys(call)
 
     async def Describe(self, request: pb.DescribeRequest, call: Call) -> pb.DescribeReply:
         """Say who answers, and who asked."""

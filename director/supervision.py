@@ -7,7 +7,8 @@ Rules, in order:
 2. A report is stored under its journal sequence, then acknowledged: it may be sent again without harm. Reports in quick
    succession are stored together (`director.bursts`), always before what follows them.
 3. The end of an experiment is stored, acknowledged, and then the stream ends in good order.
-4. The roster is every site that accepted, with the examples its envoy declared; it is sent again whenever it changes.
+4. The roster is every site that accepted, with the examples its envoy declared and how often it was released from
+   quarantine; it is sent again whenever it changes, so a release reaches every later aggregator too.
 """
 
 from __future__ import annotations
@@ -150,7 +151,10 @@ class Supervision:
         roster = pb.Roster(
             sites=[
                 pb.RosterSite(
-                    site=part.site, train_examples=part.train_examples, validation_examples=part.validation_examples
+                    site=part.site,
+                    train_examples=part.train_examples,
+                    validation_examples=part.validation_examples,
+                    releases=part.releases,
                 )
                 for part in parts
                 if part.answer == sites.ACCEPTED
@@ -232,7 +236,9 @@ class Supervision:
 
     async def _store(self, session: _Session, reports: list[pb.RoundReport]) -> None:
         # Relaxed: what a power cut takes from us the aggregator's journal has, and it asks for our last sequence.
-        await self._database.relaxed(_store_reports, session.experiment, session.epoch, reports, self._clock.now())
+        await self._database.relaxed(
+            _store_reports, session.experiment, session.epoch, reports, session.actor, self._clock.now()
+        )
         session.outbox.put(pb.SuperviseReply(acknowledge=pb.Acknowledge(sequence=reports[-1].sequence)))
 
     async def _event(self, session: _Session, event: pb.Event) -> None:
@@ -300,9 +306,12 @@ async def _end_bursts(session: _Session, storing: asyncio.Task[None]) -> None:
     await asyncio.wait({storing})
 
 
-def _store_reports(session: Session, experiment: str, epoch: Epoch, reports: list[pb.RoundReport], now: float) -> None:
+def _store_reports(
+    session: Session, experiment: str, epoch: Epoch, reports: list[pb.RoundReport], actor: str, now: float
+) -> None:
     experiments.require_epoch(session, experiment, epoch)
-    rounds.store(session, experiment, reports, now)
+    if rounds.store(session, experiment, reports, now):
+        sites.note_quarantine(session, experiment, max(reports, key=lambda row: row.sequence), actor, now)
 
 
 def _store_event(session: Session, experiment: str, epoch: Epoch, event: pb.Event) -> None:

@@ -47,6 +47,9 @@ def participation(record: ParticipationRecord) -> pb.SiteParticipation:
         reason=record.reason,
         shards=record.shards,
         examples=record.train_examples,
+        quarantined_since=record.quarantined_since,
+        quarantine_reason=record.quarantine_reason,
+        releases=record.releases,
     )
 
 
@@ -60,8 +63,10 @@ def artifact(record: ArtifactRecord) -> pb.Artifact:
     return pb.Artifact(name=record.name, bytes=record.bytes, digest=record.digest, round=record.round)
 
 
-def envoy(record: EnvoyRecord, shards: Sequence[Shard], *, online: bool, running: int) -> pb.EnvoySummary:
-    """Return one envoy: whether it has a session now, and in how many experiments it takes part."""
+def envoy(
+    record: EnvoyRecord, shards: Sequence[Shard], *, online: bool, running: int, quarantined_in: Sequence[str]
+) -> pb.EnvoySummary:
+    """Return one envoy: whether it has a session, in how many experiments it takes part, which of them hold it."""
     return pb.EnvoySummary(
         site=record.site,
         online=online,
@@ -69,6 +74,7 @@ def envoy(record: EnvoyRecord, shards: Sequence[Shard], *, online: bool, running
         software=record.software,
         shards=[_offer(shard) for shard in shards],
         running=running,
+        quarantined_in=quarantined_in,
     )
 
 

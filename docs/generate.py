@@ -1,9 +1,9 @@
 """Writes the parts of these documents that the code already knows: ``python docs/generate.py``.
 
 A page holds a pair of markers, ``<!-- generated NAME -->`` and ``<!-- end generated -->``; what stands between them is
-replaced by what `PARTS` makes from transition tables, settings, exit codes, metrics, and the docstrings of methods and
-codecs; each method has a page of its own in ``methods/``, made here when it is new. With ``--check`` nothing is
-written and a page that differs is an error; a test does the same, so that code and documents change in one commit.
+replaced by what `PARTS` makes from transition tables, settings, exit codes, metrics, and the docstrings of methods,
+codecs and rules; each method has a page of its own in ``methods/``, made here when it is new. With ``--check`` nothing
+is written and a page that differs is an error; a test does the same, so that code and documents change in one commit.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pydantic import BaseModel
 from director.config import DirectorSettings
 from director.lifecycle import TRANSITIONS
 from envoy.config import EnvoySettings
+from federation.aggregation.registry import PRE_AGGREGATIONS, RULES
+from federation.aggregation.rule import AggregationRule
 from federation.algorithms.registry import BUILT_IN as METHODS
 from federation.client.exits import Exit
 from federation.client.profile import Profile
@@ -39,6 +41,7 @@ if typing.TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
+    from federation.aggregation.before.pre_aggregation import PreAggregation
     from federation.algorithms.algorithm import Algorithm
 
 FOLDER = Path(__file__).parent
@@ -234,6 +237,53 @@ def codecs() -> str:
     return table(("written", "what it does", "kind", "bits a value, at most"), rows) + "\n" + "\n".join(texts)
 
 
+def rules() -> str:
+    """Return the aggregation rules: a table of all, then each with what it stands, its formula and its options."""
+    rows = [
+        (f"[{rule.title}](#{_anchor(rule.title)})", f"`{name}`", rule.condition, _parts(rule)[0])
+        for name, rule in RULES.items()
+    ]
+    head = table(("rule", "`rule`", "stands f hostile of n where", "what it does"), rows)
+    return "\n".join([head, *(_rule_text(rule, f"`{name}`") for name, rule in RULES.items())])
+
+
+def pre_aggregations() -> str:
+    """Return what may come before a rule, each with its formula and what is written after the colon."""
+    texts = []
+    for name, step in PRE_AGGREGATIONS.items():
+        written = f"`{name}:{next(iter(step.model_fields)).upper()}`" if step.model_fields else f"`{name}`"
+        texts.append(_rule_text(step, written))
+    return "\n".join(texts)
+
+
+def _rule_text(kind: type[AggregationRule | PreAggregation], written: str) -> str:
+    claim, about, formula = _parts(kind)
+    condition = f" Condition: {kind.condition}." if issubclass(kind, AggregationRule) else ""
+    text = [
+        f"### {kind.title}\n",
+        f"{written}. {claim} {about}\n",
+        f"> {formula}\n",
+        f"Source: {kind.source}.{condition}\n",
+    ]
+    meanings = _attributes(inspect.getdoc(kind) or "")
+    rows = [
+        (f"`{name}`", "required" if field.is_required() else _shown(field.default), meanings.get(name, ""))
+        for name, field in kind.model_fields.items()
+    ]
+    return "\n".join([*text, table(("option", "default", "meaning"), rows)] if rows else text)
+
+
+def _parts(kind: type[AggregationRule | PreAggregation]) -> tuple[str, str, str]:
+    """Return a rule's claim, what it is good for and its formula."""
+    body = _plain(inspect.getdoc(kind) or "").partition("\nAttributes:\n")[0].strip()
+    claim, about, formula = (" ".join(part.split()) for part in body.split("\n\n"))
+    return claim, about, formula.removeprefix("Formula: ")
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
+
+
 def _plain(text: str) -> str:
     return text.replace("``", "`")
 
@@ -253,6 +303,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "methods": methods,
     "codecs": codecs,
+    "rules": rules,
+    "pre-aggregations": pre_aggregations,
     **{f"method-{_slug(name)}": functools.partial(method_page, method) for name, method in METHODS.items()},
 }
 

@@ -59,6 +59,29 @@ class EarlyStopping(_Frozen):
     min_delta: float = Field(default=0.0, ge=0)
 
 
+class Quarantine(_Frozen):
+    """When a site is not asked any more: its `score` was beyond `threshold` in so many `rounds` in a row.
+
+    Attributes:
+        score: ``distance`` or ``krum``, relative to the round's median of it, or ``cosine``; see
+            `federation.aggregation.scores`.
+        threshold: for ``distance`` and ``krum`` a factor of 1 or more; for ``cosine`` the value below which it is.
+        rounds: k.
+    """
+
+    score: Literal["distance", "cosine", "krum"] = "krum"
+    threshold: float
+    rounds: int = Field(default=3, ge=1)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.score == "cosine" and not -1 <= self.threshold <= 1:
+            raise ValueError(f"threshold of a cosine is {self.threshold:g}, expected -1 to 1, such as 0")
+        if self.score != "cosine" and self.threshold < 1:
+            raise ValueError(f"threshold is {self.threshold:g} times the median of {self.score}, expected 1 or more")
+        return self
+
+
 class Plan(_Frozen):
     """What one experiment does, round by round.
 
@@ -94,6 +117,7 @@ class Plan(_Frozen):
             such as 0.3. None: whatever the examples give.
         max_norm_ratio: longest change of a site in units of the median norm of the last ten rounds; a longer one is
             refused, such as 5. None: unbounded.
+        quarantine: when a site is not asked any more; see `Quarantine`. None: never.
         max_failures: rounds in a row that may miss their quorum before the experiment fails.
         join_timeout_s: seconds the experiment waits for `sites` to join, and, once paused, for sites to come back.
         algorithm: method, by its registered name.
@@ -137,6 +161,7 @@ class Plan(_Frozen):
     max_norm: float | None = Field(default=None, gt=0)
     max_share: float | None = Field(default=None, gt=0, le=1)
     max_norm_ratio: float | None = Field(default=None, ge=1)
+    quarantine: Quarantine | None = None
     max_failures: int = Field(default=3, ge=1)
     join_timeout_s: float = Field(default=3600.0, gt=0, le=365 * 86400)
     algorithm: str = "fedavg"

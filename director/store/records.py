@@ -107,6 +107,9 @@ class ParticipationRecord:
         shards: its shards that take part.
         train_examples: training examples its envoy declared; bounds every later claim.
         validation_examples: likewise for validation.
+        quarantined_since: round that quarantined it; 0 if it is not in quarantine.
+        quarantine_reason: why.
+        releases: times an operator released it.
     """
 
     experiment: ExperimentId
@@ -116,6 +119,9 @@ class ParticipationRecord:
     shards: tuple[str, ...]
     train_examples: int
     validation_examples: int
+    quarantined_since: int = 0
+    quarantine_reason: str = ""
+    releases: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,8 @@ Rules, in order:
 1. Offers replace what the envoy offered before, whole.
 2. A site is asked once per experiment; asking again changes nothing, so that assignments can be repeated.
 3. Answers follow one table: what was refused or finished stays so; a lost site may accept again.
+4. Who is in quarantine its aggregator decides and reports with each round; who is released an operator. Releases are
+   counted, and a report that does not know of the latest yet is not believed.
 """
 
 from __future__ import annotations
@@ -191,6 +193,73 @@ def running_by_site(session: Session, states: Collection[str]) -> dict[str, int]
     return {site: number for site, number in session.execute(query)}
 
 
+def note_quarantine(session: Session, experiment: str, report: pb.RoundReport, actor: str, at: float) -> None:
+    """Take over from a round's report who is in quarantine, with an event and an audit record for whoever is new.
+
+    Args:
+        session: open transaction.
+        experiment: its id.
+        report: the latest round's.
+        actor: SPIFFE id of the aggregator.
+        at: present time, Unix seconds.
+    """
+    held = {row.site: row for row in report.quarantined}
+    query = select(tables.Participation).where(tables.Participation.experiment == experiment)
+    if not held:
+        query = query.where(tables.Participation.quarantined_since > 0)
+    for row in session.scalars(query):
+        found = held.get(row.site)
+        if found is not None and found.releases < row.releases:
+            continue  # the aggregator had not obeyed the release when it committed this round
+        since, reason = (found.since_round, found.reason) if found is not None else (0, "")
+        if since and since != row.quarantined_since:
+            text = f"{row.site} is in quarantine since round {since}: {reason}"
+            events.append(session, pb.Event(experiment=experiment, site=row.site, at=at, kind="site", text=text))
+            subject = f"{experiment}/{row.site}"
+            events.audit(
+                session, at=at, actor=actor, action="QuarantineSite", admitted=True, subject=subject, detail=reason
+            )
+        row.quarantined_since, row.quarantine_reason = since, reason
+
+
+def release(session: Session, experiment: str, site: str, *, actor: str, reason: str, at: float) -> int:
+    """Let a site out of quarantine; return the round that had quarantined it, 0 if it was not in quarantine.
+
+    Raises:
+        NotFoundError: the site takes no part in the experiment.
+    """
+    row = session.get(tables.Participation, (experiment, site))
+    if row is None:
+        raise NotFoundError(
+            f"site {site[:80]!r} takes no part in experiment {experiment[:80]!r}; `federation show` lists those that do"
+        )
+    since = row.quarantined_since
+    if not since:
+        return 0
+    row.quarantined_since, row.quarantine_reason, row.releases = 0, "", row.releases + 1
+    text = f"{site} is released from quarantine" + (f": {reason}" if reason else "")
+    events.append(session, pb.Event(experiment=experiment, site=site, at=at, kind="site", text=text))
+    subject = f"{experiment}/{site}"
+    events.audit(session, at=at, actor=actor, action="ReleaseSite", admitted=True, subject=subject, detail=reason)
+    return since
+
+
+def quarantined_in(session: Session, states: Collection[str], *, user: str | None = None) -> dict[str, list[str]]:
+    """Return, for each site, the experiments of these states that have it in quarantine; a user's own, if given."""
+    query = (
+        select(tables.Participation.site, tables.Participation.experiment)
+        .join(tables.Experiment, tables.Experiment.id == tables.Participation.experiment)
+        .where(tables.Participation.quarantined_since > 0, tables.Experiment.state.in_(list(states)))
+        .order_by(tables.Participation.experiment)
+    )
+    if user is not None:
+        query = query.where(tables.Experiment.submitted_by == user)
+    found: dict[str, list[str]] = {}
+    for site, experiment in session.execute(query):
+        found.setdefault(site, []).append(experiment)
+    return found
+
+
 def _participation(row: tables.Participation) -> ParticipationRecord:
     return ParticipationRecord(
         experiment=ExperimentId(row.experiment),
@@ -200,4 +269,7 @@ def _participation(row: tables.Participation) -> ParticipationRecord:
         shards=tuple(row.shards),
         train_examples=row.train_examples,
         validation_examples=row.validation_examples,
+        quarantined_since=row.quarantined_since,
+        quarantine_reason=row.quarantine_reason,
+        releases=row.releases,
     )

@@ -31,7 +31,7 @@ class Bulyan(AggregationRule):
     Formula: θ times, Krum on the m vectors left, with max(1, m - f - 2) neighbours, moves its pick to the selection;
     then out[k] = mean of the θ - 2f values of the selection nearest to its median at coordinate k.
 
-    Options:
+    Attributes:
         selection: θ: ``n-2f``, as in the paper, or ``n-2f-2``, as in its authors' code: every pick then has as many
             vectors to choose from as Krum's condition asks.
     """

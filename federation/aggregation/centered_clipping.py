@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field
 
-from federation.aggregation.geometry import Geometry, measure
+from federation.aggregation.geometry import Geometry, measure_about
 from federation.aggregation.linear import weighted_sum
 from federation.aggregation.mixing import KEPT, with_state
 from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport
@@ -30,7 +30,7 @@ class CenteredClipping(AggregationRule):
     Formula: v ← v + Σ (v_i - v) min(1, τ / ‖v_i - v‖) / n, `steps` times; out = v, which is kept for the next round;
     0 at first.
 
-    Options:
+    Attributes:
         tau: τ; by default the median of ‖v_i - v‖ in the round.
         steps: how many times.
     """
@@ -57,7 +57,7 @@ class CenteredClipping(AggregationRule):
         extended = with_state(source, context.state.get("v"))
         kept = np.zeros(count + 1)
         kept[count] = 1.0
-        moved, clipped, tau = self._move(measure(extended, context.threads, centre=kept), count)
+        moved, clipped, tau = self._move(measure_about(extended, kept, context.threads), count)
         coefficients = np.append(moved, 1.0 - moved.sum())
         weights = yield from weighted_sum(extended, coefficients, context)
         del weights[KEPT]

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from federation.aggregation.tiles import Array, Tile, TileSource
 
 T = TypeVar("T")
-_PART_BYTES = 1 << 19
-"""Of all rows of a part: with scratch beside them they stay in a core's second-level cache."""
+_PART_BYTES = 1 << 21
+"""Of all rows of a part: larger ones leave the cache of a core, smaller ones are mostly calls."""
 _MIN_COLUMNS, _MAX_COLUMNS = 1 << 10, 1 << 14
 _AHEAD = 2
 """Tiles in memory: one that workers compute, and one that is read meanwhile or has just been handed on."""
@@ -108,7 +108,8 @@ def _sweep(
         try:
             with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
                 if mixed is not None:
-                    rows = mixed.mix(rows, scratch.array("mixed", (len(mixed.sites), rows.shape[1])))
+                    place = scratch.array("mixed", (len(mixed.sites), rows.shape[1]))
+                    rows = mixed.mix(rows, place, scratch.array("unmixed", rows.shape))
                 return work(rows, out, scratch)
         finally:
             scratches.put(scratch)

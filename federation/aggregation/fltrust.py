@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from federation.aggregation.geometric_median import GeometricMedian
-from federation.aggregation.geometry import measure
+from federation.aggregation.geometry import measure_about
 from federation.aggregation.linear import weighted_sum
 from federation.aggregation.mixing import KEPT, with_state
 from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport
@@ -37,7 +37,7 @@ class FlTrust(AggregationRule):
     g₀ is its vector, l = ‖g₀‖. Momentum: g₀ is the running mean of past aggregates, in the first round the geometric
     median; l is the median of ‖v_i‖.
 
-    Options:
+    Attributes:
         trusted: name of the site, without whose update a round is not aggregated; or ``momentum``.
         beta: β of the momentum m ← β m + (1 - β) out.
     """
@@ -67,7 +67,7 @@ class FlTrust(AggregationRule):
     def _combine(self, source: TileSource, context: RuleContext) -> Generator[tuple[Tile, Array], None, RuleReport]:
         count = len(source.sites)
         extended = with_state(source, context.state.get(MOMENTUM)) if self.state else source
-        geometry = measure(extended, context.threads, centre=np.zeros(len(extended.sites)))
+        geometry = measure_about(extended, np.zeros(len(extended.sites)), context.threads)
         gram, scales = geometry.gram, geometry.units / geometry.typical
         lengths = np.sqrt(np.diagonal(gram))
         reference = np.zeros(len(lengths))
@@ -76,7 +76,7 @@ class FlTrust(AggregationRule):
         elif lengths[count] > 0:
             reference[count] = 1.0
         else:
-            reference[:count] = GeometricMedian().weigh(measure(source, context.threads))[0]
+            reference[:count] = GeometricMedian().weigh(measure_about(source, None, context.threads))[0]
         b = reference * scales
         norm = math.sqrt(max(float(b @ gram @ b), 0.0))
         along = np.divide(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field
 
-from federation.aggregation.geometry import Geometry, measure
+from federation.aggregation.geometry import Geometry, measure_about
 from federation.aggregation.linear import weighted_sum
 from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport
 
@@ -30,7 +30,7 @@ class GeometricMedian(AggregationRule):
     Formula: m ← Σ w_i v_i / Σ w_i with w_i = 1 / max(ν s, ‖v_i - m‖), from the coordinate-wise median m₀, until ‖Δm‖ is
     at most tolerance · s; s is the median of ‖v_i - m₀‖, so that the rule does not depend on the unit of the vectors.
 
-    Options:
+    Attributes:
         nu: ν, below which a distance counts as ν.
         tolerance: when to stop.
         max_steps: when to stop at the latest.
@@ -50,7 +50,7 @@ class GeometricMedian(AggregationRule):
         return 2 * byzantine + 1
 
     def _combine(self, source: TileSource, context: RuleContext) -> Generator[tuple[Tile, Array], None, RuleReport]:
-        coefficients, steps = self.weigh(measure(source, context.threads))
+        coefficients, steps = self.weigh(measure_about(source, None, context.threads))
         weights = yield from weighted_sum(source, coefficients, context)
         return RuleReport(weights=weights, note=f"weights by distance to the geometric median, found in {steps} steps")
 

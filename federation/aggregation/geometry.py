@@ -1,9 +1,9 @@
 """How far the vectors of a round lie from one another, in one pass and in arithmetic that a hostile one cannot spoil.
 
-1. Everything follows from one Gram matrix G_ij = ⟨v_i - c, v_j - c⟩ in float64, summed tile by tile in order. The
-   centre c is the coordinate-wise median: between honest values whatever a minority sends. Centred on nothing, or on
-   one update, a huge vector or a common offset would cancel the distances of the honest ones away. What the server
-   itself holds, and zero where a formula wants it, may be the centre too.
+1. Everything follows from one Gram matrix G_ij = ⟨v_i - c, v_j - c⟩ in float64, summed tile by tile in order. Where two
+   vectors of float32 or less are not nearly equal, c = 0 is as good as any: their products are exact in float64. Else
+   the centre is the coordinate-wise median: between honest values whatever a minority sends. Never is it one update: a
+   huge one would cancel the distances of the honest ones away.
 2. Products are taken in blocks too small for the linear algebra below to split over threads of its own.
 3. Where elements are float64 they may square to infinity or to nothing: each v_i - c is then measured in a unit of its
    own, a power of two near its largest element, found in a pass before.
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from federation.aggregation.columns import Scratch
     from federation.aggregation.tiles import Array, TileSource
 
-_BLOCK_ROWS, _BLOCK_COLUMNS = 32, 256
-"""A product of 32 x 256 by 256 x 32: the largest that OpenBLAS leaves to the calling thread."""
+_BLOCK_ROWS, _BLOCK_SIZE = 32, 32 * 256 * 32
+"""Rows of one product, and its multiplications: the most that OpenBLAS leaves to the calling thread."""
+_CANCELLED = 1e-9
+"""Of a squared distance to the squared length: below it, less than seven digits of the distance are left."""
 _FARTHEST = 1e100
 """How much farther than usual a vector is taken to be at most: its square is finite, and nothing is near it."""
 
@@ -71,13 +73,29 @@ class Geometry:
         return found
 
 
-def measure(source: TileSource, threads: int | None = None, *, centre: Array | None = None) -> Geometry:
-    """Return the geometry of a source.
+def measure(source: TileSource, threads: int | None = None) -> Geometry:
+    """Return the geometry of a source about a centre that keeps every distance accurate.
+
+    Raises:
+        ValueError: there is no site.
+    """
+    if not _may_overflow(source):
+        found = measure_about(source, np.zeros(len(source.sites)), threads)
+        squares = np.diagonal(found.gram)
+        distances = found.squared_distances()
+        np.fill_diagonal(distances, np.inf)
+        if (distances > _CANCELLED * np.maximum(squares[:, None], squares[None, :])).all():
+            return found
+    return measure_about(source, None, threads)
+
+
+def measure_about(source: TileSource, centre: Array | None, threads: int | None = None) -> Geometry:
+    """Return the geometry of a source about a centre of the caller's choice.
 
     Args:
         source: v_1 to v_n.
-        threads: most threads; None: one per core.
         centre: c = Σ_j centre_j v_j, float64, (n,), of vectors that are not hostile; None: the coordinate-wise median.
+        threads: most threads; None: one per core.
 
     Raises:
         ValueError: there is no site.
@@ -93,7 +111,7 @@ def measure(source: TileSource, threads: int | None = None, *, centre: Array | N
         wide = centred(rows, scratch)
         if _may_overflow(source):
             np.clip(np.divide(wide, units[:, None], out=wide), -2.0, 2.0, out=wide)
-        return products(wide, wide, np.zeros((sites, sites)))
+        return products(wide)
 
     for part in gather_columns(source, products_of, threads):
         gram += part
@@ -116,20 +134,33 @@ def norms(source: TileSource, threads: int | None = None) -> tuple[Array, float]
     return np.sqrt(squares) * geometry.scales, geometry.typical
 
 
-def products(left: Array, right: Array, out: Array) -> Array:
-    """Add left @ right.T to `out`, in blocks that no linear algebra splits among threads; all float64."""
-    for start in range(0, left.shape[1], _BLOCK_COLUMNS):
-        columns = slice(start, start + _BLOCK_COLUMNS)
-        for i in range(0, left.shape[0], _BLOCK_ROWS):
-            rows = slice(i, i + _BLOCK_ROWS)
-            for j in range(0, right.shape[0], _BLOCK_ROWS):
-                others = slice(j, j + _BLOCK_ROWS)
-                out[rows, others] += left[rows, columns] @ right[others, columns].T
+def products(rows: Array) -> Array:
+    """Return rows @ rows.T, in blocks that no linear algebra splits among threads; all float64."""
+    count, columns = rows.shape
+    out = np.empty((count, count))
+    # Half of the rows at a time against other rows: of a matrix and its own transpose the library makes a symmetric
+    # product, which is slower for so few rows.
+    size = min((count + 1) // 2, _BLOCK_ROWS)
+    step = min(_BLOCK_SIZE // (size * min(count, 2 * _BLOCK_ROWS)), 1024) // 64 * 64
+    whole = columns // step * step
+    stacked = rows[:, :whole].reshape(count, -1, step).transpose(1, 0, 2)
+    for i in range(0, count, size):
+        for j in range(0, count, 2 * _BLOCK_ROWS):
+            left, right = slice(i, i + size), slice(j, j + 2 * _BLOCK_ROWS)
+            block = rows[left, whole:] @ rows[right, whole:].T
+            if whole:
+                block += np.matmul(stacked[:, left], stacked[:, right].transpose(0, 2, 1)).sum(axis=0)
+            out[left, right] = block
+    upper = np.triu_indices(count, 1)
+    out[upper] = out.T[upper]
     return out
 
 
 def _squares(rows: Array, scratch: Scratch, *, units: Array) -> Array:
-    wide = np.divide(rows, units[:, None], out=scratch.array("wide", rows.shape))
+    wide = scratch.array("wide", rows.shape)
+    np.copyto(wide, rows)
+    if (units != 1.0).any():
+        np.divide(wide, units[:, None], out=wide)
     found: Array = np.einsum("ij,ij->i", wide, wide)
     return found
 
@@ -143,8 +174,14 @@ def _centred(rows: Array, scratch: Scratch, *, centre: Array | None) -> Array:
     """Return rows minus their centre, float64."""
     place = scratch.array("centre", rows.shape[1:])
     out = scratch.array("centred", rows.shape)
+    if centre is not None and not centre.any():
+        np.copyto(out, rows)
+        return out
     if centre is None:
-        return np.subtract(rows, median_row(rows, scratch, place), out=out)
+        median_row(rows, scratch, place)
+        # Widened first, then subtracted in place: faster than a subtraction that casts as it goes.
+        np.copyto(out, rows)
+        return np.subtract(out, place, out=out)
     place[...] = 0.0
     for index in np.flatnonzero(centre):
         np.add(place, np.multiply(rows[index], centre[index], out=out[0], dtype=np.float64), out=place)

@@ -77,7 +77,7 @@ class MultiKrum(Krum):
 
     Formula: out = mean of the m vectors of least score, score as of Krum.
 
-    Options:
+    Attributes:
         m: vectors that are averaged; by default n - f - 2, at most n - f.
     """
 

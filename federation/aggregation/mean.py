@@ -44,6 +44,7 @@ class WeightedMean(AggregationRule):
     name: ClassVar[str] = "mean"
     title: ClassVar[str] = "Weighted mean"
     source: ClassVar[str] = "arXiv:1602.05629, algorithm 1"
+    condition: ClassVar[str] = "f = 0"
 
     def _combine(self, source: TileSource, context: RuleContext) -> Generator[tuple[Tile, Array], None, RuleReport]:
         shares = normalised(source.weights)

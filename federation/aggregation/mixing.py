@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from federation.aggregation.rule import StateReader
     from federation.aggregation.tiles import Array, Tile, TileSource
 
-_BLOCK_ROWS, _BLOCK_COLUMNS = 32, 256
-"""A product of 32 x 32 by 32 x 256: none larger, lest OpenBLAS split it over threads of its own."""
+_BLOCK_ROWS, _BLOCK_SIZE = 32, 32 * 256 * 32
+"""Rows of one product, and its multiplications: the most that OpenBLAS leaves to the calling thread."""
 
 
 class MixedTiles:
@@ -59,23 +59,38 @@ class MixedTiles:
                 self.source.read(index, tile, raw)
                 out += factor * raw.astype(np.float64)
 
-    def mix(self, rows: Array, out: Array) -> Array:
-        """Fill `out`, float64 of shape (vectors, columns), with the mixture of the sites' columns."""
+    def mix(self, rows: Array, out: Array, wide: Array) -> Array:
+        """Fill `out`, float64 of shape (vectors, columns), with the mixture of the sites' columns.
+
+        Args:
+            rows: the sites' columns.
+            out: overwritten.
+            wide: scratch, float64, of the shape of `rows`.
+        """
         if self._scales is not None:
             np.multiply(rows, self._scales[:, None], out=out)
             return out
-        wide = np.empty((_BLOCK_ROWS, _BLOCK_COLUMNS))
-        out[...] = 0.0
-        for start in range(0, rows.shape[1], _BLOCK_COLUMNS):
-            columns = slice(start, start + _BLOCK_COLUMNS)
-            for j in range(0, rows.shape[0], _BLOCK_ROWS):
-                block = rows[j : j + _BLOCK_ROWS, columns]
-                right = wide[: block.shape[0], : block.shape[1]]
-                np.copyto(right, block)
-                for i in range(0, out.shape[0], _BLOCK_ROWS):
-                    left = self.mixing[i : i + _BLOCK_ROWS, j : j + _BLOCK_ROWS]
-                    out[i : i + _BLOCK_ROWS, columns] += left @ right
+        np.copyto(wide, rows)
+        (vectors, columns), sites = out.shape, len(wide)
+        step = min(_BLOCK_SIZE // (min(vectors, _BLOCK_ROWS) * min(sites, _BLOCK_ROWS)), 1024)
+        whole = columns // step * step
+        for some, width in ((slice(0, whole), step), (slice(whole, columns), columns - whole)):
+            if width and some.stop > some.start:
+                left = wide[:, some].reshape(sites, -1, width).transpose(1, 0, 2)
+                self._mix_pieces(left, out[:, some].reshape(vectors, -1, width).transpose(1, 0, 2))
         return out
+
+    def _mix_pieces(self, pieces: Array, out: Array) -> None:
+        """Mix pieces (pieces, sites, columns) into `out`, a view (pieces, vectors, columns), block by block."""
+        for i in range(0, out.shape[1], _BLOCK_ROWS):
+            target = out[:, i : i + _BLOCK_ROWS]
+            for j in range(0, pieces.shape[1], _BLOCK_ROWS):
+                left = self.mixing[i : i + _BLOCK_ROWS, j : j + _BLOCK_ROWS]
+                block = np.matmul(left, pieces[:, j : j + _BLOCK_ROWS])
+                if j:
+                    np.add(target, block, out=target)
+                else:
+                    np.copyto(target, block)
 
 
 KEPT = SiteName("(kept)")

@@ -28,7 +28,7 @@ class Monna(AggregationRule):
 
     Formula: out = mean of the n - f vectors v_i of least ‖v_i - v_t‖, v_t first; of equal ones the first by name.
 
-    Options:
+    Attributes:
         trusted: name of the site; a round without its update is not aggregated.
     """
 

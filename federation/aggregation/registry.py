@@ -3,7 +3,7 @@
 1. Built-in names cannot be taken. Further rules are plugins the operator installed, in the entry-point group
    ``federation.aggregation_rules``: an entry is a subclass of `AggregationRule`. No code comes from the wire.
 2. `check` refuses a plan whose rule does not exist, has wrong options, or cannot stand what the plan asks of it with
-   the fewest updates a round may close with.
+   the fewest updates a round may close with, or takes fewer than it will have.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     from federation.aggregation.before.pre_aggregation import PreAggregation
+    from federation.names import SiteName
     from federation.plan import Plan
 
 ENTRY_POINT_GROUP = "federation.aggregation_rules"
@@ -122,6 +123,15 @@ def load_aggregation(plan: Plan) -> Aggregation:
     )
 
 
+def trusted_site(plan: Plan) -> SiteName | None:
+    """Return the site without whose update the plan's rule cannot aggregate a round; None for most rules.
+
+    Raises:
+        PlanError, ConfigurationError: as `load_rule`.
+    """
+    return load_aggregation(plan).rule.trusted_site
+
+
 def check(plan: Plan, fewest: int, advice: str = "raise quorum, or lower byzantine") -> Aggregation:
     """Return what a plan does to the updates of a round, if it can stand what the plan says.
 
@@ -150,6 +160,8 @@ def check(plan: Plan, fewest: int, advice: str = "raise quorum, or lower byzanti
         aggregation.check(fewest)
     except PlanError as error:
         raise PlanError(f"{error}. A round of this plan may close with {fewest}: {advice}") from error
+    # Some rules search, and take only so many.
+    aggregation.check(max(fewest, plan.sample or plan.sites_wanted))
     return aggregation
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from federation.aggregation.tiles import Array
 
 
+_LARGEST = float(np.finfo(np.float64).max)
+
+
 @functools.lru_cache(maxsize=64)
 def network(rows: int, first: int, last: int) -> tuple[tuple[int, int, bool, bool], ...]:
     """Return the comparators that put ranks `first` to `last`, included, into their places.
@@ -93,6 +96,7 @@ def mean_of(rows: Sequence[Array], scratch: Scratch, out: Array) -> Array:
         np.divide(out, len(rows), out=out)
         if not np.isfinite(out).all():
             np.sum([row / len(rows) for row in rows], axis=0, out=out)
+            np.clip(out, -_LARGEST, _LARGEST, out=out)  # shares may be rounded up beyond the largest number
         return out
     wide = scratch.array("wide", out.shape)
     np.copyto(out, rows[0])
@@ -117,15 +121,24 @@ def mean_of_nearest(ordered: Sequence[Array], keep: int, scratch: Scratch, out: 
     count = len(ordered)
     median = middle_of(ordered[(count - 1) // 2], ordered[count // 2], scratch.array("median", out.shape))
     moves = [median - ordered[place] > ordered[place + keep] - median for place in range(count - keep)]
+    masks = [_is_kept(place, keep, moves) for place in range(count)]
     out[...] = 0.0
-    for place, row in enumerate(ordered):
-        # Kept unless the window moved past it, or never came up to it.
-        mask = None if place >= len(moves) else ~moves[place]
-        if place >= keep:
-            mask = moves[place - keep] if mask is None else mask & moves[place - keep]
-        share = np.divide(row, keep, out=scratch.array("share", out.shape))
-        np.add(out, share, out=out, where=True if mask is None else mask)
+    for row, mask in zip(ordered, masks, strict=True):
+        np.add(out, row, out=out, where=mask)
+    np.divide(out, keep, out=out)
+    if not np.isfinite(out).all():
+        out[...] = 0.0
+        for row, mask in zip(ordered, masks, strict=True):
+            np.add(out, row / keep, out=out, where=mask)
+        np.clip(out, -_LARGEST, _LARGEST, out=out)
     return out
+
+
+def _is_kept(place: int, keep: int, moves: Sequence[Array]) -> Array | bool:
+    """Return where the value at a place is in the window: it did not move past it, and it came up to it."""
+    if place < keep:
+        return ~moves[place] if place < len(moves) else True
+    return moves[place - keep] & ~moves[place] if place < len(moves) else moves[place - keep]
 
 
 @functools.lru_cache(maxsize=64)

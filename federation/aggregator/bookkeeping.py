@@ -12,8 +12,8 @@ from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord, weig
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from federation.aggregator.admitted import AdmittedUpdate
     from federation.aggregator.candidates import Candidate
-    from federation.aggregator.uploads import AdmittedUpdate
     from federation.names import Epoch, SiteName
     from federation.rounds.events import Commit, Standing
     from federation.runtime.clock import Clock
@@ -111,6 +111,7 @@ class RoundBook:
             bytes_up=sum(row.bytes_up for row in sites),
             update_norm=candidate.update_norm,
             total_sites=candidate.total_sites,
+            quarantined=commit.suspicion.held,
             rule_note=candidate.report.note[:MAX_REASON] if candidate.report else "",
             algorithm_scalars=dict(candidate.scalars),
         )

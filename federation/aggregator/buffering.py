@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from federation.aggregator.admitted import AdmittedUpdate
     from federation.aggregator.broadcast import Offer, Offers
     from federation.aggregator.gathering import Asking, Setting
-    from federation.aggregator.uploads import AdmittedUpdate
     from federation.names import RoundNumber, SiteName
     from federation.rounds.history import RoundRecord
     from federation.storage.spool import SpooledUpdate, UpdateKey
@@ -85,6 +85,7 @@ class BufferGathering:
                 admitted=waiting,
                 expected=tuple(sorted({*standpoint.expected, *asked})),
                 score=standpoint.score,
+                suspicion=standpoint.suspicion,
                 asked=asked,
                 training=tuple(sorted(asked.keys() - set(waiting))),
             ),
@@ -211,7 +212,12 @@ class BufferGathering:
     def write_commit(self, action: events.Commit, record: RoundRecord, ids: Mapping[SiteName, bytes]) -> RoundRecord:
         """See `Gathering.write_commit`."""
         return self._stores.ledger.record_committed(
-            record, attempt=action.attempt, score=action.score, updates=ids, overlap=self._overlap()
+            record,
+            attempt=action.attempt,
+            score=action.score,
+            updates=ids,
+            suspicion=action.suspicion,
+            overlap=self._overlap(),
         )
 
     def write_miss(self, action: events.RecordMiss, ids: Mapping[SiteName, bytes]) -> None:

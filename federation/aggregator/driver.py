@@ -33,11 +33,11 @@ from federation.v1 import aggregator_pb2
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from federation.aggregator.admitted import AdmittedUpdate
     from federation.aggregator.candidates import Candidate
     from federation.aggregator.checkpoints import Checkpoints
     from federation.aggregator.ledger import Ledger
     from federation.aggregator.supervision import Supervision
-    from federation.aggregator.uploads import AdmittedUpdate
     from federation.names import Epoch, ExperimentId, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.admission import Expectation, NormWindow
@@ -188,6 +188,9 @@ class Driver:
                     await self._commit(action)
                 elif isinstance(action, events.RecordMiss):
                     await self._record_miss(action)
+                elif isinstance(action, events.RecordRelease):
+                    await self._stores.do(self._stores.ledger.record_released, action.site, action.releases)
+                    self._reporter.released(action, self.machine)
                 elif isinstance(action, events.Finish):
                     finish = action
             except PlanError as error:
@@ -319,7 +322,8 @@ class Driver:
             sync=self.spec.plan.is_evaluated(action.round),
         )
         self._metrics.aggregation_seconds.observe(self._clock.monotonic() - began)
-        self.handle(events.Combined())
+        candidate = self.models.candidate
+        self.handle(events.Combined(candidate.scores if candidate is not None else {}))
 
     async def _commit(self, action: events.Commit) -> None:
         candidate = await self.models.synced()

@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from federation.aggregation.registry import trusted_site
 from federation.rounds import events
 from federation.rounds.admission import Expectation
 from federation.rounds.asynchronous import Machine, machine_for
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from federation.aggregator.admitted import AdmittedUpdate
     from federation.aggregator.broadcast import Offer
     from federation.aggregator.checkpoints import Checkpoints
     from federation.aggregator.ledger import Ledger
     from federation.aggregator.models import Models
-    from federation.aggregator.uploads import AdmittedUpdate, Uploads
+    from federation.aggregator.uploads import Uploads
     from federation.names import Attempt, Epoch, ExperimentId, RoundNumber, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.history import RoundRecord
@@ -170,9 +172,11 @@ class RoundGathering:
                 admitted=tuple(update.key.site for update in recovered),
                 expected=standpoint.expected,
                 score=standpoint.score,
+                suspicion=standpoint.suspicion,
             ),
             asks_all=lambda number: algorithm.asks_all(spec, number),
             weights=self._setting.weights,
+            trusted=trusted_site(spec.plan),
         )
         return len(recovered)
 
@@ -230,7 +234,9 @@ class RoundGathering:
 
     def write_commit(self, action: events.Commit, record: RoundRecord, ids: Mapping[SiteName, bytes]) -> RoundRecord:
         """See `Gathering.write_commit`."""
-        return self._stores.ledger.record_committed(record, attempt=action.attempt, score=action.score, updates=ids)
+        return self._stores.ledger.record_committed(
+            record, attempt=action.attempt, score=action.score, updates=ids, suspicion=action.suspicion
+        )
 
     def write_miss(self, action: events.RecordMiss, ids: Mapping[SiteName, bytes]) -> None:
         """See `Gathering.write_miss`."""

@@ -8,6 +8,7 @@ Lines, by kind:
 - ``committed``: a round: its record for history and director, the score, digests of its model files, and what became
   of each site's update by its id, so that a site that missed its verdict still learns it.
 - Both of these say, where rounds overlap, who trains or waits in the buffer after them, and with which task.
+- ``released``: an operator let a site out of quarantine, for the how-manieth time.
 - ``ended``: how the experiment ended.
 
 The journal is the truth. Model files are written before the line that names them; `federation.aggregator.checkpoints`
@@ -21,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from federation.errors import ConflictError, StorageError
 from federation.names import Attempt, Digest, Epoch, RoundNumber, SiteName
+from federation.rounds import quarantine
 from federation.rounds.admission import NormWindow
 from federation.rounds.events import Finish, Score
 from federation.rounds.history import RoundRecord, SiteOutcome
+from federation.rounds.quarantine import Suspicion
 from federation.storage.journal import Journal
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ class Standpoint:
         attempt: attempt in progress, from 1.
         expected: sites of the last committed round that were there at its end.
         score: as the last commit wrote it.
+        suspicion: what is held against sites, and who is in quarantine.
         norms: of the updates of the last committed rounds.
         model_digest: BLAKE3 of the committed ``model`` payload; None before the first commit.
         end: how the experiment ended; None while it goes on.
@@ -65,6 +69,7 @@ class Standpoint:
     attempt: Attempt
     expected: tuple[SiteName, ...]
     score: Score
+    suspicion: Suspicion
     norms: NormWindow
     model_digest: Digest | None
     end: Finish | None
@@ -78,6 +83,7 @@ _START = Standpoint(
     attempt=Attempt(1),
     expected=(),
     score=Score(),
+    suspicion=Suspicion(),
     norms=NormWindow(),
     model_digest=None,
     end=None,
@@ -169,6 +175,7 @@ class Ledger:
         attempt: Attempt,
         score: Score,
         updates: Mapping[SiteName, bytes],
+        suspicion: Suspicion | None = None,
         overlap: Overlap | None = None,
     ) -> RoundRecord:
         """Write a committed round and the id of each update it had, counted or not.
@@ -178,6 +185,7 @@ class Ledger:
             attempt: attempt that made it.
             score: after it.
             updates: id of each update it settles.
+            suspicion: what is held against sites after it; None: what was before.
             overlap: where rounds overlap.
 
         Returns:
@@ -185,7 +193,13 @@ class Ledger:
         """
         ids = {site: update_id.hex() for site, update_id in sorted(updates.items())}
         body = {"record": record.to_json(), "attempt": attempt, "score": asdict(score), "updates": ids}
+        if suspicion is not None and suspicion != self.standpoint.suspicion:
+            body["suspicion"] = suspicion.to_json()
         return replace(record, sequence=self._append("committed", {**body, **_overlap_to_json(overlap)}))
+
+    def record_released(self, site: SiteName, releases: int) -> int:
+        """Write that a site was let out of quarantine."""
+        return self._append("released", {"site": site, "releases": releases})
 
     def record_ended(self, finish: Finish) -> int:
         """Write how the experiment ended."""
@@ -249,10 +263,14 @@ def _replay(
             attempt=Attempt(1),
             expected=tuple(row.site for row in record.sites if row.outcome is not SiteOutcome.LOST),
             score=Score(**body["score"]),
+            suspicion=Suspicion.from_json(body["suspicion"], record) if "suspicion" in body else standpoint.suspicion,
             norms=standpoint.norms.after(record),
             model_digest=Digest(bytes.fromhex(record.model_digest)),
             asked=_tasks_from_json(body.get("asked", {})),
         )
+    if kind == "released":
+        released = quarantine.release(standpoint.suspicion, SiteName(body["site"]), int(body["releases"]))
+        return replace(standpoint, suspicion=released)
     if kind == "ended":
         return replace(standpoint, end=Finish(**body), end_sequence=sequence)
     return standpoint

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from federation.rounds import events
 from federation.rounds.history import SiteOutcome
+from federation.telemetry.logs import get_logger
 from federation.v1 import director_pb2
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Reporter:
         self._sessions = sessions
         self._metrics = metrics
         self._clock = clock
+        self._log = get_logger(__name__)
         self._pause_reason = ""
         self._quiet: Cancellable | None = None
         # Read when somebody looks: a site is counted once, whatever it did since it was last told of.
@@ -56,6 +58,7 @@ class Reporter:
     def entered(self, action: events.EnterPhase, machine: Machine) -> None:
         """Tell that a phase began."""
         self._metrics.round_number.set(action.round)
+        self._metrics.sites_quarantined.set(len(machine.suspicion.held))
         was_paused = bool(self._pause_reason)
         self._pause_reason = action.reason if action.phase is events.Phase.PAUSED else ""
         if was_paused or self._pause_reason:
@@ -113,7 +116,19 @@ class Reporter:
             for name, value in row.scores.items():
                 self._metrics.update_score.labels(name, row.site).set(value)
         self._metrics.sites_quarantined.set(len(record.quarantined))
+        for held in record.quarantined:
+            if held.since_round == record.round:
+                self._log.warning("site quarantined", site=held.site, round=record.round, reason=held.reason)
         self._supervision.committed(record)
+
+    def released(self, action: events.RecordRelease, machine: Machine) -> None:
+        """Tell that a site was let out of quarantine."""
+        self._log.warning("site released", site=action.site, releases=action.releases)
+        self._audit(action.site, f"{action.site} is out of quarantine: the aggregator asks it again")
+        self._metrics.sites_quarantined.set(len(machine.suspicion.held))
+
+    def _audit(self, site: str, text: str) -> None:
+        self._supervision.event(director_pb2.Event(kind="audit", site=site, text=text[:_MAX_TEXT]))
 
     def _site(self, site: str, text: str) -> None:
         self._supervision.event(director_pb2.Event(kind="site", site=site, text=text[:_MAX_TEXT]))

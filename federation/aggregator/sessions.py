@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.errors import ConflictError, IdentityError, LimitError
-from federation.rounds.events import SiteLost, SiteReady
+from federation.rounds.events import SiteLost, SiteReady, SiteReleased
 from federation.v1 import aggregator_pb2 as pb
 
 if TYPE_CHECKING:
@@ -37,10 +37,17 @@ MAX_QUEUED_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Most examples a site may claim."""
+    """What the roster says of a site.
+
+    Attributes:
+        train_examples: most training examples it may claim.
+        validation_examples: likewise.
+        releases: times an operator released it from quarantine.
+    """
 
     train_examples: int
     validation_examples: int
+    releases: int = 0
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -116,7 +123,7 @@ class Sessions:
     Args:
         clock: times the grace.
         grace_s: seconds a site may take to come back.
-        report: told SiteReady and SiteLost.
+        report: told SiteReady, SiteLost and SiteReleased.
     """
 
     def __init__(self, clock: Clock, grace_s: float, report: Callable[[Event], None]) -> None:
@@ -146,6 +153,9 @@ class Sessions:
         self._roster = dict(roster)
         for site in sorted(dropped):
             self._drop(site)
+        for site, bounds in sorted(roster.items()):
+            if bounds.releases:
+                self._report(SiteReleased(site, bounds.releases))
         self._wake()
 
     async def open(self, site: SiteName, call: Call) -> Session:

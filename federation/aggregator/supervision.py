@@ -278,7 +278,7 @@ def read_roster(roster: director_pb2.Roster) -> dict[SiteName, Bounds]:
     """Return a roster as bounds by site."""
     return {
         SiteName(check_name(row.site, "site name")): Bounds(
-            train_examples=row.train_examples, validation_examples=row.validation_examples
+            train_examples=row.train_examples, validation_examples=row.validation_examples, releases=row.releases
         )
         for row in roster.sites
     }

@@ -39,13 +39,13 @@ class Turns:
         patience_s: how long one may pause and keep it, seconds.
 
     Attributes:
-        waiting: uploads without a turn that want one.
+        most: how many have theirs at a time.
     """
 
     def __init__(self, most: int | None = None, patience_s: float = PATIENCE_S) -> None:
         self.patience_s = patience_s
-        self.waiting = 0
-        self.slots = asyncio.Semaphore(turns_here() if most is None else most)
+        self.most = turns_here() if most is None else most
+        self.slots = asyncio.Semaphore(self.most)
 
 
 class Turn:
@@ -62,19 +62,10 @@ class Turn:
         self.is_held = False
         self._turns = turns
 
-    @property
-    def is_wanted(self) -> bool:
-        """Whether others wait for theirs: then each piece that is kept longer than needed is memory many times over."""
-        return self._turns.waiting > 0
-
     async def take(self) -> None:
         """Wait for the turn, unless it is ours."""
         if not self.is_held:
-            self._turns.waiting += 1
-            try:
-                await self._turns.slots.acquire()
-            finally:
-                self._turns.waiting -= 1
+            await self._turns.slots.acquire()
             self.is_held = True
 
     async def read(self, requests: AsyncIterator[_T]) -> _T | None:

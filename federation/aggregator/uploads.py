@@ -24,14 +24,15 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from federation.aggregator.admitted import AdmittedUpdate, expected_payloads, read_admitted
 from federation.aggregator.turns import Turn, Turns
-from federation.compression import load_codec, max_payload_bytes
 from federation.errors import MalformedMessageError, Refusal, StorageError, TransportError, UpdateRejectedError
 from federation.rounds import admission
 from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, UpdateRefused
 from federation.runtime.batches import Batches
 from federation.storage.spool import UpdateKey
 from federation.v1 import aggregator_pb2 as pb
+from federation.wire.chunks import CHUNK_BYTES
 from federation.wire.payloads import DELTA, IDENTITY_CODEC, INLINE_BYTES
 from federation.wire.pieces import MessagePiece
 from federation.wire.reception import PayloadReception, check_decoded
@@ -41,16 +42,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Sequence
     from concurrent.futures import Executor
 
-    from federation.names import PayloadName, RoundNumber, SiteName
-    from federation.plan import ExperimentSpec, PayloadPlan
+    from federation.names import RoundNumber, SiteName
+    from federation.plan import ExperimentSpec
     from federation.rounds.events import Event
     from federation.runtime.clock import Clock
-    from federation.storage.spool import Spool, SpooledUpdate, SpoolPayload
+    from federation.storage.spool import Spool, SpooledUpdate
     from federation.telemetry.metrics import Metrics
     from federation.transport.calls import Call
 
     _Request = pb.PushUpdateRequest | MessagePiece
 
+CROWD_PIECE_BYTES = 512 << 10
+"""Size of a piece while many sites upload: of each of them that is out of turn, as much as one may be under way."""
 _ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, Refusal.CLOSED_ROUND, Refusal.NOT_ASKED})
 
 
@@ -72,42 +75,6 @@ class OpenRound(Protocol):
 
     def handle(self, event: Event) -> None:
         """Take in what happened."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmittedUpdate:
-    """One admitted update: what its site announced, and what was found.
-
-    Attributes:
-        site: whose it is.
-        announcement: what the site said.
-        norm: L2 norm of its parameter change.
-        transfer_seconds: from header to admission.
-        digest: SHA-256 over its payload digests, hex.
-        payloads: its bytes, by payload name.
-    """
-
-    site: SiteName
-    announcement: UpdateAnnouncement
-    norm: float
-    transfer_seconds: float
-    digest: str
-    payloads: dict[PayloadName, SpoolPayload]
-
-
-def expected_payloads(plans: Sequence[PayloadPlan]) -> tuple[admission.ExpectedPayload, ...]:
-    """Return the payloads of every update of an experiment as admission looks at them."""
-    return tuple(
-        admission.ExpectedPayload(
-            plan.name,
-            plan.schema.digest,
-            plan.schema.nbytes
-            if plan.codec == IDENTITY_CODEC
-            else max_payload_bytes(plan.schema, load_codec(plan.codec)),
-            plan.codec,
-        )
-        for plan in plans
-    )
 
 
 @dataclass(eq=False, slots=True)
@@ -162,6 +129,7 @@ class Uploads:
         self._calls: dict[SiteName, Call] = {}
         self._receptions: dict[SiteName, _Reception] = {}
         self._ids: dict[SiteName, bytes] = {}
+        self._before = 0
         self._turns = Turns()
         self.arrivals = itertools.count(1)
 
@@ -172,7 +140,7 @@ class Uploads:
 
     def admitted(self, round_number: RoundNumber) -> list[AdmittedUpdate]:
         """Return the admitted updates of a round, in name order."""
-        return [_read_admitted(update, self._plans) for update in self._spool.admitted(round_number)]
+        return [read_admitted(update, self._plans) for update in self._spool.admitted(round_number)]
 
     def update_id(self, site: SiteName, round_number: RoundNumber) -> bytes | None:
         """Return the id of what a site announced, or had admitted, for its task of a round; None if nothing."""
@@ -188,7 +156,7 @@ class Uploads:
         update = self._spool.find(site, round_number)
         if update is None or not update.is_admitted:
             raise KeyError(site)
-        return _read_admitted(update, self._plans)
+        return read_admitted(update, self._plans)
 
     def close_attempt(self, but: Container[SiteName] = ()) -> None:
         """End uploads in progress: the attempt takes no more.
@@ -210,8 +178,14 @@ class Uploads:
             async with lock:
                 pass
 
+    @property
+    def _is_crowd(self) -> bool:
+        """Whether more sites upload than are read at a time, as far as can be told from the attempt before."""
+        return max(self._before, len(self._calls)) > self._turns.most
+
     def forget_ids(self, but: Container[SiteName] = ()) -> None:
         """Begin a new attempt; arguments as `close_attempt`."""
+        self._before = len(self._ids)
         self._ids = {site: update_id for site, update_id in self._ids.items() if site in but}
 
     async def receive(
@@ -273,7 +247,8 @@ class Uploads:
         try:
             if not reception.is_small:
                 await turn.take()  # a sender that does not know what is held sends nothing yet
-            yield pb.PushUpdateReply(holding=pb.UpdateHolding(bytes=held, admitted=False))
+            piece_bytes = CROWD_PIECE_BYTES if self._is_crowd else CHUNK_BYTES
+            yield pb.PushUpdateReply(holding=pb.UpdateHolding(bytes=held, admitted=False, piece_bytes=piece_bytes))
             commit = await self._read_chunks(reception, turn, requests)
         finally:
             turn.release()
@@ -333,7 +308,7 @@ class Uploads:
                 elif reception.is_small:
                     self._accept_all(reception, [content])
                 else:
-                    await checks.put(content, at_once=turn.is_wanted or not turn.is_held)
+                    await checks.put(content, at_once=not turn.is_held)
                 del request, content  # a piece of each upload that waits for its turn would be held, else
             await checks.finish()
         finally:
@@ -438,14 +413,3 @@ def _content(request: _Request) -> MessagePiece | pb.UpdateCommit:
         raise MalformedMessageError("expected a chunk of an announced payload, or the commit")
     chunk = request.chunk.chunk
     return MessagePiece(chunk.offset, memoryview(chunk.data), chunk.crc32c, request.chunk.payload)
-
-
-def _read_admitted(update: SpooledUpdate, plans: Sequence[PayloadPlan]) -> AdmittedUpdate:
-    return AdmittedUpdate(
-        site=update.key.site,
-        announcement=UpdateAnnouncement.from_bytes(update.header),
-        norm=float(update.facts["norm"]),
-        transfer_seconds=float(update.facts["transfer_seconds"]),
-        digest=str(update.facts["digest"]),
-        payloads={plan.name: payload for plan, payload in zip(plans, update.payloads, strict=True)},
-    )

@@ -40,7 +40,8 @@ from federation.algorithms.stale import StaleCompensation
 from federation.compression import load_codec
 from federation.compression.powersgd import PowerSgd
 from federation.errors import ConfigurationError, PlanError
-from federation.rounds.sampling import check_sampler
+from federation.rounds.quarantine import check_quarantine
+from federation.rounds.sampling import check_sampler, takes_count
 from federation.rounds.schedules import check_schedules
 from federation.rounds.shares import check_max_share, fewest_updates
 
@@ -151,6 +152,8 @@ def check(spec: ExperimentSpec, own: Algorithm | None = None) -> None:
     check_sampler(plan)
     check_schedules(plan)
     check_max_share(plan, is_asynchronous=algorithm.mode == "buffer")
+    is_round = algorithm.mode == "rounds"
+    check_quarantine(plan, updates=(plan.sample or plan.sites) if is_round else algorithm.buffer_size(plan))
     _check_compression(plan, algorithm)
     _check_rule(spec, algorithm)
     if algorithm.sets_server_step and (plan.server_learning_rate != 1 or plan.server_schedule != "constant"):
@@ -185,6 +188,12 @@ def _check_rule(spec: ExperimentSpec, algorithm: Algorithm) -> None:
         else "raise quorum (or, without one, minimum_sites and sample), or lower byzantine"
     )
     aggregation = rules.check(plan, fewest_updates(plan, is_asynchronous=is_asynchronous), advice)
+    trusted = aggregation.rule.trusted_site
+    if trusted is not None and (is_asynchronous or plan.sample is not None or not takes_count(plan.sampler)):
+        raise PlanError(
+            f"rule {plan.rule!r} trusts site {trusted!r}, which must then be asked in every round: use a method of "
+            "synchronous rounds, and leave out sample and sampler"
+        )
     if aggregation.rule.state:
         _refuse_half_precision(spec, f"rule {plan.rule!r}", "another rule")
 

@@ -136,7 +136,11 @@ def show(experiment: ExperimentArgument, profile: ProfileOption = None, as_json:
     )
     sites = Table("site", "answer", "examples", "shards", "reason")
     for site in details.sites:
-        sites.add_row(site.site, site.answer, str(site.examples), ", ".join(site.shards), printable(site.reason))
+        answer, reason = site.answer, site.reason
+        if site.quarantined_since:
+            answer = f"{answer}, in quarantine since round {site.quarantined_since}"
+            reason = f"{site.quarantine_reason}; `federation release {summary.experiment} {site.site}`"
+        sites.add_row(site.site, answer, str(site.examples), ", ".join(site.shards), printable(reason))
     rounds = Table("round", "seconds", "counted", "metrics", "best")
     for report in details.rounds:
         counted = sum(contribution.outcome == "counted" for contribution in report.contributions)
@@ -175,6 +179,25 @@ def cancel(
     with _connect(profile) as federation:
         state = federation.cancel(experiment, reason=reason)
     print(json.dumps({"experiment": experiment, "state": state}) if as_json else f"{experiment} {state}")
+
+
+@app.command()
+def release(
+    experiment: ExperimentArgument,
+    site: Annotated[str, typer.Argument(help="Site to release; `show` says who is in quarantine.")],
+    profile: ProfileOption = None,
+    reason: Annotated[str, typer.Option(help="Why, for everybody who looks at it later.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Let SITE out of quarantine, so that it is asked again. For operators. Doing it twice is harmless."""
+    with _connect(profile) as federation:
+        since = federation.release(experiment, site, reason=reason)
+    if as_json:
+        print(json.dumps({"experiment": experiment, "site": site, "released": since > 0, "quarantined_since": since}))
+    elif since:
+        print(f"{site} is released; it was in quarantine since round {since}")
+    else:
+        print(f"{site} is not in quarantine")
 
 
 @app.command()
@@ -243,14 +266,17 @@ def envoys(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print(views.to_json(found))
         return
-    table = Table("site", "online", "running", "shard", "kind", "train", "validation", "sample", "description")
+    table = Table(
+        "site", "online", "running", "quarantined in", "shard", "kind", "train", "validation", "sample", "description"
+    )
     for envoy in found:
         online = "yes" if envoy.online else "no"
+        held = printable(", ".join(envoy.quarantined_in))
         if not envoy.shards:
-            table.add_row(envoy.site, online, str(envoy.running), "", "", "", "", "", "offers nothing")
+            table.add_row(envoy.site, online, str(envoy.running), held, "", "", "", "", "", "offers nothing")
         for shard in envoy.shards:
             table.add_row(
-                envoy.site, online, str(envoy.running), shard.name, shard.kind, str(shard.train_examples),
+                envoy.site, online, str(envoy.running), held, shard.name, shard.kind, str(shard.train_examples),
                 str(shard.validation_examples), printable(str(list(shard.sample_shape))), printable(shard.description),
             )  # fmt: skip
     Console().print(table)

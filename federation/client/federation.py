@@ -155,6 +155,21 @@ class Federation:
         reply: pb.CancelExperimentReply = self._unary("CancelExperiment", request)
         return views.state_name(reply.state)
 
+    def release(self, experiment: str, site: str, *, reason: str = "") -> int:
+        """Let a site out of quarantine, so that it is asked again. For operators; doing it twice is harmless.
+
+        Returns:
+            The round that had quarantined it; 0 if it was not in quarantine.
+
+        Raises:
+            IdentityError: you are not an operator.
+            ConflictError: the experiment has ended.
+            NotFoundError: there is no such experiment, or the site takes no part in it.
+        """
+        request = pb.ReleaseSiteRequest(experiment=experiment, site=site, reason=reason)
+        reply: pb.ReleaseSiteReply = self._unary("ReleaseSite", request)
+        return reply.quarantined_since if reply.released else 0
+
     def watch(self, experiment: str, *, cursor: int = 0) -> Iterator[views.Event]:
         """Yield events as they happen, from `cursor` on; ends after the experiment has ended.
 

@@ -86,6 +86,7 @@ def follow(events: Iterable[views.Event], *, rounds: int, console: Console) -> N
 def _print_round(report: views.Round, rounds: int, console: Console) -> None:
     counted = [site.site for site in report.contributions if site.outcome == "counted"]
     missing = [f"{site.site} {site.outcome}" for site in report.contributions if site.outcome != "counted"]
+    missing += [f"{held.site} in quarantine" for held in report.quarantined]
     best = "  [green]best[/green]" if report.is_best else ""
     lost = f"  [yellow]{printable(', '.join(missing))}[/yellow]" if missing else ""
     console.print(

@@ -1,7 +1,8 @@
 """`federation report`: one HTML page that says what an experiment did, and opens anywhere without a network.
 
-What it shows, in order: how it ended; the curves, global and per site; who contributed what to which round; where the
-time and the bytes went; the plan; the digests that tie the page to the models and to what was signed.
+What it shows, in order: how it ended; the curves, global and per site; who contributed what to which round; whom the
+rule trusted, refused and held, and why (`federation.client.suspicion`); where the time and the bytes went; the plan;
+the digests that tie the page to the models and to what was signed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 from typing import TYPE_CHECKING
 
 from federation.client.charts import Line, line_chart
+from federation.client.suspicion import STYLE as TRUST_STYLE
+from federation.client.suspicion import trust_section
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -58,15 +61,16 @@ def render_report(details: ExperimentDetails) -> str:
     sections = [
         ("Curves", f'<div class="charts">{"".join(_curves(details.rounds))}</div>'),
         ("Contributions", _contributions(details.rounds) + _sites(details)),
+        ("Trust", trust_section(details)),
         ("Time and bytes", _rounds(details.rounds)),
         ("Plan", f"<pre>{html.escape(json.dumps(details.plan, indent=2, sort_keys=True))}</pre>"),
         ("Digests", _digests(details)),
         ("History of its state", _transitions(details)),
     ]
-    body = "".join(f"<h2>{title}</h2>{content}" for title, content in sections)
+    body = "".join(f"<h2>{title}</h2>{content}" for title, content in sections if content)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(summary.experiment)}</title>'
-        f"<style>{PAGE_STYLE}</style></head><body><h1>{html.escape(summary.name)}</h1>"
+        f"<style>{PAGE_STYLE}{TRUST_STYLE}</style></head><body><h1>{html.escape(summary.name)}</h1>"
         f'<p class="lead"><code>{html.escape(summary.experiment)}</code> {lead}</p>{body}</body></html>\n'
     )
 

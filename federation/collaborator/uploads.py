@@ -30,7 +30,7 @@ from federation.errors import (
 from federation.runtime.batches import BATCH_ITEMS
 from federation.runtime.clock import pause
 from federation.v1 import aggregator_pb2
-from federation.wire.chunks import read_pieces
+from federation.wire.chunks import CHUNK_BYTES, read_pieces
 from federation.wire.payloads import INLINE_BYTES
 from federation.wire.pieces import encode_update_chunk
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from federation.telemetry.metrics import Metrics
     from federation.transport.methods import BidiCall
 
+_LEAST_CHUNK_BYTES = 64 << 10
+"""A server that wants less gets this: it would slow us to a crawl."""
 _NOT_YET = frozenset({Refusal.NOT_ASKED, Refusal.STALE_EPOCH})
 """Refusals of an aggregator that was restarted and has not come as far as we have."""
 
@@ -96,12 +98,14 @@ class Uploads:
             total = sum(file.nbytes for file in update.files)
             holding = None
             offsets: Sequence[int] = [0] * len(update.files)
+            chunk_bytes = CHUNK_BYTES
             if total > INLINE_BYTES:
                 holding = await _holding(call, update)
                 if holding.admitted:
                     return
                 offsets = holding.bytes
-            await self._send_payloads(call, update, descriptors, offsets)
+                chunk_bytes = _chunk_bytes(holding)
+            await self._send_payloads(call, update, _pieces(update, descriptors, offsets, chunk_bytes))
             if holding is None:
                 holding = await _holding(call, update)
                 if holding.admitted:
@@ -110,11 +114,8 @@ class Uploads:
         finally:
             call.cancel()
 
-    async def _send_payloads(
-        self, call: BidiCall, update: RetainedUpdate, descriptors: Sequence[int], offsets: Sequence[int]
-    ) -> None:
+    async def _send_payloads(self, call: BidiCall, update: RetainedUpdate, pieces: Iterator[bytes]) -> None:
         """Send what is missing and the commit; stops early, without an error, if the server ended the call."""
-        pieces = _pieces(update, descriptors, offsets)
         small = sum(file.nbytes for file in update.files) <= INLINE_BYTES
         # A small update is read where we are: a thread would cost more than the page cache does.
         if not await (_write_all(call, pieces) if small else _write_ahead(call, pieces)):
@@ -150,7 +151,14 @@ async def _write_ahead(call: BidiCall, pieces: Iterator[bytes]) -> bool:
     return True
 
 
-def _pieces(update: RetainedUpdate, descriptors: Sequence[int], offsets: Sequence[int]) -> Iterator[bytes]:
+def _chunk_bytes(holding: aggregator_pb2.UpdateHolding) -> int:
+    """Return how large our pieces are: as the server would like, within reason."""
+    return min(CHUNK_BYTES, max(_LEAST_CHUNK_BYTES, holding.piece_bytes)) if holding.piece_bytes else CHUNK_BYTES
+
+
+def _pieces(
+    update: RetainedUpdate, descriptors: Sequence[int], offsets: Sequence[int], chunk_bytes: int
+) -> Iterator[bytes]:
     """Yield what is missing, as encoded `PushUpdateRequest` messages."""
     for index, (file, descriptor, offset) in enumerate(zip(update.files, descriptors, offsets, strict=True)):
 
@@ -163,7 +171,7 @@ def _pieces(update: RetainedUpdate, descriptors: Sequence[int], offsets: Sequenc
                 raise StorageError(f"payload {payload} became shorter while it was sent")
             return data
 
-        for position, data in read_pieces(pread, file.nbytes, offset):
+        for position, data in read_pieces(pread, file.nbytes, offset, chunk_bytes=chunk_bytes):
             yield encode_update_chunk(index, data, position)
 
 

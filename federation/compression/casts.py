@@ -181,14 +181,21 @@ class Brain(Codec):
         parts = []
         for start, end in blocks_of(vector.size):
             bits = single(self.name, vector[start:end]).view(np.uint32)
-            sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
             magnitude = bits & np.uint32(0x7FFFFFFF)
             if self.stochastic:
-                magnitude += words(stream, bits.size) >> np.uint32(16)
+                up = words(stream, bits.size)
+                up >>= np.uint32(16)
             else:
-                magnitude += np.uint32(0x7FFF) + ((magnitude >> np.uint32(16)) & np.uint32(1))  # ties to even
-            kept = np.minimum(magnitude >> np.uint32(16), _BRAIN_MAX)
-            parts.append((kept | sign).astype("<u2").tobytes())
+                up = magnitude >> np.uint32(16)
+                up &= np.uint32(1)  # ties to even
+                up += np.uint32(0x7FFF)
+            magnitude += up
+            magnitude >>= np.uint32(16)
+            np.minimum(magnitude, _BRAIN_MAX, out=magnitude)
+            sign = np.right_shift(bits, np.uint32(16), out=up)
+            sign &= np.uint32(0x8000)
+            magnitude |= sign
+            parts.append(magnitude.astype("<u2").tobytes())
         return b"".join(parts)
 
     def decoder(self, body: Source, elements: int, dtype: np.dtype[Any], shapes: Shapes) -> CastDecoder:

@@ -182,7 +182,7 @@ class AsyncMachine(Lifecycle):
     def _fill(self) -> None:
         """Ask idle sites for the free places."""
         busy = len(self.training)
-        idle = sorted(self.connected.difference(self.standings))
+        idle = sorted(self.available.difference(self.standings))
         room = len(idle) if self._plan.sample is None else self._plan.sample - busy
         if not idle or room <= 0:
             return
@@ -279,9 +279,10 @@ class AsyncMachine(Lifecycle):
 
     # --- the candidate model
 
-    def _on_combined(self, _: events.Combined) -> None:
+    def _on_combined(self, event: events.Combined) -> None:
         self._must_be(Phase.AGGREGATE, "a model was combined")
-        self._evaluate(self.connected.intersection(self._counted))
+        self._scores = event.scores
+        self._evaluate(self.available.intersection(self._counted))
 
     def _commit(self) -> None:
         kept = {*self.training, *self._buffer}
@@ -323,6 +324,7 @@ def machine_for(
     *,
     asks_all: Callable[[int], bool] | None = None,
     weights: Mapping[SiteName, int] | None = None,
+    trusted: SiteName | None = None,
     buffer: int | None = None,
     max_staleness: int | None = None,
     ends_at_deadline: bool = True,
@@ -335,6 +337,7 @@ def machine_for(
         resume: where to go on.
         asks_all: as `RoundMachine` takes it; only for mode ``rounds``.
         weights: as both take it.
+        trusted: as `RoundMachine` takes it; only for mode ``rounds``.
         buffer: as `AsyncMachine` takes it; None: the plan's quorum, or 1.
         max_staleness: as `AsyncMachine` takes it.
         ends_at_deadline: as `AsyncMachine` takes it.
@@ -343,7 +346,7 @@ def machine_for(
         PlanError: the plan's sampler does not exist or does not go with the plan or the mode.
     """
     if mode == "rounds":
-        return RoundMachine(plan, resume, asks_all=asks_all, weights=weights)
+        return RoundMachine(plan, resume, asks_all=asks_all, weights=weights, trusted=trusted)
     return AsyncMachine(
         plan,
         resume,

@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from federation.names import Attempt, RoundNumber, SiteName
+from federation.rounds.quarantine import Suspicion
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _NO_ROUND = RoundNumber(0)
 _FIRST_ROUND = RoundNumber(1)
@@ -101,12 +106,22 @@ class MissRecorded:
 
 @dataclass(frozen=True, slots=True)
 class Combined:
-    """The candidate model is written."""
+    """The candidate model is written; `scores`: how each site's update lay to it, where that was measured."""
+
+    scores: Mapping[SiteName, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
     """The journal holds the round."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteReleased:
+    """An operator let a site out of quarantine; `releases`: for the how-manieth time."""
+
+    site: SiteName
+    releases: int
 
 
 Event = (
@@ -121,6 +136,7 @@ Event = (
     | MissRecorded
     | Combined
     | Committed
+    | SiteReleased
 )
 
 
@@ -227,6 +243,7 @@ class Commit:
         evaluations: metrics and validation examples of each site that evaluated.
         is_best: the candidate is the best model so far.
         score: to be written with the round, and given back in `Resume` after a restart.
+        suspicion: likewise.
     """
 
     round: RoundNumber
@@ -236,6 +253,7 @@ class Commit:
     evaluations: dict[SiteName, SiteEvaluated]
     is_best: bool
     score: Score
+    suspicion: Suspicion = field(default_factory=Suspicion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +279,14 @@ class RecordMiss:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordRelease:
+    """Write down that a site was released from quarantine."""
+
+    site: SiteName
+    releases: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The experiment is over: `outcome` is ``"completed"`` or ``"failed"``."""
 
@@ -270,7 +296,17 @@ class Finish:
 
 
 Action = (
-    EnterPhase | StartTimer | StopTimer | AskTrain | Combine | AskEvaluate | Commit | SendVerdicts | RecordMiss | Finish
+    EnterPhase
+    | StartTimer
+    | StopTimer
+    | AskTrain
+    | Combine
+    | AskEvaluate
+    | Commit
+    | SendVerdicts
+    | RecordMiss
+    | RecordRelease
+    | Finish
 )
 
 
@@ -284,6 +320,7 @@ class Resume:
         admitted: sites whose updates for this attempt are in the spool; they are not asked again.
         expected: sites of the last committed round, waited for a little while; empty at a first start.
         score: as the last commit wrote it.
+        suspicion: as the last commit wrote it, and the releases since.
         asked: where rounds overlap: the task that each admitted update answers, and those of the sites in `training`.
         training: where rounds overlap: sites whose answers to older tasks still come; they are told their tasks again.
         knows_tasks: sites in `training` know what they work on, and are not told again when they are first ready.
@@ -294,6 +331,7 @@ class Resume:
     admitted: tuple[SiteName, ...] = ()
     expected: tuple[SiteName, ...] = ()
     score: Score = field(default_factory=Score)
+    suspicion: Suspicion = field(default_factory=Suspicion)
     asked: dict[SiteName, tuple[RoundNumber, Attempt]] = field(default_factory=dict)
     training: tuple[SiteName, ...] = ()
     knows_tasks: bool = False

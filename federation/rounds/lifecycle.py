@@ -11,7 +11,9 @@ sites round by round, `asynchronous` whenever one is free; both say only how upd
 3. **Evaluating.** The phase ends when each site that was asked has answered, failed or is lost, or at the deadline; the
    metrics are the mean of those that answered. No answer at all leaves the round without metrics, and it is committed
    all the same.
-4. **Committing.** Best model and early stopping follow the plan's measure. A round with fewer counted updates than
+4. **Quarantine.** By the plan's policy a commit may quarantine sites (`quarantine`). They stay connected and are not
+   asked; wherever sites are counted they are not. A released one is treated as a site that just became ready.
+5. **Committing.** Best model and early stopping follow the plan's measure. A round with fewer counted updates than
    planned makes the experiment degraded.
 """
 
@@ -20,7 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from federation.names import Attempt, RoundNumber, SiteName
-from federation.rounds import events, scoring
+from federation.rounds import events, quarantine, scoring
 from federation.rounds.events import Action, Event, Phase, Progress, Standing
 
 if TYPE_CHECKING:
@@ -47,16 +49,19 @@ class Lifecycle:
     Args:
         plan: what the experiment does.
         resume: where to go on; by default before the first round.
+        trusted: the site the plan's rule trusts, if any.
     """
 
     transitions: ClassVar[Transitions]
 
-    def __init__(self, plan: Plan, resume: events.Resume | None = None) -> None:
+    def __init__(self, plan: Plan, resume: events.Resume | None = None, *, trusted: SiteName | None = None) -> None:
         resume = resume or events.Resume()
+        self._trusted = trusted
         self.phase = Phase.JOINING
         self.round = resume.round
         self.attempt = resume.attempt
         self.score = resume.score
+        self.suspicion = resume.suspicion
         self.connected: set[SiteName] = set()
         self.standings: dict[SiteName, Standing] = {
             site: Standing(progress=Progress.ADMITTED) for site in resume.admitted
@@ -66,6 +71,7 @@ class Lifecycle:
         self._has_waited = False
         self._evaluating: set[SiteName] = set()
         self._evaluations: dict[SiteName, events.SiteEvaluated] = {}
+        self._scores: Mapping[SiteName, Mapping[str, float]] = {}
         self._actions: list[Action] = []
 
     # --- what a machine decides
@@ -122,6 +128,11 @@ class Lifecycle:
     # --- what is the same for all
 
     @property
+    def available(self) -> set[SiteName]:
+        """Sites that are connected and not in quarantine."""
+        return self.connected - self.suspicion.sites
+
+    @property
     def done(self) -> int:
         """How many of the asked sites have answered, or will not."""
         return sum(1 for site in self.asked if self.standings[site].progress is not Progress.ASKED)
@@ -156,15 +167,29 @@ class Lifecycle:
 
     def _on_ready(self, event: events.SiteReady) -> None:
         self.connected.add(event.site)
+        if event.site not in self.suspicion.sites:
+            self._welcome(event.site)
+
+    def _on_released(self, event: events.SiteReleased) -> None:
+        before = self.suspicion
+        self.suspicion = quarantine.release(before, event.site, event.releases)
+        if self.suspicion == before:
+            return
+        self._do(events.RecordRelease(event.site, event.releases))
+        if event.site in self.connected and event.site in before.sites:
+            self._welcome(event.site)
+
+    def _welcome(self, site: SiteName) -> None:
+        """Take in that a site may be asked."""
         if self.phase is Phase.JOINING:
             self._maybe_begin()
         elif self.phase is Phase.PAUSED:
             if len(self._participants()) >= self._plan.sites_needed:
                 self._select()
-        elif self.is_evaluating(event.site):
-            self._do(events.AskEvaluate(self.round, (event.site,)))
+        elif self.is_evaluating(site):
+            self._do(events.AskEvaluate(self.round, (site,)))
         else:
-            self._on_came_back(event.site)
+            self._on_came_back(site)
 
     def _on_lost(self, event: events.SiteLost) -> None:
         self.connected.discard(event.site)
@@ -191,15 +216,21 @@ class Lifecycle:
 
     def _participants(self) -> set[SiteName]:
         admitted = {site for site, standing in self.standings.items() if standing.progress is Progress.ADMITTED}
-        return self.connected | admitted
+        return self.available | admitted
+
+    def _say_present(self) -> str:
+        """Return how many sites there are for a round, and who could be released."""
+        held = sorted(self.connected & self.suspicion.sites)
+        also = f" and {', '.join(held)} in quarantine (`federation release` lets one out)" if held else ""
+        return f"{len(self._participants())} sites are connected{also}"
 
     def _maybe_begin(self) -> None:
         # A site whose update is in the spool is waited for all the same: it should evaluate, and take part from now on.
-        here = len(self.connected)
+        here = len(self.available)
         if self._has_waited:
             enough = len(self._participants()) >= self._plan.sites_needed
         elif self._expected:
-            enough = self.connected >= self._expected and here >= self._plan.sites_needed
+            enough = self.connected >= self._expected - self.suspicion.sites and here >= self._plan.sites_needed
         else:
             enough = here >= max(self._plan.sites_wanted, self._plan.sites_needed)
         if enough:
@@ -209,9 +240,8 @@ class Lifecycle:
         if self.phase is Phase.JOINING:
             self._on_join_timeout()
         elif self.phase is Phase.PAUSED:
-            present = len(self._participants())
             self._finish(
-                "failed", f"{present} sites are connected, {self._plan.sites_needed} are needed, and no more came back"
+                "failed", f"{self._say_present()}, {self._plan.sites_needed} are needed, and no more came back"
             )
         elif self.phase is Phase.EVALUATE:
             self._evaluating.clear()
@@ -233,7 +263,7 @@ class Lifecycle:
         present = len(self._participants())
         if present >= self._plan.sites_needed:
             return False
-        self._enter(Phase.PAUSED, f"{present} sites are connected, a round needs {self._plan.sites_needed}")
+        self._enter(Phase.PAUSED, f"{self._say_present()}, a round needs {self._plan.sites_needed}")
         self._do(events.StartTimer(self._plan.join_timeout_s))
         return True
 
@@ -264,6 +294,9 @@ class Lifecycle:
     def _commit_round(self, standings: Mapping[SiteName, Standing], *, is_degraded: bool) -> None:
         self._enter(Phase.COMMIT)
         metrics = scoring.federated_metrics(self._evaluations)
+        self.suspicion = quarantine.judge(
+            self._plan.quarantine, self.suspicion, self.round, self._scores, trusted=self._trusted
+        )
         self.score, is_best = scoring.judge(self._plan, self.score, self.round, metrics, is_degraded=is_degraded)
         self._do(
             events.Commit(
@@ -274,6 +307,7 @@ class Lifecycle:
                 evaluations=dict(sorted(self._evaluations.items())),
                 is_best=is_best,
                 score=self.score,
+                suspicion=self.suspicion,
             )
         )
 
@@ -339,4 +373,5 @@ _HANDLERS: Mapping[type, str] = {
     events.MissRecorded: "_on_miss_recorded",
     events.Combined: "_on_combined",
     events.Committed: "_on_committed",
+    events.SiteReleased: "_on_released",
 }

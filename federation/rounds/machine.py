@@ -2,16 +2,18 @@
 
 `lifecycle` has joining, pausing, evaluating and ending; here is how a round gathers updates. Rules:
 
-1. **Select.** Of the connected sites the plan's sampler draws by seed, round and attempt, or all are asked where the
-   method needs all (`asks_all`). Sites whose updates are in the spool after a restart are not asked again.
+1. **Select.** Of the connected sites that are not in quarantine the plan's sampler draws by seed, round and attempt, or
+   all are asked where the method needs all (`asks_all`). Sites whose updates are in the spool after a restart are not
+   asked again.
 2. **Broadcast and collect.** Every drawn site is asked to train. The attempt closes when every asked site is done
    (update admitted or refused, failure, loss), or at the deadline. A lost site that comes back while the attempt is
    open is asked again. What arrives after closing is late.
 3. **Quorum.** A closed attempt is aggregated if `quorum` updates are admitted; with quorum None, if all that were
-   asked are. Otherwise it is a miss: the miss is written down, the updates of the attempt are dropped and their sites
-   told so, and the round is tried again by a new draw; refused sites are left out while enough others remain.
-   `max_failures` misses in a row are forgiven; one more fails the experiment.
-4. **Evaluate.** The candidate of every evaluated round goes to all connected sites.
+   asked are, and if the site that the rule trusts is among them. Otherwise it is a miss: the miss is written down,
+   the updates of the attempt are dropped and their sites told so, and the round is tried again by a new draw; refused
+   sites are left out while enough others remain. `max_failures` misses in a row are forgiven; one more fails the
+   experiment.
+4. **Evaluate.** The candidate of every evaluated round goes to all connected sites that are not in quarantine.
 5. **Commit.** A round with fewer counted updates than sites asked, or than planned (`sample`, else `sites_wanted`,
    unless the sampler leaves the number to chance), makes the experiment degraded.
 
@@ -70,6 +72,7 @@ class RoundMachine(Lifecycle):
         plan: what the experiment does.
         resume: where to go on; by default before the first round.
         asks_all: tells of a round whether the method needs every connected site in it; None: never.
+        trusted: the site without whose update the plan's rule cannot aggregate; None: it needs none in particular.
         weights: examples of each site, as a sampler may want; read at every draw, so the shell may fill it meanwhile.
 
     Raises:
@@ -85,9 +88,10 @@ class RoundMachine(Lifecycle):
         *,
         asks_all: Callable[[int], bool] | None = None,
         weights: Mapping[SiteName, int] | None = None,
+        trusted: SiteName | None = None,
     ) -> None:
         sampling.check_sampler(plan)
-        super().__init__(plan, resume)
+        super().__init__(plan, resume, trusted=trusted)
         self._asks_all = asks_all
         self._weights = weights
         self._asked: tuple[SiteName, ...] = ()
@@ -115,7 +119,7 @@ class RoundMachine(Lifecycle):
         if self._pause_if_too_few():
             return
         kept = {site for site in self.standings if self._is(site, Progress.ADMITTED)}
-        candidates = self.connected - kept
+        candidates = self.available - kept
         trusted = candidates - {site for site in self.standings if self._is(site, Progress.REFUSED)}
         if len(trusted | kept) >= self._plan.sites_needed:
             candidates = trusted
@@ -188,7 +192,7 @@ class RoundMachine(Lifecycle):
     def _close(self) -> None:
         counted = tuple(site for site in self._asked if self._is(site, Progress.ADMITTED))
         required = self._plan.quorum or len(self._asked)
-        if len(counted) >= required:
+        if len(counted) >= required and (self._trusted is None or self._trusted in counted):
             self._enter(Phase.AGGREGATE)
             self._do(events.StopTimer())
             self._do(events.Combine(self.round, counted))
@@ -221,13 +225,17 @@ class RoundMachine(Lifecycle):
             for site, standing in sorted(self.standings.items())
             if site in self._asked and standing.progress is not Progress.ADMITTED
         ]
-        return f"{counted} updates of the {required} needed: {', '.join(missing)}"
+        explained = f"{counted} updates of the {required} needed: {', '.join(missing) or 'none is missing'}"
+        if self._trusted is not None and not self._is(self._trusted, Progress.ADMITTED):
+            explained += f"; the rule trusts {self._trusted}, whose update is not among them"
+        return explained
 
     # --- the candidate model
 
-    def _on_combined(self, _: events.Combined) -> None:
+    def _on_combined(self, event: events.Combined) -> None:
         self._must_be(Phase.AGGREGATE, "a model was combined")
-        self._evaluate(set(self.connected))
+        self._scores = event.scores
+        self._evaluate(self.available)
 
     def _commit(self) -> None:
         counted = sum(1 for site in self.standings if self._is(site, Progress.ADMITTED))

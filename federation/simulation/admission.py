@@ -1,7 +1,8 @@
 """Whether a simulated update counts: the checks a collaborator and an aggregator make of its bytes, in that order.
 
 1. Every number is finite, else the site fails, as its own collaborator would have it (NotFinite).
-2. Its examples and the norm of its change are within what the plan allows, else it is refused.
+2. Its examples and the norm of its change are within what the plan allows, else it is refused. Norms of the last rounds
+   are those of when it comes, not of when its site trained: the engine looks at them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from federation.errors import Refusal, TaskError, UpdateRejectedError
-from federation.rounds.admission import check_norm
+from federation.rounds.admission import NormWindow, check_norm
 from federation.storage.encoded import IDENTITY, decoded
 from federation.tensors.scan import NotFiniteError, TensorScan
 from federation.training.exchange import DELTA
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from federation.names import PayloadName
     from federation.plan import ExperimentSpec, PayloadPlan
-    from federation.rounds.admission import NormWindow
     from federation.simulation.models import Payload
 
 _PIECE_BYTES = 1 << 19
@@ -39,13 +39,12 @@ class Admission:
         self._plans = spec.uploads()
         self._plan = spec.plan
 
-    def check(self, payloads: Mapping[PayloadName, Payload], examples: int, norms: NormWindow) -> float:
-        """Return the L2 norm of an update's change.
+    def check(self, payloads: Mapping[PayloadName, Payload], examples: int) -> float:
+        """Return the L2 norm of an update's change, to be held against those of the last rounds when it comes.
 
         Args:
             payloads: as they lie in the update's slot.
             examples: training examples behind it.
-            norms: of the last committed rounds.
 
         Raises:
             TaskError: NotFinite: a number is NaN or infinite.
@@ -64,7 +63,7 @@ class Admission:
             raise UpdateRejectedError(
                 Refusal.EXAMPLES, f"the update claims {examples} examples; this site may claim 1 to {most}"
             )
-        check_norm(norm, self._plan, norms)
+        check_norm(norm, self._plan, NormWindow())
         return norm
 
 

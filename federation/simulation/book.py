@@ -139,6 +139,7 @@ class RoundBook:
             update_norm=candidate.update_norm,
             simulated_seconds=simulated_seconds,
             total_sites=total_sites,
+            quarantined=commit.suspicion.held,
             rule_note=candidate.report.note[:MAX_REASON] if candidate.report else "",
         )
 

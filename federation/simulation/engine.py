@@ -19,20 +19,20 @@ import heapq
 import itertools
 import math
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from federation.algorithms.server import count_sites
 from federation.errors import PlanError, TaskError, UpdateRejectedError
 from federation.rounds import events
-from federation.rounds.admission import NormWindow
+from federation.rounds.admission import NormWindow, check_norm
 from federation.rounds.asynchronous import AsyncMachine
 from federation.rounds.events import Phase
 from federation.simulation.admission import Admission
 from federation.simulation.bench import EvaluateOrder, KeepOrder, TrainOrder
 from federation.simulation.book import RoundBook, Update
 from federation.simulation.models import Payload
+from federation.simulation.roles import NoSpans
 from federation.simulation.under_way import Flight, UnderWay
 
 if TYPE_CHECKING:
@@ -44,78 +44,10 @@ if TYPE_CHECKING:
     from federation.simulation.bench import EvaluateAnswer, Failure, TrainAnswer
     from federation.simulation.executors import Executor
     from federation.simulation.models import Models
+    from federation.simulation.roles import Machine, Spans, Tampering
     from federation.simulation.script import Fate, Script
     from federation.simulation.times import TimeModel
     from federation.tensors.buffers import Array
-
-
-class Machine(Protocol):
-    """What the engine asks of a round machine, synchronous or not."""
-
-    phase: Phase
-    round: RoundNumber
-    connected: set[SiteName]
-
-    @property
-    def asked(self) -> tuple[SiteName, ...]:
-        """Sites that were asked and are not settled."""
-        ...
-
-    def start(self) -> list[events.Action]:
-        """Return the first actions."""
-        ...
-
-    def step(self, event: events.Event) -> list[events.Action]:
-        """Take in one event and return what to do."""
-        ...
-
-
-class Spans(Protocol):
-    """Where time of the engine's parts is noted, if anybody profiles."""
-
-    def span(self, name: str) -> AbstractContextManager[object]:
-        """Return a context that lasts as long as the part."""
-        ...
-
-
-class Tampering(Protocol):
-    """Comes between what sites learnt and what is admitted: `federation.simulation.hostile`.
-
-    Attributes:
-        sites: those whose updates it writes; what is wrong with them shows at admission only.
-    """
-
-    sites: frozenset[SiteName]
-
-    def tamper(
-        self,
-        round_number: RoundNumber,
-        answers: Sequence[TrainAnswer],
-        slots: Mapping[SiteName, int],
-        rule: Callable[[Mapping[SiteName, Array]], Array],
-    ) -> Sequence[TrainAnswer]:
-        """Write updates into their slots, and return the answers as they are now.
-
-        Args:
-            round_number: the round.
-            answers: of every site asked together, in any order.
-            slots: where the update of each lies.
-            rule: the aggregate of those sites that trained, as the rule in force makes it of a vector of each.
-
-        Raises:
-            PlanError: it cannot be done; the run fails.
-        """
-        ...
-
-
-class NoSpans:
-    """Notes nothing."""
-
-    _nothing: AbstractContextManager[object] = nullcontext()
-
-    def span(self, name: str) -> AbstractContextManager[object]:
-        """See `Spans.span`."""
-        return self._nothing
 
 
 class Engine:
@@ -180,6 +112,7 @@ class Engine:
         self._actions: deque[events.Action] = deque()
         self._timer: float | None = None
         self._leaving: dict[SiteName, int] = {}
+        self._due: dict[SiteName, int] = {}
         self._evaluating: set[int] = set()
         self._updates: dict[SiteName, Update] = {}
         self._combined: dict[SiteName, Update] = {}
@@ -251,7 +184,7 @@ class Engine:
             if flight.back:
                 self._leaving[site] = flight.back
             if flight.at is not None and flight.event is not None:
-                self._push(flight.at, site, flight.event)
+                self._due[site] = self._push(flight.at, site, flight.event)
             if flight.trained is None:
                 continue
             slot = self._free.pop()
@@ -271,11 +204,10 @@ class Engine:
     def _next_event(self) -> events.Event:
         timer_first = self._enforces_deadlines and self._timer is not None
         if self._heap and not (timer_first and self._timer is not None and self._heap[0][0] > self._timer):
-            at, site, _, event = heapq.heappop(self._heap)
+            at, site, number, event = heapq.heappop(self._heap)
             self.clock = max(self.clock, at)
-            if isinstance(event, events.SiteLost):
-                self.absent[site] = self._leaving.pop(site)
-            return event
+            known = self._arrived(site, number, event)
+            return self._next_event() if known is None else known
         # A run that goes on may find itself paused before its first draw.
         is_paused = self._machine.phase is Phase.PAUSED or (
             self._machine.phase is Phase.JOINING and self._machine.round > 1
@@ -291,6 +223,24 @@ class Engine:
             self.clock = max(self.clock, self._timer)
         self._timer = None
         return events.DeadlinePassed()
+
+    def _arrived(self, site: SiteName, number: int, event: events.Event) -> events.Event | None:
+        """Return what an event means now that it happens; None if nothing: it answers a task that was over before."""
+        if isinstance(event, events.SiteLost):
+            back = self._leaving.pop(site, None)
+            if back is None:
+                return None
+            self.absent[site] = back
+        elif isinstance(event, events.SiteReady) or number in self._evaluating:
+            return event
+        elif self._due.get(site) != number:
+            return None
+        elif isinstance(event, events.UpdateAdmitted) and site in self._updates:
+            try:
+                check_norm(self._updates[site].norm, self._spec.plan, self.norms)
+            except UpdateRejectedError as error:
+                return events.UpdateRefused(site, str(error))
+        return event
 
     # --- actions out
 
@@ -314,8 +264,10 @@ class Engine:
             self._settle(action)
         elif isinstance(action, events.RecordMiss):
             self._actions.extend(self._machine.step(events.MissRecorded()))
-        else:
+        elif isinstance(action, events.Finish):
             self._finish = action
+        else:
+            raise RuntimeError(f"nobody releases sites in a simulation, but the machine says {action}")
         return False
 
     def _train(self, action: events.AskTrain) -> None:
@@ -373,7 +325,7 @@ class Engine:
             self.book.held.pop(site, None)
             self._push(at, site, events.SiteLost(site, "lost by the script"))
         else:
-            self._push(at, site, events.SiteFailed(site, "failed by the script"))
+            self._due[site] = self._push(at, site, events.SiteFailed(site, "failed by the script"))
 
     def _take(self, answer: TrainAnswer, action: events.AskTrain, slot: int, fate: Fate, down: int) -> None:
         site, trained = answer.site, answer.trained
@@ -382,7 +334,7 @@ class Engine:
             self._free.append(slot)
             self._fail(action.round, site, answer.failure)
             at = self.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
-            self._push(at, site, events.SiteFailed(site, answer.failure.error_class))
+            self._due[site] = self._push(at, site, events.SiteFailed(site, answer.failure.error_class))
             return
         at = self.clock + fate.delay_s
         at += self._times.training_s(
@@ -396,7 +348,7 @@ class Engine:
         event: events.Event = events.UpdateAdmitted(site, asked_round=action.round)
         norm = 0.0
         try:
-            norm = self._admission.check(payloads, trained.examples, self.norms)
+            norm = self._admission.check(payloads, trained.examples)
         except TaskError as error:
             if self._tampering is not None and site in self._tampering.sites:
                 event = events.UpdateRefused(site, error.traceback)
@@ -408,7 +360,7 @@ class Engine:
             self._free.append(slot)
         else:
             self._updates[site] = Update(site, action.round, action.attempt, slot, trained, norm, answer.has_pending)
-        self._push(at, site, event)
+        self._due[site] = self._push(at, site, event)
 
     def _payload(self, slot: int, name: PayloadName, size: int) -> Payload:
         return Payload(self._executor.arena.update(slot, name)[:size])
@@ -444,7 +396,8 @@ class Engine:
                 self._models.combine(action.round, list(self._combined.values()), total)
             except ValueError as error:
                 raise PlanError(str(error)) from error
-        self._actions.extend(self._machine.step(events.Combined()))
+        candidate = self._models.candidate
+        self._actions.extend(self._machine.step(events.Combined(candidate.scores if candidate is not None else {})))
 
     def _commit(self, action: events.Commit) -> bool:
         candidate = self._models.candidate

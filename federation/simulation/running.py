@@ -19,22 +19,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from federation.aggregation.registry import trusted_site
 from federation.algorithms import Algorithm, load_algorithm
 from federation.data.shard import count_examples
 from federation.errors import PlanError
 from federation.names import RoundNumber, SiteName
 from federation.plan import ExperimentSpec, Plan
-from federation.rounds import events
+from federation.rounds import events, quarantine
 from federation.rounds.asynchronous import machine_for
+from federation.rounds.quarantine import Suspicion
 from federation.simulation.bench import Premises
 from federation.simulation.devices import choose_device, device_of, placed
-from federation.simulation.engine import Engine, Machine, NoSpans, Spans
+from federation.simulation.engine import Engine
 from federation.simulation.hostile import HostileSites, Threat, attack_success, poisoned, threat_of
 from federation.simulation.interruption import Interruption
 from federation.simulation.launching import Crew, launch
 from federation.simulation.memory import Layout
 from federation.simulation.models import Models
 from federation.simulation.population import check_data, report_of, shards_of, site_names
+from federation.simulation.roles import Machine, NoSpans, Spans
 from federation.simulation.run_folder import FORMAT, RunFolder, Standpoint
 from federation.simulation.script import Script
 from federation.simulation.times import TimeModel
@@ -382,7 +385,7 @@ class _Run:
         setting, standpoint = self._setting, self._standpoint
         engine = Engine(
             spec=self._spec,
-            machine=_machine(setting, standpoint),
+            machine=_machine(setting, standpoint, self._records),
             sites={name: count_examples(shard.train) for name, shard in setting.shards.items()},
             models=models,
             executor=executor,
@@ -508,29 +511,35 @@ def _finished(folder: RunFolder | None) -> dict[str, Any]:
     return description if description.get("outcome") == "completed" else {}
 
 
-def _resume(setting: _Setting, standpoint: Standpoint) -> events.Resume:
+def _resume(setting: _Setting, standpoint: Standpoint, records: Sequence[RoundRecord]) -> events.Resume:
     """Return where the machine goes on: with the very sites that were there, and with what is under way."""
     number, under_way = RoundNumber(standpoint.round + 1), standpoint.under_way
     there = tuple(sorted(site for site in setting.shards if standpoint.absent.get(site, 0) <= number))
+    suspicion, plan = Suspicion(), setting.built.spec.plan
+    for record in records:
+        scores = {row.site: row.scores for row in record.sites}
+        suspicion = quarantine.judge(plan.quarantine, suspicion, record.round, scores, trusted=trusted_site(plan))
     return events.Resume(
         round=number,
         admitted=under_way.waiting,
         expected=there if standpoint.round else (),
         score=standpoint.score,
+        suspicion=suspicion,
         asked=under_way.asked,
         training=under_way.training,
         knows_tasks=True,
     )
 
 
-def _machine(setting: _Setting, standpoint: Standpoint) -> Machine:
+def _machine(setting: _Setting, standpoint: Standpoint, records: Sequence[RoundRecord]) -> Machine:
     algorithm, spec = setting.algorithm, setting.built.spec
     return machine_for(
         spec.plan,
         algorithm.mode,
-        _resume(setting, standpoint),
+        _resume(setting, standpoint, records),
         asks_all=lambda number: algorithm.asks_all(spec, number),
         weights={name: count_examples(shard.train) for name, shard in setting.shards.items()},
+        trusted=trusted_site(spec.plan),
         buffer=algorithm.buffer_size(spec.plan),
         max_staleness=algorithm.stalest(),
         ends_at_deadline=algorithm.ends_at_deadline,

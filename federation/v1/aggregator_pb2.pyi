@@ -288,14 +288,16 @@ class PushUpdateReply(_message.Message):
     def __init__(self, holding: _Optional[_Union[UpdateHolding, _Mapping]] = ..., result: _Optional[_Union[UpdateResult, _Mapping]] = ...) -> None: ...
 
 class UpdateHolding(_message.Message):
-    __slots__ = ("bytes", "admitted", "admitted_update_id")
+    __slots__ = ("bytes", "admitted", "admitted_update_id", "piece_bytes")
     BYTES_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
+    PIECE_BYTES_FIELD_NUMBER: _ClassVar[int]
     bytes: _containers.RepeatedScalarFieldContainer[int]
     admitted: bool
     admitted_update_id: bytes
-    def __init__(self, bytes: _Optional[_Iterable[int]] = ..., admitted: _Optional[bool] = ..., admitted_update_id: _Optional[bytes] = ...) -> None: ...
+    piece_bytes: int
+    def __init__(self, bytes: _Optional[_Iterable[int]] = ..., admitted: _Optional[bool] = ..., admitted_update_id: _Optional[bytes] = ..., piece_bytes: _Optional[int] = ...) -> None: ...
 
 class UpdateResult(_message.Message):
     __slots__ = ("admitted", "reason", "detail")

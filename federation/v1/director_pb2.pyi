@@ -376,6 +376,24 @@ class CancelExperimentReply(_message.Message):
     state: ExperimentState
     def __init__(self, state: _Optional[_Union[ExperimentState, str]] = ...) -> None: ...
 
+class ReleaseSiteRequest(_message.Message):
+    __slots__ = ("experiment", "site", "reason")
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    experiment: str
+    site: str
+    reason: str
+    def __init__(self, experiment: _Optional[str] = ..., site: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ReleaseSiteReply(_message.Message):
+    __slots__ = ("released", "quarantined_since")
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_SINCE_FIELD_NUMBER: _ClassVar[int]
+    released: bool
+    quarantined_since: int
+    def __init__(self, released: _Optional[bool] = ..., quarantined_since: _Optional[int] = ...) -> None: ...
+
 class ReadLogsRequest(_message.Message):
     __slots__ = ("experiment", "site", "follow")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]

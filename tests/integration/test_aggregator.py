@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
+import string
 import time
 
 import numpy as np
 import pytest
 
+from federation.aggregator.turns import turns_here
 from federation.errors import (
     ConflictError,
     IdentityError,
@@ -255,6 +258,25 @@ async def test_a_cut_upload_goes_on_where_it_stopped(tmp_path):
         assert (await running.ended()).outcome == "completed"
     _, arrays = read_model(built.work / "artifacts" / "last.safetensors")
     assert (arrays["weight"] == 1.0).all()
+
+
+async def test_where_many_upload_smaller_pieces_are_asked_for(tmp_path):
+    crowd = string.ascii_lowercase[: turns_here() + 1]
+    built = stage(tmp_path, crowd, rounds=2, schema=flat_schema(100_000), evaluate_every=0)
+    wanted = []
+    async with built.aggregator() as running, contextlib.AsyncExitStack() as stack:
+        sites = [await stack.enter_async_context(built.site(f"site-{each}", running.address)) for each in crowd]
+        for site in sites:
+            await site.connect()
+            await site.ready()
+        payloads = {"delta": np.ones(100_000, dtype=np.float32).tobytes()}
+        for _ in range(2):
+            headers = [site.header(await site.next_task(), payloads, {"loss": 1.0}) for site in sites]
+            holding = await sites[0].push(headers[0], payloads, most_bytes=0, commit=False)
+            wanted.append(holding.piece_bytes)
+            for site, header in zip(sites, headers, strict=True):
+                await site.push(header, payloads)
+    assert wanted == [1 << 20, 512 << 10]
 
 
 async def test_another_update_id_begins_anew_and_an_admitted_one_is_only_acknowledged(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from federation.errors import IdentityError, NotFoundError
 from federation.names import Role
 from federation.pki import requests
-from federation.plan import Plan
+from federation.plan import Plan, Quarantine
 from federation.runtime.clock import SystemClock
 from federation.telemetry.metrics import Metrics
 from federation.testing.aggregators import EXPERIMENT, FEDERATION, Stage, flat_schema
@@ -132,11 +132,9 @@ class ScriptedDirector:
 
 
 @asynccontextmanager
-async def scene(tmp_path, *, clock=None, elements=10, **plan):
-    """A director and an aggregator that knows nothing but its configuration."""
-    built = Stage(
-        tmp_path, Plan(**{"sites": 2, "rounds": 2, **plan}), ["site-a", "site-b"], schema=flat_schema(elements)
-    )
+async def directed(tmp_path, *, elements=10, names=("site-a", "site-b"), **plan):
+    """A director whose aggregator is still to start, its server, and its address."""
+    built = Stage(tmp_path, Plan(**{"sites": 2, "rounds": 2, **plan}), list(names), schema=flat_schema(elements))
     director = ScriptedDirector(built)
     rules = {method_path(method): frozenset({Role.AGGREGATOR}) for method in SERVICE.methods}
     authority = Authority(FEDERATION, rules, clock=SystemClock())
@@ -144,12 +142,19 @@ async def scene(tmp_path, *, clock=None, elements=10, **plan):
     server.add_service(SERVICE, director)
     port = await server.start()
     try:
-        async with built.aggregator(clock=clock, director_address=f"127.0.0.1:{port}", roster=()) as running:
+        yield built, director, server, f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
+
+
+@asynccontextmanager
+async def scene(tmp_path, *, clock=None, **options):
+    """A director and an aggregator that knows nothing but its configuration."""
+    async with directed(tmp_path, **options) as (built, director, server, address):
+        async with built.aggregator(clock=clock, director_address=address, roster=()) as running:
             running.server = server
             await director.seen(lambda: director.hellos)
             yield built, director, running
-    finally:
-        await server.stop(0)
 
 
 async def run_sites(built, running):
@@ -266,3 +271,113 @@ async def test_the_certificate_is_renewed_before_it_expires(tmp_path):
         assert await run_sites(built, running) == ["completed", "completed"]
         await running.ended()
     assert tls.load() and tls.facts().serial == director.renewals[0] != before
+
+
+# --- quarantine: a hostile site among honest ones
+
+HONEST, HOSTILE = ("site-a", "site-b", "site-c", "site-d"), "site-e"
+SITES = (*HONEST, HOSTILE)
+QUARANTINE = {
+    "names": SITES,
+    "elements": 100,
+    "sites": 5,
+    "minimum_sites": 3,
+    "rule": "median",
+    "evaluate_every": 0,
+    "quarantine": Quarantine(score="distance", threshold=3.0, rounds=2),
+}
+
+
+async def meet(built, address, *names):
+    """Sites with a session that are ready; honest ones agree but for a little, the hostile one is far off."""
+    sites = []
+    for index, name in enumerate(names):
+        target = 1000.0 if name == HOSTILE else 1.0 + index / 10
+        sites.append(built.site(name, address, target=target))
+        await sites[-1].connect()
+        await sites[-1].ready()
+    return sites
+
+
+async def answer(*sites):
+    """Let each site do its next task; return the rounds they are of."""
+    rounds = []
+    for site in sites:
+        task = await site.next_task()
+        await site.answer(task)
+        rounds.append(task.round)
+    return rounds
+
+
+async def part(*sites):
+    for site in sites:
+        with pytest.raises(Finished):
+            await site.next_task()
+        await site.vanish()
+
+
+def release(director, site):
+    for row in director.roster.sites:
+        row.releases = 1 if row.site == site else 0
+
+
+def audits(director):
+    return [event.text for event in director.events if event.kind == "audit"]
+
+
+async def test_a_release_from_the_director_lets_a_quarantined_site_be_asked_again_once(tmp_path):
+    async with scene(tmp_path, rounds=5, **QUARANTINE) as (built, director, running):
+        sites = await meet(built, running.address, *SITES)
+        assert [await answer(*sites) for _ in range(2)] == [[1] * 5, [2] * 5]
+        await director.seen(lambda: director.reports and director.reports[-1].round == 2)
+        (held,) = director.reports[-1].quarantined
+        assert (held.site, held.since_round, held.releases) == (HOSTILE, 2, 0)
+        assert "distance above 3 times the round's median in 2 rounds" in held.reason
+        value = running.aggregator.metrics.registry.get_sample_value
+        assert value("federation_sites_quarantined") == 1
+        assert value("federation_update_score", {"score": "distance", "site": HOSTILE}) > 100
+        release(director, HOSTILE)
+        director.say(roster=director.roster)
+        director.say(roster=director.roster)
+        await director.seen(lambda: audits(director))
+        assert await answer(*sites[:4]) == [3] * 4, "the round in progress was drawn before the release"
+        sites[4].target = 1.2
+        assert await answer(*sites) == [4] * 5
+        await director.seen(lambda: director.reports[-1].round == 4)
+        assert not director.reports[-1].quarantined and sites[4].trained == [1, 2, 4]
+        director.end_session()  # the next session brings the same roster
+        await director.seen(lambda: len(director.hellos) == 2)
+        assert await answer(*sites) == [5] * 5
+        await part(*sites)
+        assert (await running.ended()).outcome == "completed"
+    assert audits(director) == [f"{HOSTILE} is out of quarantine: the aggregator asks it again"]
+
+
+async def test_quarantine_outlives_kill_9_and_so_does_a_release_that_came_meanwhile(tmp_path):
+    async with directed(tmp_path, rounds=5, **QUARANTINE) as (built, director, _, address):
+        async with built.process(1, director_address=address, roster=()) as first:
+            sites = await meet(built, first.address, *SITES)
+            assert [await answer(*sites) for _ in range(2)] == [[1] * 5, [2] * 5]
+            assert await answer(*sites[:3]) == [3] * 3
+            first.kill()
+            await first.ended()
+            for site in sites:
+                await site.vanish()
+        async with built.process(2, director_address=address, roster=()) as second:
+            sites = await meet(built, second.address, HOSTILE, *HONEST)
+            assert await answer(sites[4]) == [3], "what was admitted before is not asked for again"
+            assert [(await site.next_task()).round for site in sites[1:]] == [4] * 4
+            await director.seen(lambda: director.reports[-1].round == 3)
+            assert [row.site for row in director.reports[-1].quarantined] == [HOSTILE]
+            second.kill()
+            await second.ended()
+            assert sites[0].trained == [], "it was connected, and not asked"
+            for site in sites:
+                await site.vanish()
+        release(director, HOSTILE)
+        async with built.process(3, director_address=address, roster=()) as third:
+            sites = await meet(built, third.address, HOSTILE, *HONEST)  # those of the last round are waited for
+            assert [await answer(*sites) for _ in range(2)] == [[4] * 5, [5] * 5]
+            await part(*sites)
+            assert await third.ended() == 0
+    assert len(audits(director)) == 1

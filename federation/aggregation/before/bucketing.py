@@ -25,7 +25,7 @@ class Bucketing(PreAggregation):
 
     Formula: y_b = mean of the b-th s vectors of a random permutation; the last bucket may be short.
 
-    Options:
+    Attributes:
         size: s, sites in a bucket.
     """
 

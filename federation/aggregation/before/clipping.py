@@ -24,7 +24,7 @@ class Clipping(PreAggregation):
 
     Formula: y_i = v_i · min(1, c / ‖v_i‖).
 
-    Options:
+    Attributes:
         radius: c, largest L2 norm.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -152,6 +153,20 @@ class World:
         self.channels.append(channel)
         return Stub(channel, DESCRIPTOR, timeout_s=WAIT_S)
 
+    def profile(self, role: Role, name: str) -> Path:
+        """Return the client profile of a person."""
+        tls = self.pki.issue(role, name)
+        path = self.pki.folder / f"{name}.toml"
+        lines = {
+            "federation": FEDERATION,
+            "address": f"127.0.0.1:{self.director.port}",
+            "authority": tls.authority,
+            "certificate": tls.certificate,
+            "key": tls.key,
+        }
+        path.write_text("".join(f"{key} = {json.dumps(str(value))}\n" for key, value in lines.items()))
+        return path
+
     async def attend(self, site: str, *shards: pb.ShardOffer, running: tuple[str, ...] = ()) -> Envoy:
         envoy = Envoy(site, self.stub(Role.ENVOY, site).bidi("Attend"))
         await envoy.hello(running)
@@ -263,7 +278,7 @@ class Aggregator(_Peer):
         while sorted(row.site for row in (await self.read_kind("roster")).sites) != sorted(wanted):
             pass
 
-    async def report(self, sequence: int, number: int) -> None:
+    async def report(self, sequence: int, number: int, **fields: Any) -> None:
         report = pb.RoundReport(
             round=number,
             epoch=1,
@@ -273,6 +288,7 @@ class Aggregator(_Peer):
             metrics={"loss": 0.5},
             model_digest="ab" * 32,
             contributions=[pb.Contribution(site="north", outcome="counted", examples=10, weight=1.0)],
+            **fields,
         )
         await self.call.write(pb.SuperviseRequest(report=report))
 

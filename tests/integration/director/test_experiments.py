@@ -8,7 +8,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from typer.testing import CliRunner
 
+from federation.client.command import app
 from federation.errors import (
     ConflictError,
     FederationError,
@@ -166,6 +168,57 @@ async def test_cancelling_stops_the_aggregator_and_withdraws_sites_and_is_idempo
     assert (await envoy.read_kind("withdrawal")).reason == "cancelled: wrong data"
     await asyncio.wait_for(process.ended, 10)  # it does not leave by itself, so it is stopped
     assert process.stopped
+
+
+async def test_an_operator_releases_a_site_and_its_aggregator_learns_it_now_and_at_every_hello(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    experiment, (envoy,), process, aggregator = await start(world, make_package, make_shard, "north")
+    await envoy.accept()
+    await aggregator.roster_of("north")
+    held = pb.QuarantinedSite(site="north", since_round=1, reason="far from the others")
+    await aggregator.report(1, 1, quarantined=[held])
+    await aggregator.read_kind("acknowledge")
+    (part,) = (await world.experiment(experiment)).sites
+    assert (part.quarantined_since, part.quarantine_reason) == (1, "far from the others")
+    (row,) = (await world.stub(Role.USER, "alice").unary("ListEnvoys", pb.ListEnvoysRequest())).envoys
+    assert list(row.quarantined_in) == [experiment]
+    (row,) = (await world.stub(Role.USER, "bob").unary("ListEnvoys", pb.ListEnvoysRequest())).envoys
+    assert not row.quarantined_in, "another user's experiment is none of his business"
+    request = pb.ReleaseSiteRequest(experiment=experiment, site="north", reason="a new scanner")
+    with pytest.raises(IdentityError):
+        await world.stub(Role.USER, "alice").unary("ReleaseSite", request)
+    profile = world.profile(Role.OPERATOR, "root")
+
+    def command(*arguments: str) -> str:
+        done = CliRunner(env={"COLUMNS": "300"}).invoke(app, [*arguments, "--profile", str(profile)])
+        assert done.exit_code == 0, done.output
+        return " ".join(done.output.split())
+
+    shown = await asyncio.to_thread(command, "show", experiment)
+    assert "in quarantine since round 1" in shown and "far from the others" in shown
+    assert experiment in await asyncio.to_thread(command, "envoys")
+    told = [await asyncio.to_thread(command, "release", experiment, "north", "--reason", "a new scanner") for _ in "12"]
+    assert told == ["north is released; it was in quarantine since round 1", "north is not in quarantine"]
+    operator = world.stub(Role.OPERATOR, "root")
+    assert [row.releases for row in (await aggregator.read_kind("roster")).sites] == [1]
+    await aggregator.report(2, 2, quarantined=[held])  # committed before the release was obeyed
+    await aggregator.read_kind("acknowledge")
+    (part,) = (await world.experiment(experiment)).sites
+    assert (part.quarantined_since, part.releases) == (0, 1)
+    again = await world.supervise(process)
+    await again.read_kind("welcome")
+    assert [row.releases for row in (await again.read_kind("roster")).sites] == [1]
+    with pytest.raises(NotFoundError, match="'south' takes no part"):
+        await operator.unary("ReleaseSite", pb.ReleaseSiteRequest(experiment=experiment, site="south"))
+    await again.end()
+    seen = await world.until_state(experiment, pb.EXPERIMENT_STATE_COMPLETED)
+    assert [event.text for event in seen if "quarantine" in event.text and event.kind == "site"] == [
+        "north is in quarantine since round 1: far from the others",
+        "north is released from quarantine: a new scanner",
+    ]
+    with pytest.raises(ConflictError, match="is completed: nobody is asked any more"):
+        await operator.unary("ReleaseSite", request)
 
 
 async def test_a_completed_experiment_cannot_be_cancelled(world: Any, make_package: Any, make_shard: Any) -> None:

@@ -95,7 +95,7 @@ class Task:
 
 experiment = Experiment(
     name="trial", model=lambda: {{"w": np.zeros({elements}, np.float32)}}, task=Task(), shard="numbers",
-    plan=Plan(rounds={rounds}, sites={sites}, minimum_sites={sites}),
+    plan=Plan(rounds={rounds}, sites={sites}, minimum_sites={sites}, downlink={downlink!r}),
 )
 """
 
@@ -165,12 +165,14 @@ class Trial:
 
 @pytest.fixture
 def make_trial(tmp_path: Path) -> Callable[..., Trial]:
-    def make(train: str = "pass", *, elements: int = 8, sites: int = 1, rounds: int = 3) -> Trial:
+    def make(
+        train: str = "pass", *, elements: int = 8, sites: int = 1, rounds: int = 3, downlink: str = "identity"
+    ) -> Trial:
         folder = tmp_path / "experiment"
         folder.mkdir()
         body = textwrap.indent(textwrap.dedent(train).strip(), " " * 8).lstrip()
         (folder / "experiment.py").write_text(
-            EXPERIMENT_SOURCE.format(train=body, elements=elements, sites=sites, rounds=rounds)
+            EXPERIMENT_SOURCE.format(train=body, elements=elements, sites=sites, rounds=rounds, downlink=downlink)
         )
         spec, arrays = load_experiment(folder).build()
         packed = bundle.pack(folder, tmp_path / "bundle.zip")
@@ -262,6 +264,8 @@ class ScriptedAggregator(_Scripted):
         pulls: offsets it was asked from.
         cut_pull_after: cut the next download after so many bytes.
         cut_push_after: cut the next upload after so many bytes.
+        piece_bytes: largest piece it says it would like.
+        largest_piece: largest that came.
         refusal: error the next commit is answered with.
     """
 
@@ -274,6 +278,8 @@ class ScriptedAggregator(_Scripted):
         self.pulls: list[int] = []
         self.cut_pull_after: int | None = None
         self.cut_push_after: int | None = None
+        self.piece_bytes = 0
+        self.largest_piece = 0
         self.refusal: FederationError | None = None
         self.sessions: asyncio.Queue[SiteSession] = asyncio.Queue()
         self.updates: asyncio.Queue[Update] = asyncio.Queue()
@@ -362,7 +368,8 @@ class ScriptedAggregator(_Scripted):
         header = (await anext(aiter(requests))).header
         held = self._partial.setdefault(header.update_id, [bytearray() for _ in header.payloads])
         resumed_at = [len(part) for part in held]
-        yield aggregator_pb2.PushUpdateReply(holding=aggregator_pb2.UpdateHolding(bytes=resumed_at))
+        holding = aggregator_pb2.UpdateHolding(bytes=resumed_at, piece_bytes=self.piece_bytes)
+        yield aggregator_pb2.PushUpdateReply(holding=holding)
         async for request in requests:
             if request.WhichOneof("message") == "commit":
                 if self.refusal is not None:
@@ -372,6 +379,7 @@ class ScriptedAggregator(_Scripted):
                 self.updates.put_nowait(update)
                 yield aggregator_pb2.PushUpdateReply(result=aggregator_pb2.UpdateResult(admitted=True))
                 return
+            self.largest_piece = max(self.largest_piece, len(request.chunk.chunk.data))
             part = held[request.chunk.payload]
             if request.chunk.chunk.offset < len(part):
                 continue  # a small update is sent whole at once, whatever is held

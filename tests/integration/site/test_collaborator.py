@@ -62,6 +62,24 @@ async def test_a_site_trains_evaluates_and_finishes(
     assert status.code == 0
 
 
+@pytest.mark.parametrize(("wanted", "sent"), [(0, 1 << 20), (300_000, 300_000), (1, 64 << 10), (9 << 20, 1 << 20)])
+async def test_pieces_are_as_large_as_the_aggregator_would_like_within_reason(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, wanted: int, sent: int
+) -> None:
+    trial = make_trial(elements=500_000)
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    aggregator.piece_bytes = wanted
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model, inline=False))
+    update = await aggregator.next_update()
+    assert aggregator.largest_piece == sent
+    assert update.digests == [payload_digest(update.data[0])]
+    _finish(session)
+    await wait_for_end(child)
+
+
 async def test_cut_downloads_and_uploads_go_on_where_they_stopped(
     make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
 ) -> None:

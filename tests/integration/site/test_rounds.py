@@ -82,3 +82,40 @@ async def test_an_aggregator_that_is_started_again_finds_its_sites(
     assert len(history["rounds"]) == 3
     model = load_file(tmp_path / "aggregator" / "artifacts" / "last.safetensors")
     assert np.allclose(model["w"], 6.0)
+
+
+KILLED = """
+import os
+if "north" in str(round.site) and round.number == 3 and not os.path.exists("killed"):
+    open("killed", "w").close()
+    os.kill(os.getppid(), 9)
+"""
+
+
+async def test_a_killed_site_goes_on_with_steps_from_the_model_in_its_folder(
+    make_trial: Any, make_site: Any, aggregator_config: Any, wait_for_end: Any, tmp_path: Path
+) -> None:
+    elements = 100_000
+    trial = make_trial(KILLED, elements=elements, sites=2, rounds=5, downlink="stc:0.1")
+    aggregator = Aggregator(aggregator_config(trial, "north", "south"))
+    running = asyncio.create_task(aggregator.run())
+    await asyncio.wait_for(aggregator.started.wait(), 30)
+    sites = [make_site(trial), replace(make_site(trial), folder=tmp_path / "other", name=SiteName("south"))]
+    started = [await site.start(aggregator.address) for site in sites]
+    await wait_for_end(started[0])
+    started[0] = await sites[0].start(aggregator.address)
+    record = await asyncio.wait_for(running, 90)
+    assert record.outcome == "completed", record
+    for child, site in zip(started, sites, strict=True):
+        assert (await wait_for_end(child)).record.outcome == "finished", site.log
+    # Whatever sites hold, each round adds its number to the server's model.
+    model = load_file(tmp_path / "aggregator" / "artifacts" / "last.safetensors")
+    np.testing.assert_allclose(model["w"], 15.0)
+    history = json.loads((tmp_path / "aggregator" / "artifacts" / "history.json").read_text())
+    down = {row["site"]: [] for row in history["rounds"][0]["sites"]}
+    for entry in history["rounds"]:
+        for row in entry["sites"]:
+            down[row["site"]].append(row["bytes_down"])
+    for site, counted in down.items():
+        assert counted[0] >= 4 * elements, site
+        assert max(counted[1:]) < 0.1 * 4 * elements, (site, counted)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from federation.aggregation.registry import RULES, load_aggregation
+from federation.aggregation.registry import RULES, load_aggregation, load_rule
 from federation.aggregation.tiles import ArrayTiles
+from federation.errors import PlanError
 from federation.names import SiteName
 from federation.plan import Plan
 from federation.tensors import DType, TensorSchema, TensorSpec
@@ -232,8 +233,65 @@ def test_distances_of_honest_sites_survive_an_offset_and_a_huge_vector() -> None
     assert [index for index, weight in enumerate(report.weights.values()) if weight] == [expected]
 
 
+def test_a_round_without_the_trusted_site_is_not_aggregated() -> None:
+    rows = np.random.default_rng(0).standard_normal((5, 15))
+    for rule in ("monna", "fltrust"):
+        with pytest.raises(PlanError, match="trusts site 'elsewhere', whose update is not among the 5 of this round"):
+            run(rows, 1, rule, trusted="elsewhere")
+
+
+def test_fltrust_with_momentum_keeps_the_direction_of_the_rounds_before() -> None:
+    rows = np.random.default_rng(2).standard_normal((7, 15)) * 0.1 + 1.0
+    rows[:2] = -50.0
+    first, report = run(rows, 2, "fltrust", trusted="momentum")
+    # The first round has no direction yet: that of the geometric median, and the median length.
+    np.testing.assert_allclose(first, 1.0, atol=0.2)
+    assert report.weights is not None and [report.weights[SiteName(f"site-0{i}")] for i in (0, 1)] == [0.0, 0.0]
+    rule = load_rule("fltrust", trusted="momentum", beta=0.5)
+    assert rule.state == ("momentum",)
+    np.testing.assert_array_equal(rule.advance({"momentum": np.array([2.0])}, np.array([4.0]))["momentum"], [3.0])
+
+
+def test_centered_clipping_goes_on_from_the_last_aggregate_by_steps_of_tau() -> None:
+    rows = np.random.default_rng(2).standard_normal((7, 15))
+    rows[0] = 1e9
+    for steps in (1, 3):
+        expected = centered_clipping(rows, 1, tau=2.0, steps=steps)
+        np.testing.assert_allclose(run(rows, 1, "centered_clipping", tau=2.0, steps=steps)[0], expected, rtol=1e-6)
+
+
+def test_bulyan_selects_as_many_as_it_is_told() -> None:
+    rows = np.random.default_rng(2).standard_normal((13, 15))
+    for selection, theta in (("n-2f", 9), ("n-2f-2", 7)):
+        found, _ = run(rows, 2, "bulyan", selection=selection)
+        np.testing.assert_allclose(found, bulyan(rows, 2, theta), rtol=1e-9)
+
+
 def test_every_rule_has_its_plain_version_here() -> None:
     assert set(BRUTE) | {"mean"} == set(RULES)
+
+
+def test_a_uniform_attacker_moves_each_rule_as_far_as_is_known() -> None:
+    """Nine vectors N(0, 1) in 15 dimensions and one U(-500, 500): distance to the honest mean, median over seeds."""
+    known = {
+        "mean": 111.0,
+        "geometric_median": 0.47,
+        "median": 0.92,
+        "krum": 2.7,
+        "multi_krum": 1.0,
+        "multi_krum of 8": 0.57,
+    }
+    found: dict[str, list[float]] = {name: [] for name in known}
+    for seed in range(150):
+        random = np.random.default_rng(seed)
+        rows = np.concatenate([random.standard_normal((9, 15)), random.uniform(-500, 500, (1, 15))])
+        for name, distances in found.items():
+            rule, _, m = name.partition(" of ")
+            result, _ = run(rows, 2, rule, **({"m": int(m)} if m else {}))
+            # The mean is off by what the attacker adds to it: it is held against the nine honest vectors.
+            distances.append(float(np.linalg.norm(result - rows[:9].mean(axis=0))))
+    for name, distances in found.items():
+        assert np.median(distances) == pytest.approx(known[name], rel=0.12), name
 
 
 # --- pre-aggregations

@@ -104,6 +104,14 @@ def test_a_plan_says_what_is_done_to_the_updates_of_a_round() -> None:
         ({"pre_aggregation": ("arc",), "byzantine": 2}, 4, "pre_aggregation 'arc' stands byzantine = 2 only where"),
         ({"rule": "mean", "byzantine": 1}, 20, "the mean stands no hostile site"),
         ({"rule": "multi_krum", "byzantine": 1, "rule_options": {"m": 9}}, 8, "m is 9, more than the n - f = 7"),
+        ({"rule": "smea", "byzantine": 5, "sites": 30}, 11, "5 of 30 updates can be left out in 142506 ways: use caf"),
+        ({"rule": "mda", "byzantine": 13}, 27, "takes byzantine up to 12"),
+        ({"rule": "monna", "byzantine": 1}, 9, "trusted: Field required"),
+        (
+            {"rule": "fltrust", "rule_options": {"trusted": "a"}, "pre_aggregation": ("bucketing:2",)},
+            9,
+            "trusts site 'a', whose vector is none of its own after pre_aggregation 'bucketing'",
+        ),
     ],
 )
 def test_a_plan_that_its_rule_cannot_stand_is_refused_with_what_to_change(

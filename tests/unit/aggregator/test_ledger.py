@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from federation.aggregator.ledger import Ledger, Overlap, Settled
 from federation.errors import ConflictError, StorageError
 from federation.names import Attempt, Digest, Epoch, RoundNumber, SiteName
 from federation.rounds.events import Finish, Score
-from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord
+from federation.rounds.history import QuarantinedSite, RoundRecord, SiteOutcome, SiteRecord
+from federation.rounds.quarantine import Suspicion
 
 SPEC, A, B, C = Digest(b"s" * 32), SiteName("a"), SiteName("b"), SiteName("c")
 FIRST, SECOND = b"1" * 16, b"2" * 16
@@ -82,6 +85,26 @@ def test_a_restart_knows_who_works_on_which_task_where_rounds_overlap(tmp_path):
     assert before.asked == {B: fourth, C: first}
     assert [(fact.round, fact.attempt, fact.reason) for fact in settled[A]] == [(1, 1, "quorum lost"), (1, 2, "")]
     assert [(fact.round, fact.attempt, fact.reason) for fact in settled[B]] == [(1, 1, "norm")]
+    again.close()
+
+
+def test_strikes_quarantine_and_releases_are_remembered(tmp_path):
+    held = QuarantinedSite(site=C, since_round=RoundNumber(1), reason="far")
+    suspicion = Suspicion(strikes={B: 1}, held=(held,), releases={A: 2})
+    ledger = opened(tmp_path)
+    written = replace(record(1), quarantined=(held,))
+    ledger.record_committed(written, attempt=Attempt(1), score=Score(), updates={}, suspicion=suspicion)
+    assert ledger.standpoint.suspicion == suspicion
+    ledger.record_released(C, 1)
+    before = ledger.standpoint
+    assert before.suspicion == Suspicion(strikes={B: 1}, releases={A: 2, C: 1})
+    ledger.close()
+    again = opened(tmp_path)
+    assert again.standpoint == before
+    again.record_committed(
+        record(2), attempt=Attempt(1), score=Score(), updates={}, suspicion=replace(before.suspicion, strikes={})
+    )
+    assert again.standpoint.suspicion == Suspicion(releases={A: 2, C: 1})
     again.close()
 
 

@@ -48,19 +48,6 @@ async def test_a_slow_sender_gives_its_turn_away_and_takes_it_again():
     assert await waiting.read(slow) is None
 
 
-async def test_a_turn_is_wanted_while_another_upload_waits_for_one():
-    turns = Turns(most=1, patience_s=60)
-    turn = Turn(turns)
-    await turn.take()
-    assert not turn.is_wanted
-    waiting = asyncio.create_task(Turn(turns).take())
-    await asyncio.sleep(0)
-    assert turn.is_wanted
-    waiting.cancel()
-    await asyncio.wait({waiting})
-    assert not turn.is_wanted
-
-
 async def test_a_cancelled_upload_leaves_no_turn_behind():
     turns, sender = Turns(most=1, patience_s=60), Sender()
     turn = Turn(turns)

@@ -220,3 +220,17 @@ def test_an_asynchronous_method_may_step_with_one_update_which_no_rule_stands_an
 def test_a_method_that_sums_takes_no_pre_aggregation_either() -> None:
     with pytest.raises(PlanError, match="behind rule 'mean' with pre_aggregation; use rule 'mean' alone"):
         check(_spec(algorithm="fednova", pre_aggregation=("clipping:1.0",)))
+
+
+def test_a_trusted_site_must_be_asked_in_every_round() -> None:
+    trusting = {"rule": "fltrust", "rule_options": {"trusted": "north"}, "sites": 5, "quorum": 3}
+    check(_spec(**trusting))
+    for plan in ({"sample": 4}, {"quorum": None, "sampler": "poisson:0.9"}, {"algorithm": "fedbuff"}):
+        with pytest.raises(PlanError, match="trusts site 'north', which must then be asked in every round"):
+            check(_spec(**{**trusting, **plan}))
+
+
+def test_a_rule_that_keeps_a_vector_refuses_half_precision() -> None:
+    with pytest.raises(PlanError, match=r"rule 'centered_clipping' keeps a vector per parameter"):
+        check(_spec(rule="centered_clipping", dtype=DType.BFLOAT16))
+    check(_spec(rule="median", dtype=DType.BFLOAT16))

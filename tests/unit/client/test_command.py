@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COMMANDS = (
-    "quickstart", "pki", "submit", "list", "show", "watch", "cancel", "logs", "download", "report", "envoys", "doctor",
-    "simulate", "compare", "sweep",
+    "quickstart", "pki", "submit", "list", "show", "watch", "cancel", "release", "logs", "download", "report", "envoys",
+    "doctor", "simulate", "compare", "sweep",
 )  # fmt: skip
 
 

@@ -73,8 +73,10 @@ def report(sequence: int, number: int) -> pb.RoundReport:
         model_digest="ef" * 32,
         is_best=True,
         bytes_up=2**40,
+        rule_note="the weighted mean",
+        quarantined=[pb.QuarantinedSite(site="west", since_round=1, releases=2, reason="far")],
         contributions=[
-            pb.Contribution(site="north", outcome="counted", examples=10, weight=1.0, train_metrics={"loss": 0.5}),
+            pb.Contribution(site="north", outcome="counted", examples=10, weight=1.0, scores={"distance": 0.5}),
             pb.Contribution(site="south", outcome="lost", reason="stream cut"),
         ],
     )
@@ -257,6 +259,44 @@ async def test_a_site_is_asked_once_and_what_it_refused_stays_refused(database: 
     assert not await database.transact(sites.answer, experiment, "north", to=sites.ACCEPTED, reason="", at=4.0)
     (part,) = await database.transact(sites.participations, experiment)
     assert (part.answer, part.reason, part.train_examples) == ("refused", "no", 10)
+
+
+async def test_quarantine_follows_the_reports_and_a_release_outweighs_those_that_do_not_know_of_it(
+    database: Database, experiment: str
+) -> None:
+    def held(releases: int, since: int = 4) -> pb.RoundReport:
+        row = pb.QuarantinedSite(site="north", since_round=since, releases=releases, reason="far")
+        return pb.RoundReport(round=since, epoch=1, sequence=since, quarantined=[row])
+
+    async def note(found: pb.RoundReport) -> tuple[int, str, int]:
+        await database.transact(sites.note_quarantine, experiment, found, "spiffe://test/aggregator/a", 5.0)
+        (part,) = await database.transact(sites.participations, experiment)
+        return part.quarantined_since, part.quarantine_reason, part.releases
+
+    found = Match(site=SiteName("north"), shards=(ShardName("a"),), train_examples=10, validation_examples=2)
+    await database.transact(sites.ask, experiment, [found], 1.0)
+    assert await note(held(0)) == (4, "far", 0)
+    assert await note(held(0)) == (4, "far", 0)
+    assert await database.transact(sites.quarantined_in, ["submitted"]) == {"north": [experiment]}
+    who = {"actor": "spiffe://test/operator/o", "reason": "a new scanner", "at": 6.0}
+    assert await database.transact(lambda session: sites.release(session, experiment, "north", **who)) == 4
+    assert await database.transact(lambda session: sites.release(session, experiment, "north", **who)) == 0
+    assert await note(held(0)) == (0, "", 1), "the aggregator had not obeyed yet"
+    assert await note(pb.RoundReport(round=5, epoch=1, sequence=5)) == (0, "", 1)
+    assert await note(held(1, since=9)) == (9, "far", 1)
+    seen = await database.transact(events.after, experiment, 0, 20)
+    assert [event.text for event in seen if event.kind == "site"] == [
+        "north is in quarantine since round 4: far",
+        "north is released from quarantine: a new scanner",
+        "north is in quarantine since round 9: far",
+    ]
+    rows = await database.transact(lambda session: list(session.scalars(select(tables.Audit))))
+    assert [(row.action, row.actor, row.subject) for row in rows][:2] == [
+        ("QuarantineSite", "spiffe://test/aggregator/a", f"{experiment}/north"),
+        ("ReleaseSite", "spiffe://test/operator/o", f"{experiment}/north"),
+    ]
+    with pytest.raises(NotFoundError, match="'west' takes no part"):
+        await database.transact(lambda session: sites.release(session, experiment, "west", **who))
 
 
 async def test_an_answer_of_a_site_that_was_not_asked_is_refused(database: Database, experiment: str) -> None:

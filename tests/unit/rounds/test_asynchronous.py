@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from federation.errors import PlanError
 from federation.names import Attempt, RoundNumber, SiteName
-from federation.plan import EarlyStopping, Plan
+from federation.plan import EarlyStopping, Plan, Quarantine
 from federation.rounds import events as ev
 from federation.rounds.asynchronous import TRANSITIONS_ASYNC, AsyncMachine, describe_async_states, machine_for
 from federation.rounds.events import Phase, Progress
@@ -392,3 +392,16 @@ def test_any_story_keeps_the_laws(story, sample, buffer):
         shell.tell(event)
         waits = shell.machine.phase is Phase.COLLECT
         assert not waits or shell.machine.training, "an open round has somebody to wait for"
+
+
+def test_a_quarantined_site_gets_no_task_until_it_is_released_and_then_at_once():
+    policy = Quarantine(score="krum", threshold=2.0, rounds=1)
+    machine, _ = started(Plan(sites=4, quarantine=policy, **QUIET), A, B, C, D, buffer=3)
+    for site in (A, B, C):
+        machine.step(ev.UpdateAdmitted(site))
+    commit = the(machine.step(ev.Combined({A: {"krum": 1.0}, B: {"krum": 1.0}, C: {"krum": 9.0}})), ev.Commit)
+    assert commit.suspicion.sites == {C}
+    assert the(machine.step(ev.Committed()), ev.AskTrain).sites == (A, B)
+    assert not has(machine.step(ev.SiteReady(C)), ev.AskTrain)
+    actions = machine.step(ev.SiteReleased(C, 1))
+    assert the(actions, ev.RecordRelease).site == C and the(actions, ev.AskTrain).sites == (C,)

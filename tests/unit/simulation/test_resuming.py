@@ -37,7 +37,7 @@ UNSTEADY = Script(
     join_round={"site-005": 4},
 )
 CASES: dict[str, dict[str, Any]] = {
-    "fedbuff": {"algorithm": "fedbuff", "options": {"k": 2}},
+    "fedbuff": {"algorithm": "fedbuff", "options": {"k": 2}, "max_norm_ratio": 1.2},
     "fedasync": {"algorithm": "fedasync", "options": {"alpha": 0.5}, "sites": 6, "sample": 3},
     "stale": {"algorithm": "stale", "options": {"k": 3, "max_staleness": 1}, "deadline_s": 1.0, "evaluate_every": 3},
     "state": {

@@ -226,6 +226,18 @@ def test_answers_about_an_earlier_candidate_do_not_pass_for_those_about_the_next
     assert [record.metrics for record in result.records] == [{}] * 6
 
 
+def test_what_comes_after_its_round_does_not_pass_for_an_answer_to_the_next(make: Make) -> None:
+    """Site 0 is 15 s late in round 2 and 8 s slow in round 3: round 3 takes 8 s, not the rest of the 15."""
+    rules = (
+        Rule(do="delay", sites=("site-000",), rounds=(2, 2), seconds=15.0),
+        Rule(do="delay", sites=("site-000",), rounds=(3, 3), seconds=8.0),
+    )
+    plan = {"deadline_s": 10.0, "sites": 3, "quorum": 2}
+    result = simulate(make(**plan), sites=3, script=Script(rules=rules))
+    assert [row.outcome for row in result.records[2].sites] == [SiteOutcome.COUNTED] * 3
+    assert [record.simulated_seconds for record in result.records[1:3]] == pytest.approx([10.0, 8.0], abs=0.5)
+
+
 def test_a_run_that_goes_on_after_a_site_joined_asks_that_site_too(make: Make, tmp_path: Path) -> None:
     def press(record: RoundRecord) -> None:
         if record.round == 3:
@@ -339,3 +351,54 @@ def test_the_result_reports_what_each_site_has(make: Make) -> None:
     assert report is not None
     assert (report.sites, report.classes) == (("site-000", "site-001", "site-002"), ("0", "1", "2"))
     assert sorted(map(tuple, report.counts.tolist())) == [(0, 0, 20), (0, 20, 0), (20, 0, 0)]
+
+
+QUARANTINE = {"score": "distance", "threshold": 3.0, "rounds": 2}
+
+
+def test_a_site_that_goes_far_round_after_round_is_quarantined_and_not_asked_any_more(make: Make) -> None:
+    spoils = {f"site-002/{number}": "far" for number in range(1, 9)}
+    result = simulate(make(spoils=spoils, quarantine=QUARANTINE, rule="median"), sites=5)
+    names = [[row.site for row in record.sites] for record in result.records]
+    assert all("site-002" in round_ for round_ in names[:2])
+    assert not any("site-002" in round_ for round_ in names[2:]) and len(names) == 6
+    held = result.records[-1].quarantined
+    assert [(row.site, row.since_round) for row in held] == [("site-002", 2)]
+    assert result.records[0].sites[2].scores["distance"] > 3 * result.records[0].sites[1].scores["distance"]
+
+
+def test_a_resumed_run_keeps_its_sites_in_quarantine_and_what_they_keep(make: Make, tmp_path: Path) -> None:
+    def press(record: RoundRecord) -> None:
+        if record.round == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    folder = tmp_path / "run"
+    spoils = {f"site-002/{number}": "far" for number in range(1, 9)}
+    plan = {"spoils": spoils, "quarantine": QUARANTINE, "rule": "median", "local": ("own",), "optimizer_state": "keep"}
+    with pytest.raises(KeyboardInterrupt):
+        simulate(make(**plan), sites=5, folder=folder, on_round=press)
+    state = {path: path.read_bytes() for path in (folder / "state" / "site-002").rglob("*") if path.is_file()}
+    resumed = simulate(make(**plan), sites=5, folder=folder)
+    assert digests(resumed) == digests(simulate(make(**plan), sites=5))
+    assert state and state == {path: path.read_bytes() for path in state}
+    assert [row.site for row in resumed.records[-1].quarantined] == ["site-002"]
+
+
+def test_too_few_sites_outside_quarantine_end_the_run_with_the_reason(make: Make) -> None:
+    spoils = {f"site-002/{number}": "far" for number in range(1, 9)}
+    plan = {"quarantine": QUARANTINE, "rule": "median", "minimum_sites": 3}
+    result = simulate(make(spoils=spoils, **plan), sites=3)
+    assert (result.outcome, len(result.records)) == ("failed", 2)
+    assert "2 sites are connected and site-002 in quarantine" in result.reason
+
+
+def test_a_site_in_quarantine_keeps_the_state_of_its_method(source: Path, tmp_path: Path) -> None:
+    kept = {}
+    for rounds in (2, 6):
+        changes = {"rounds": rounds, "quarantine": {"score": "krum", "threshold": 5.0, "rounds": 2}}
+        folder = tmp_path / f"run-{rounds}"
+        result = simulate(source, sites=5, folder=folder, attack="sign_flip:50", hostile=1, changes=changes)
+        assert [row.site for row in result.records[-1].quarantined] == ["site-004"], result.records[-1].sites
+        state = folder / "state" / "site-004"
+        kept[rounds] = {path.relative_to(state): path.read_bytes() for path in state.rglob("*") if path.is_file()}
+    assert kept[2] and kept[2] == kept[6], "SCAFFOLD's c_i is as its last counted round left it"

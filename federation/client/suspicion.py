@@ -1,0 +1,247 @@
+"""The report's section on trust: whom the rule down-weighted and why, refusals, and who was in quarantine when.
+
+In order: what the rule says of itself; a heat map of every site and round, by the weight the rule gave the update in
+equal shares (1 is what each would have had alike), or by its distance in units of the round's median where a rule gives
+no weights; each site's scores in one line; the scores over the rounds; refusals by reason; the time line of quarantine.
+Blue is as trusted as the others or nearer, orange is down-weighted or farther: a pair colour-blind readers can tell
+apart, with the number in each cell.
+"""
+
+from __future__ import annotations
+
+import html
+import statistics
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from federation.client.charts import Line, line_chart
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from federation.client.views import Contribution, ExperimentDetails, Round
+
+STYLE = """
+.heat td{padding:.15em .35em;min-width:2.6em;text-align:center;font-variant-numeric:tabular-nums}
+.heat td:first-child{text-align:left}.held{background:#5b5b5b;color:#fff}.refused-cell{background:#fbe7da}
+"""
+_TRUSTED, _DOUBTED = (0, 114, 178), (213, 94, 0)
+_SCORES = ("distance", "krum", "cosine")
+_TITLES = {
+    "distance": "distance to the aggregate",
+    "krum": "Krum score",
+    "cosine": "cosine to the aggregate",
+}
+
+
+def trust_section(details: ExperimentDetails) -> str:
+    """Return the section as HTML; empty where there is nothing to say: no scores, no refusals, nobody held."""
+    rounds = details.rounds
+    sites = sorted({entry.site for report in rounds for entry in report.contributions})
+    has_scores = any(entry.scores for report in rounds for entry in report.contributions)
+    refusals = _refusals(rounds)
+    held = sorted({row.site for report in rounds for row in report.quarantined})
+    if not (has_scores or refusals or held):
+        return ""
+    parts = [_rule(details)]
+    if has_scores:
+        parts += [_heat_map(details, sites), _summary(rounds, sites), _charts(rounds, sites)]
+    return "".join([*parts, refusals, _timeline(details, held)])
+
+
+def _rule(details: ExperimentDetails) -> str:
+    plan = details.plan
+    said = [f"Rule <code>{html.escape(str(plan.get('rule', 'mean')))}</code>"]
+    if plan.get("byzantine"):
+        said.append(f"hostile sites to be stood: {html.escape(str(plan['byzantine']))}")
+    before = plan.get("pre_aggregation")
+    if isinstance(before, (list, tuple)) and before:
+        said.append(f"after <code>{html.escape(', '.join(map(str, before)))}</code>")
+    note = next((report.rule_note for report in reversed(details.rounds) if report.rule_note), "")
+    last = f" In the last round: {html.escape(note)}." if note else ""
+    return f"<p>{', '.join(said)}.{last}</p>"
+
+
+# --- how an update stood in its round
+
+
+def _entry(report: Round, site: str) -> Contribution | None:
+    return next((entry for entry in report.contributions if entry.site == site), None)
+
+
+def _ratio(report: Round, entry: Contribution, name: str) -> float | None:
+    """Return a score in units of the round's median; None where it was not measured or the median is 0."""
+    values = [other.scores[name] for other in report.contributions if name in other.scores]
+    median = statistics.median(values) if values else 0.0
+    return entry.scores[name] / median if name in entry.scores and median > 0 else None
+
+
+def _equal_shares(report: Round, entry: Contribution) -> float | None:
+    """Return the weight the rule gave, in units of what each would have had if all had had the same."""
+    weights = [other.scores["rule_weight"] for other in report.contributions if "rule_weight" in other.scores]
+    total = sum(weights)
+    return entry.scores["rule_weight"] * len(weights) / total if "rule_weight" in entry.scores and total > 0 else None
+
+
+def _heat_map(details: ExperimentDetails, sites: Sequence[str]) -> str:
+    rounds, is_mean = details.rounds, details.plan.get("rule", "mean") == "mean"
+    # The mean's weights are examples, which say nothing of trust.
+    is_weighted = not is_mean and any("rule_weight" in row.scores for each in rounds for row in each.contributions)
+    rows = []
+    for site in sites:
+        cells = "".join(_cell(report, site, is_weighted=is_weighted) for report in rounds)
+        rows.append(f"<tr><td>{html.escape(site)}</td>{cells}</tr>")
+    head = "".join(f"<th>{report.round}</th>" for report in rounds)
+    what = (
+        "Weight the rule gave each update: 1 is an equal share, 0 none."
+        if is_weighted
+        else "The rule gives no weights by trust: each update's distance to the aggregate, in units of the round's "
+        "median."
+    )
+    return (
+        f"<p>{what} Point at a cell for its scores.</p>"
+        f'<div class="scroll"><table class="heat"><tr><th>site</th>{head}</tr>{"".join(rows)}</table></div>'
+    )
+
+
+def _cell(report: Round, site: str, *, is_weighted: bool) -> str:
+    entry = _entry(report, site)
+    if entry is None:
+        held = any(row.site == site for row in report.quarantined)
+        return '<td class="held" title="in quarantine: not asked">held</td>' if held else "<td></td>"
+    if entry.outcome != "counted":
+        return f'<td class="refused-cell" title="{html.escape(entry.reason)}">{html.escape(entry.outcome)}</td>'
+    value = _equal_shares(report, entry) if is_weighted else _ratio(report, entry, "distance")
+    if value is None:
+        return f'<td title="{_tip(report, entry)}">–</td>'
+    doubt = 1 - value if is_weighted else (value - 1) / 2
+    shade = _shade(doubt)
+    return f'<td style="background:{shade}" title="{_tip(report, entry)}">{_short(value)}</td>'
+
+
+def _tip(report: Round, entry: Contribution) -> str:
+    told = [f"norm {entry.update_norm:.3g}"]
+    for name in _SCORES:
+        if name in entry.scores:
+            ratio = _ratio(report, entry, name) if name != "cosine" else None
+            beside = f" ({ratio:.3g} times the median)" if ratio is not None else ""
+            told.append(f"{name} {entry.scores[name]:.3g}{beside}")
+    return html.escape(", ".join(told))
+
+
+def _shade(doubt: float) -> str:
+    """Return a colour from blue (at −1, or nearer) over white (0) to orange (1, or farther)."""
+    strength = 0.75 * min(abs(doubt), 1.0)
+    tone = _DOUBTED if doubt > 0 else _TRUSTED
+    return "rgb(" + ",".join(str(round(255 - strength * (255 - part))) for part in tone) + ")"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.3g}"
+
+
+# --- site by site
+
+
+def _summary(rounds: Sequence[Round], sites: Sequence[str]) -> str:
+    rows = []
+    for site in sites:
+        pairs = [(report, entry) for report in rounds if (entry := _entry(report, site)) is not None]
+        scored = [(report, entry) for report, entry in pairs if entry.scores]
+        rows.append(
+            (
+                site,
+                len(scored),
+                _middle(_equal_shares(report, entry) for report, entry in scored),
+                _middle(_ratio(report, entry, "distance") for report, entry in scored),
+                _middle(entry.scores.get("cosine") for _, entry in scored),
+                _middle(_ratio(report, entry, "krum") for report, entry in scored),
+                sum(entry.outcome == "refused" for _, entry in pairs),
+            )
+        )
+    head = ("site", "rounds scored", "rule's weight", "distance", "cosine", "Krum score", "refused")
+    return (
+        "<p>Medians over the rounds: the rule's weight in equal shares, distance and Krum score in units of each "
+        "round's median, so an ordinary site has about 1.</p>" + _table(head, rows)
+    )
+
+
+def _middle(values: Iterable[float | None]) -> str:
+    found = [value for value in values if value is not None]
+    return _short(statistics.median(found)) if found else "–"
+
+
+def _charts(rounds: Sequence[Round], sites: Sequence[str]) -> str:
+    charts = []
+    for name in _SCORES:
+        lines = []
+        for site in sites:
+            entries = [(report.round, _entry(report, site)) for report in rounds]
+            points = [(float(at), row.scores[name]) for at, row in entries if row is not None and name in row.scores]
+            lines.append(Line(name=site, points=points))
+        charts.append(line_chart(_TITLES[name], lines, is_log=name != "cosine"))
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+# --- refusals and quarantine
+
+
+def _refusals(rounds: Sequence[Round]) -> str:
+    counted: Counter[tuple[str, str]] = Counter()
+    last: dict[tuple[str, str], str] = {}
+    for report in rounds:
+        for entry in report.contributions:
+            if entry.outcome == "refused":
+                reason, _, text = entry.reason.partition(": ")
+                key = (reason if text else "refused", entry.site)
+                counted[key] += 1
+                last[key] = f"round {report.round}: {text or entry.reason}"
+    if not counted:
+        return ""
+    rows = [(reason, site, counted[reason, site], last[reason, site]) for reason, site in sorted(counted)]
+    return "<h3>Refusals</h3>" + _table(("reason", "site", "updates", "the last"), rows)
+
+
+def _timeline(details: ExperimentDetails, held: Sequence[str]) -> str:
+    if not held:
+        return ""
+    rounds = details.rounds
+    rows = []
+    for site in held:
+        cells = []
+        for report in rounds:
+            entry, row = _entry(report, site), next((row for row in report.quarantined if row.site == site), None)
+            if row is not None and row.since_round == report.round:
+                cells.append(f'<td class="held" title="{html.escape(row.reason)}">in</td>')
+            elif row is not None:
+                cells.append('<td class="held" title="not asked"></td>')
+            else:
+                cells.append(f"<td>{'·' if entry is not None else ''}</td>")
+        rows.append(f"<tr><td>{html.escape(site)}</td>{''.join(cells)}</tr>")
+    head = "".join(f"<th>{report.round}</th>" for report in rounds)
+    told = _table(("site", "since round", "released before", "why"), _spells(rounds))
+    return (
+        '<h3>Quarantine</h3><div class="scroll"><table class="heat">'
+        f"<tr><th>site</th>{head}</tr>{''.join(rows)}</table></div>{told}"
+    )
+
+
+def _spells(rounds: Sequence[Round]) -> list[tuple[object, ...]]:
+    """Return one row for each time a site was quarantined, in the order of the rounds."""
+    seen: Mapping[tuple[str, int], tuple[object, ...]] = {
+        (row.site, row.since_round): (row.site, row.since_round, row.releases, row.reason)
+        for report in rounds
+        for row in report.quarantined
+    }
+    return [seen[key] for key in sorted(seen, key=lambda key: (key[1], key[0]))]
+
+
+def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    top = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(_text_or_number(cell) for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _text_or_number(cell: object) -> str:
+    shown = html.escape(str(cell))
+    return f'<td class="text">{shown}</td>' if " " in shown else f"<td>{shown}</td>"

@@ -10,6 +10,7 @@ import typer
 from benchmarks import (
     codec_round,
     compressors,
+    downlink,
     memory,
     robust_rules,
     robustness,
@@ -112,6 +113,15 @@ def run_compressors(
     _show(compressors.measure(elements=elements), as_json=as_json)
 
 
+@app.command("downlink")
+def run_downlink(
+    parameters: Annotated[int, typer.Option(min=1_000_000, help="float32 parameters of the model.")] = 25_000_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Seconds to make and to apply the step of a compressed downlink, beside a copy of the model."""
+    _show(downlink.measure(parameters=parameters), as_json=as_json)
+
+
 @app.command("robustness")
 def run_robustness(
     full: Annotated[bool, typer.Option("--full", help="Every defence, attack, f, partition and seed.")] = False,
@@ -164,6 +174,7 @@ def run_all(as_json: JsonOption = False) -> None:
     _show(memory.measure(parameters=5_000_000), as_json=as_json)
     _show(codec_round.measure(parameters=1_000_000, codecs=("rand_k:0.01", "qsgd:16")), as_json=as_json)
     _show(compressors.measure(elements=1_000_000), as_json=as_json)
+    _show(downlink.measure(parameters=2_000_000), as_json=as_json)
     _show(simulation.measure(rounds=40, repeats=3), as_json=as_json)
     _show(robust_rules.measure(sites=11, parameters=200_000, byzantine=2), as_json=as_json)
     _show(robustness.measure(), as_json=as_json)

@@ -87,7 +87,7 @@ def page_of(found: Mapping[Cell, Outcome]) -> str:
 def _head(figures: Figures) -> str:
     return f"""# Rules against attacks
 
-Accuracy on digits in per cent, mean ± standard deviation over {figures.seeds} seeds (no deviation: one seed), of the
+Accuracy on digits in per cent, mean ± standard deviation over up to {figures.seeds} seeds (none: one seed), of the
 model that a federation of {SITES} sites has after {ROUNDS} rounds, of which f sites are hostile. What to make of it:
 [which rule do I need](which-rule.md). Made by
 

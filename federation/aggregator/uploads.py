@@ -6,6 +6,7 @@ Rules, in order:
 2. An update that was admitted for this attempt is acknowledged again, whatever is sent.
 3. Task, then claim, are checked before a byte is taken (`federation.rounds.admission`); the bytes as they arrive, in
    one pass (`federation.wire.reception`); norm and digests at the end. Only then is it admitted, in the spool first.
+   Pieces are not shorter than `LEAST_CHUNK_BYTES`, but for the last of a payload: each costs us a message.
 4. Whatever is wrong with an update's content refuses it, and the site is done for this attempt. A cut or damaged
    transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and changes nothing.
 5. When the attempt closes, uploads in progress end with CLOSED_ROUND.
@@ -25,14 +26,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from federation.aggregator.admitted import AdmittedUpdate, expected_payloads, read_admitted
-from federation.aggregator.turns import Turn, Turns
+from federation.aggregator.turns import CROWD_PIECE_BYTES, Turn, Turns
 from federation.errors import MalformedMessageError, Refusal, StorageError, TransportError, UpdateRejectedError
 from federation.rounds import admission
 from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, UpdateRefused
 from federation.runtime.batches import Batches
 from federation.storage.spool import UpdateKey
 from federation.v1 import aggregator_pb2 as pb
-from federation.wire.chunks import CHUNK_BYTES
+from federation.wire.chunks import CHUNK_BYTES, LEAST_CHUNK_BYTES
 from federation.wire.payloads import DELTA, IDENTITY_CODEC, INLINE_BYTES
 from federation.wire.pieces import MessagePiece
 from federation.wire.reception import PayloadReception, check_decoded
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
 
     _Request = pb.PushUpdateRequest | MessagePiece
 
-CROWD_PIECE_BYTES = 512 << 10
-"""Size of a piece while many sites upload: of each of them that is out of turn, as much as one may be under way."""
 _ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, Refusal.CLOSED_ROUND, Refusal.NOT_ASKED})
 
 
@@ -130,7 +129,7 @@ class Uploads:
         self._receptions: dict[SiteName, _Reception] = {}
         self._ids: dict[SiteName, bytes] = {}
         self._before = 0
-        self._turns = Turns()
+        self._turns = Turns(clock)
         self.arrivals = itertools.count(1)
 
     def update_ids(self, round_number: RoundNumber) -> dict[SiteName, bytes]:
@@ -243,7 +242,7 @@ class Uploads:
         self._round.handle(ModelHeld(site))
         reception = await self._begin(site, announcement)
         held = [payload.held for payload in reception.payloads]
-        turn = Turn(self._turns)
+        turn = Turn(self._turns, sum(payload.encoded_bytes for payload in announcement.payloads) - sum(held))
         try:
             if not reception.is_small:
                 await turn.take()  # a sender that does not know what is held sends nothing yet
@@ -303,11 +302,11 @@ class Uploads:
                 content = _content(request)
                 if not isinstance(content, MessagePiece):
                     commit = content
-                elif content.payload >= len(reception.payloads):
-                    raise MalformedMessageError("expected a chunk of an announced payload, or the commit")
                 elif reception.is_small:
+                    _check_piece(reception, content)
                     self._accept_all(reception, [content])
                 else:
+                    turn.count(_check_piece(reception, content))
                     await checks.put(content, at_once=not turn.is_held)
                 del request, content  # a piece of each upload that waits for its turn would be held, else
             await checks.finish()
@@ -396,6 +395,24 @@ async def _read_header(requests: AsyncIterator[_Request]) -> UpdateAnnouncement:
             break
         return announcement_from_proto(request.header)
     raise MalformedMessageError("an upload begins with its header")
+
+
+def _check_piece(reception: _Reception, piece: MessagePiece) -> int:
+    """Return the size of a piece, bytes; what it says of itself is checked here, the rest with its content.
+
+    Raises:
+        MalformedMessageError: it is of no announced payload, or too short to be worth a message.
+    """
+    if piece.payload >= len(reception.payloads):
+        raise MalformedMessageError("expected a chunk of an announced payload, or the commit")
+    nbytes = len(piece.data)
+    payload = reception.payloads[piece.payload].payload
+    if nbytes < LEAST_CHUNK_BYTES and piece.offset + nbytes != payload.encoded_bytes:
+        raise MalformedMessageError(
+            f"chunk of {nbytes} bytes at offset {piece.offset} of payload {payload.name}; expected at least "
+            f"{LEAST_CHUNK_BYTES}, but for the last: send larger pieces"
+        )
+    return nbytes
 
 
 def _content(request: _Request) -> MessagePiece | pb.UpdateCommit:

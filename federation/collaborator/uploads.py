@@ -30,7 +30,7 @@ from federation.errors import (
 from federation.runtime.batches import BATCH_ITEMS
 from federation.runtime.clock import pause
 from federation.v1 import aggregator_pb2
-from federation.wire.chunks import CHUNK_BYTES, read_pieces
+from federation.wire.chunks import CHUNK_BYTES, LEAST_CHUNK_BYTES, read_pieces
 from federation.wire.payloads import INLINE_BYTES
 from federation.wire.pieces import encode_update_chunk
 
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from federation.telemetry.metrics import Metrics
     from federation.transport.methods import BidiCall
 
-_LEAST_CHUNK_BYTES = 64 << 10
-"""A server that wants less gets this: it would slow us to a crawl."""
 _NOT_YET = frozenset({Refusal.NOT_ASKED, Refusal.STALE_EPOCH})
 """Refusals of an aggregator that was restarted and has not come as far as we have."""
 
@@ -152,8 +150,8 @@ async def _write_ahead(call: BidiCall, pieces: Iterator[bytes]) -> bool:
 
 
 def _chunk_bytes(holding: aggregator_pb2.UpdateHolding) -> int:
-    """Return how large our pieces are: as the server would like, within reason."""
-    return min(CHUNK_BYTES, max(_LEAST_CHUNK_BYTES, holding.piece_bytes)) if holding.piece_bytes else CHUNK_BYTES
+    """Return how large our pieces are: as the server would like, but no crumbs, which servers refuse too."""
+    return min(CHUNK_BYTES, max(LEAST_CHUNK_BYTES, holding.piece_bytes)) if holding.piece_bytes else CHUNK_BYTES
 
 
 def _pieces(

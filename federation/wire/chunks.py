@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 CHUNK_BYTES = 1 << 20
+LEAST_CHUNK_BYTES = 64 << 10
+"""Pieces of an upload are not shorter, but for the last of a payload."""
 MAX_CHUNK_BYTES = 4 << 20
 
 

@@ -279,6 +279,21 @@ async def test_where_many_upload_smaller_pieces_are_asked_for(tmp_path):
     assert wanted == [1 << 20, 512 << 10]
 
 
+async def test_an_upload_in_crumbs_is_refused_and_only_the_last_piece_may_be_short(tmp_path):
+    built = stage(tmp_path, "ab", rounds=1, schema=flat_schema(100_000), quorum=1)
+    payloads = {"delta": bytes(400_000)}
+    async with built.aggregator() as running, built.site("site-a", running.address) as site:
+        async with built.site("site-b", running.address) as other:
+            for each in (site, other):
+                await each.connect()
+                await each.ready()
+            task = await site.next_task()
+            with pytest.raises(MalformedMessageError, match=r"65535 bytes .* expected at least 65536"):
+                await site.push(site.header(task, payloads, {}), payloads, chunk_bytes=(64 << 10) - 1)
+            task = await other.next_task()
+            assert (await other.push(other.header(task, payloads, {}), payloads, chunk_bytes=64 << 10)).admitted
+
+
 async def test_another_update_id_begins_anew_and_an_admitted_one_is_only_acknowledged(tmp_path):
     built = stage(tmp_path, "ab", rounds=1, schema=flat_schema(600_000))
     async with built.aggregator() as running, built.site("site-a", running.address) as site:

@@ -93,7 +93,7 @@ class Premises:
         base: flat buffer of the LOCAL tensors as submitted; None if there are none.
         shards: data of each site.
         state: folder in which sites keep state; None: in memory.
-        is_shared: any of several benches may serve a site, so what it keeps is read anew each time.
+        is_shared: others than a bench may serve a site or settle what it keeps, so it is read anew each time.
         device: where the task was told to compute; None: where it says itself.
     """
 

@@ -8,7 +8,7 @@ Rules:
 2. Orders and answers are small; models and updates lie in shared memory and are read and written in place.
 3. A worker has two parcels of orders at hand and gets the next when it answers: it does not wait for the parent, and
    all finish together. A parcel is one order, or as many as take `PARCEL_S`, so that telling costs less than doing. Any
-   worker may serve any site, so what sites keep is in files.
+   worker may serve any site, and the parent settles what they keep, so it is in files, even with one worker.
 4. A worker that dies is started again once, and its orders are given again: they give the same answers. The second time
    the run ends, with the site named.
 5. Workers do not see Ctrl-C, and end when the parent does, however it ends: their pipe closes.
@@ -74,7 +74,7 @@ class ProcessExecutor:
         if premises.state is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="federation-simulation-")
             premises = replace(premises, state=Path(self._temporary.name))
-        self._premises = replace(premises, is_shared=workers > 1)
+        self._premises = replace(premises, is_shared=True)  # `keep` settles in their files from here
         self._layout = layout
         self._source = source
         self._memory = shared_memory.SharedMemory(create=True, size=layout.nbytes)

@@ -70,12 +70,12 @@ def same(one: RunResult, other: RunResult) -> bool:
     return digests[0] == digests[1] and bits[0] == bits[1]
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(("executor", "workers"), [*((executor, 3) for executor in EXECUTORS), ("processes", 1)])
 @pytest.mark.parametrize("name", PLANS)
-def test_workers_side_by_side_give_the_bits_of_one_alone(executor: Any, name: str) -> None:
+def test_workers_side_by_side_give_the_bits_of_one_alone(executor: Any, workers: int, name: str) -> None:
     task = SupervisedTask(metrics=("accuracy", "gradient_norm"), batch_size=8, optimizer_options={"momentum": 0.5})
     alone = run(task, plan=PLANS[name])
-    assert same(alone, run(task, plan=PLANS[name], workers=3, executor=executor))
+    assert same(alone, run(task, plan=PLANS[name], workers=workers, executor=executor))
     assert alone.records[-1].metrics["accuracy"] > 0
 
 

@@ -7,10 +7,10 @@ Rules:
    spawned: each is sent what it needs, and loads the experiment from its folder (`federation.simulation.luggage`).
 2. Orders and answers are small; models and updates lie in shared memory and are read and written in place.
 3. A worker has two parcels of orders at hand and gets the next when it answers: it does not wait for the parent, and
-   all finish together. A parcel is one order, or as many as take `PARCEL_S`, so that telling costs less than doing. Any
+   all finish together. A parcel is one order, or as many as are worth a message (`federation.simulation.parcels`). Any
    worker may serve any site, and the parent settles what they keep, so it is in files, even with one worker.
-4. A worker that dies is started again once, and its orders are given again: they give the same answers. The second time
-   the run ends, with the site named.
+4. A worker that dies is started again once, and its orders are given again, one by one, before others: they give the
+   same answers. The second time the run ends, with the site named.
 5. Workers do not see Ctrl-C, and end when the parent does, however it ends: their pipe closes.
 """
 
@@ -35,6 +35,7 @@ from federation.simulation.bench import Bench, EvaluateAnswer, EvaluateOrder, Tr
 from federation.simulation.devices import device_of
 from federation.simulation.executors import SimulationError
 from federation.simulation.memory import Arena
+from federation.simulation.parcels import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,8 +50,6 @@ _PROTOCOL = 5
 """Of pickle, used as it is: a pipe's own pickler is made anew for each message, which takes longer than a small one."""
 _AT_HAND = 2
 """Parcels a worker holds: the one it works on, and the next."""
-PARCEL_S = 0.01
-"""Seconds of work worth a message: telling a worker and hearing from it takes a thirtieth of it."""
 START_METHOD: Literal["fork", "spawn"] = "fork" if sys.platform == "linux" else "spawn"
 """How workers begin (rule 1). macOS can fork, but its own libraries do not survive it."""
 
@@ -80,7 +79,7 @@ class ProcessExecutor:
         self._memory = shared_memory.SharedMemory(create=True, size=layout.nbytes)
         self.arena = Arena(layout, self._memory.buf)
         self._workers: list[_Worker] = []
-        self._seconds = 0.0
+        self._pace = Pace(workers)
         try:
             for number in range(workers):
                 self._workers.append(self._start(number))
@@ -122,25 +121,31 @@ class ProcessExecutor:
         return _Worker.start(number, self._premises, self.arena, self._memory.name, self._source, pipes)
 
     def _serve(self, orders: Sequence[_Order]) -> Iterator[Any]:
-        waiting = self._parcels(orders)
+        waiting = self._pace.parcels(orders)
         began, left = time.perf_counter(), len(orders)
-        for _ in range(_AT_HAND):
-            for worker in self._workers:
-                if waiting:
-                    worker.give(waiting.popleft())
+        self._give(waiting)
         while left:
             for worker in self._answering(is_any=bool(waiting)):
                 try:
                     answers = worker.take()
                 except (EOFError, ConnectionError):
-                    self._replace(worker)
+                    lost = self._replace(worker)
+                    # One by one: should another die, it is known where.
+                    waiting.extendleft([order] for parcel in reversed(lost) for order in reversed(parcel))
+                    self._give(waiting)
                     continue
-                if waiting:
-                    worker.give(waiting.popleft())
+                self._give(waiting)
                 left -= len(answers)
                 if not left:
-                    self._seconds = (time.perf_counter() - began) * len(self._workers) / len(orders)
+                    self._pace.learn(orders, time.perf_counter() - began)
                 yield from answers
+
+    def _give(self, waiting: deque[Sequence[_Order]]) -> None:
+        """Give workers what they may have at hand: never more, as nobody reads answers meanwhile and pipes fill up."""
+        for held in range(_AT_HAND):
+            for worker in self._workers:
+                if waiting and len(worker.orders) <= held:
+                    worker.give(waiting.popleft())
 
     def _answering(self, *, is_any: bool) -> list[_Worker]:
         """Return whom to hear: who has answered, or, where nobody is to be given more, all that will, in turn."""
@@ -150,15 +155,8 @@ class ProcessExecutor:
         ready = connection.wait([worker.pipe for worker in busy])
         return [worker for worker in busy if worker.pipe in ready]
 
-    def _parcels(self, orders: Sequence[_Order]) -> deque[Sequence[_Order]]:
-        """Rule 3: dealt like cards where each worker gets one parcel, as orders come longest first."""
-        most = -(-len(orders) // len(self._workers))
-        size = max(1, min(most, int(PARCEL_S / self._seconds))) if self._seconds else 1
-        count = -(-len(orders) // size)
-        return deque(orders[place::count] for place in range(count))
-
-    def _replace(self, worker: _Worker) -> None:
-        """Rule 4."""
+    def _replace(self, worker: _Worker) -> list[Any]:
+        """Start a worker instead of one that died, and return the parcels that were lost with it (rule 4)."""
         place = self._workers.index(worker)
         lost, site = list(worker.orders), worker.orders[0][0].site
         worker.end()
@@ -171,9 +169,7 @@ class ProcessExecutor:
         fresh.wait()
         fresh.is_second = True
         self._workers[place] = fresh
-        for parcel in lost:
-            for order in parcel:  # one by one: should it die again, it is known where
-                fresh.give([order])
+        return lost
 
 
 class _Worker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from federation import Experiment, Plan
 from federation.data.shard import ArrayShard
 from federation.errors import PlanError
-from federation.simulation import processes, simulate
+from federation.simulation import parcels, processes, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +42,37 @@ class Lines:
         return {"loss": 0.0}
 
     evaluate = train
+
+
+class DiesOnce(Lines):
+    """Ends its process in the second round, once."""
+
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def train(self, model: Any, data: Any, round: Any) -> dict[str, float]:
+        if round.number == 2 and not self.flag.exists():
+            self.flag.touch()
+            os._exit(9)
+        return super().train(model, data, round)
+
+
+def test_more_orders_than_a_pipe_holds_are_lost_and_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parcels, "PARCEL_S", 1e6)  # from the second round on all orders are one parcel
+    zeros = np.zeros((8, 2))
+    shard = ArrayShard(train=(zeros, zeros[:, 0]), validation=(zeros, zeros[:, 0]))
+    sites = [f"site-{number:04d}" for number in range(1500)]
+    result = simulate(
+        Experiment(
+            name="many", model=lambda: {"w": np.zeros(2)}, task=DiesOnce(tmp_path / "died"), shard="points",
+            plan=Plan(rounds=2, evaluate_every=0),
+        ),
+        sites=sites, data=dict.fromkeys(sites, shard), workers=1, executor="processes",
+    )  # fmt: skip
+    assert (tmp_path / "died").exists()
+    assert [len(record.sites) for record in result.records] == [1500, 1500]
 
 
 def test_an_experiment_that_cannot_be_sent_to_a_spawned_worker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,11 +54,16 @@ class FedNova(Algorithm):
         return bool(self.momentum or self.mu)
 
     def check(self, spec: ExperimentSpec) -> None:
-        """Refuse momentum with a proximal term, and a proximal term that overshoots.
+        """Refuse momentum with a proximal term, a proximal term that overshoots, and a cap on weights by examples.
 
         Raises:
-            PlanError: the work behind a change could not be told.
+            PlanError: the work behind a change could not be told, or `max_share` would bind nothing.
         """
+        if spec.plan.max_share is not None:
+            raise PlanError(
+                "algorithm 'fednova' divides what a site sends by the steps it says it took, which max_share does not "
+                "bound: leave max_share out, or use fedavg"
+            )
         if self.momentum and self.mu:
             raise PlanError("algorithm 'fednova' takes momentum or mu, not both")
         if self.mu * spec.plan.learning_rate >= 1:

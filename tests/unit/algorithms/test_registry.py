@@ -109,6 +109,7 @@ def test_every_method_accepts_a_plain_plan_once_it_has_what_it_needs(name):
     [
         ({"algorithm": "diana", "rule": "krum"}, "'diana' sums what sites send and cannot stand behind rule 'krum'"),
         ({"algorithm": "fednova", "rule": "median"}, "cannot stand behind rule 'median'; use rule 'mean'"),
+        ({"algorithm": "fednova", "max_share": 1.0}, "the steps it says it took, which max_share does not bound"),
         ({"algorithm": "scaffold", "rule": "median"}, "averages control of the sites beside their changes, and what"),
         ({"algorithm": "ef21", "error_feedback": True}, "error_feedback must be off: algorithm 'ef21' carries its own"),
         ({"compression": "rand_k:5", "error_feedback": True}, "is unbiased; error_feedback is for biased codecs"),

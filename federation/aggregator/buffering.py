@@ -160,6 +160,7 @@ class BufferGathering:
         """See `Gathering.prepare`: rule 1."""
         asking = (action.round, action.attempt)
         sites = self._still(action)
+        self._setting.uploads.turn_to(sites, asking)
         known = self._stores.ledger.standpoint.asked
         new = [site for site in sites if known.get(site) != asking]
         payloads = [offer.payload for offer in self._setting.models.for_training]

@@ -223,6 +223,8 @@ class Driver:
                 if isinstance(event, events.SiteReady):
                     self._examples[event.site] = self.examples_cap(event.site)
                 self._perform_all(self.machine.step(event))
+                if isinstance(event, events.SiteLost):
+                    self.uploads.interrupt(event.site)
                 self._reporter.happened(event, self.machine)
         except Exception as error:
             # Whoever reported the event cannot mend this: `run` raises it, and the process ends.

@@ -9,7 +9,10 @@ Rules, in order:
    Pieces are not shorter than `LEAST_CHUNK_BYTES`, but for the last of a payload: each costs us a message.
 4. Whatever is wrong with an update's content refuses it, and the site is done for this attempt. A cut or damaged
    transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and changes nothing.
-5. When the attempt closes, uploads in progress end with CLOSED_ROUND.
+5. When the attempt closes, uploads in progress end with CLOSED_ROUND. Where rounds overlap, those end that answer
+   another task than the one their site goes on with; also when a site is given a new task, or is lost.
+6. An update counts for the task it was announced for, and for no other: a site that was asked anew meanwhile cannot
+   answer its new task with it, nor be refused for it.
 
 The next pieces are received while a thread checks those before; of many uploads a few are read at a time
 (`federation.aggregator.turns`). Small uploads are checked where they are.
@@ -18,11 +21,13 @@ The next pieces are received while a thread checks those before; of many uploads
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import itertools
 from collections import defaultdict
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from federation.aggregator.admitted import AdmittedUpdate, expected_payloads, read_admitted
@@ -40,10 +45,10 @@ from federation.wire.reception import PayloadReception, check_decoded
 from federation.wire.updates import UpdateAnnouncement, announcement_from_proto, commit_from_proto
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Executor
 
-    from federation.names import RoundNumber, SiteName
+    from federation.names import Attempt, RoundNumber, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.events import Event
     from federation.runtime.clock import Clock
@@ -52,7 +57,10 @@ if TYPE_CHECKING:
     from federation.transport.calls import Call
 
     _Request = pb.PushUpdateRequest | MessagePiece
+    _Asking = tuple[RoundNumber, Attempt]
 
+_CLOSED = "the round closed before the update was whole: drop it"
+_NOTHING: Mapping[SiteName, _Asking] = MappingProxyType({})
 _ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, Refusal.CLOSED_ROUND, Refusal.NOT_ASKED})
 
 
@@ -85,6 +93,19 @@ class _Reception:
     payloads: list[PayloadReception]
     began: float
     is_small: bool
+
+
+@dataclass(eq=False, slots=True)
+class _Stream:
+    """One call, and the task that its header says it answers; `done` once it has let go of the spool."""
+
+    site: SiteName
+    asking: _Asking
+    call: Call
+    done: asyncio.Event
+
+    def is_kept(self, but: Mapping[SiteName, _Asking]) -> bool:
+        return but.get(self.site) == self.asking
 
 
 class Uploads:
@@ -125,17 +146,19 @@ class Uploads:
         self._clock = clock
         self._metrics = metrics
         self._locks: defaultdict[SiteName, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._calls: dict[SiteName, Call] = {}
+        self._streams: dict[SiteName, _Stream] = {}
+        self._in_spool: set[_Stream] = set()
         self._receptions: dict[SiteName, _Reception] = {}
-        self._ids: dict[SiteName, bytes] = {}
+        self._announced: dict[SiteName, UpdateKey] = {}
         self._before = 0
         self._turns = Turns(clock)
         self.arrivals = itertools.count(1)
 
     def update_ids(self, round_number: RoundNumber) -> dict[SiteName, bytes]:
         """Return the id of each update that was announced or admitted in the present attempt."""
+        announced = {site: key.update_id for site, key in self._announced.items()}
         admitted = {update.key.site: update.key.update_id for update in self._spool.admitted(round_number)}
-        return {**self._ids, **admitted}
+        return {**announced, **admitted}
 
     def admitted(self, round_number: RoundNumber) -> list[AdmittedUpdate]:
         """Return the admitted updates of a round, in name order."""
@@ -144,7 +167,10 @@ class Uploads:
     def update_id(self, site: SiteName, round_number: RoundNumber) -> bytes | None:
         """Return the id of what a site announced, or had admitted, for its task of a round; None if nothing."""
         update = self._spool.find(site, round_number)
-        return update.key.update_id if update is not None and update.is_admitted else self._ids.get(site)
+        if update is not None and update.is_admitted:
+            return update.key.update_id
+        announced = self._announced.get(site)
+        return announced.update_id if announced is not None and announced.round == round_number else None
 
     def admitted_of(self, site: SiteName, round_number: RoundNumber) -> AdmittedUpdate:
         """Return a site's admitted update for its task of a round.
@@ -157,35 +183,54 @@ class Uploads:
             raise KeyError(site)
         return read_admitted(update, self._plans)
 
-    def close_attempt(self, but: Container[SiteName] = ()) -> None:
+    def close_attempt(self, but: Mapping[SiteName, _Asking] = _NOTHING) -> None:
         """End uploads in progress: the attempt takes no more.
 
         Args:
-            but: sites whose uploads go on.
+            but: task of each site that goes on: uploads that answer it do too, and only those.
         """
-        for site, call in list(self._calls.items()):
-            if site in but:
-                continue
-            del self._calls[site]
-            self._metrics.updates_refused_total.labels(Refusal.CLOSED_ROUND.value).inc()
-            call.end(UpdateRejectedError(Refusal.CLOSED_ROUND, "the round closed before the update was whole: drop it"))
-        self._receptions = {site: reception for site, reception in self._receptions.items() if site in but}
+        for stream in [stream for stream in self._streams.values() if not stream.is_kept(but)]:
+            self._close(stream)
+        self._receptions = {
+            site: reception
+            for site, reception in self._receptions.items()
+            if but.get(site) == _asking_of(reception.announcement)
+        }
 
-    async def settle(self, but: Container[SiteName] = ()) -> None:
+    def turn_to(self, sites: Iterable[SiteName], asking: _Asking) -> None:
+        """End what sites that are given a task still send for another one."""
+        for site in sites:
+            stream = self._streams.get(site)
+            if stream is not None and stream.asking != asking:
+                self._close(stream)
+
+    def interrupt(self, site: SiteName) -> None:
+        """End the upload of a site that is lost; it goes on where it was if the site comes back to the same task."""
+        stream = self._streams.pop(site, None)
+        if stream is not None:
+            stream.call.end(TransportError("the session of this site is lost: join again, then resume the upload"))
+
+    def _close(self, stream: _Stream) -> None:
+        del self._streams[stream.site]
+        self._metrics.updates_refused_total.labels(Refusal.CLOSED_ROUND.value).inc()
+        stream.call.end(UpdateRejectedError(Refusal.CLOSED_ROUND, _CLOSED))
+
+    async def settle(self, but: Mapping[SiteName, _Asking] = _NOTHING) -> None:
         """Return once no ended upload touches the spool any more; arguments as `close_attempt`."""
-        for lock in [lock for site, lock in self._locks.items() if site not in but]:
-            async with lock:
-                pass
+        for stream in [stream for stream in self._in_spool if not stream.is_kept(but)]:
+            await stream.done.wait()
 
     @property
     def _is_crowd(self) -> bool:
         """Whether more sites upload than are read at a time, as far as can be told from the attempt before."""
-        return max(self._before, len(self._calls)) > self._turns.most
+        return max(self._before, len(self._streams)) > self._turns.most
 
-    def forget_ids(self, but: Container[SiteName] = ()) -> None:
+    def forget_ids(self, but: Mapping[SiteName, _Asking] = _NOTHING) -> None:
         """Begin a new attempt; arguments as `close_attempt`."""
-        self._before = len(self._ids)
-        self._ids = {site: update_id for site, update_id in self._ids.items() if site in but}
+        self._before = len(self._announced)
+        self._announced = {
+            site: key for site, key in self._announced.items() if but.get(site) == (key.round, key.attempt)
+        }
 
     async def receive(
         self, site: SiteName, requests: AsyncIterator[_Request], call: Call
@@ -199,46 +244,64 @@ class Uploads:
             StorageError: there was no room for it.
         """
         announcement = await _read_header(requests)
-        older = self._calls.get(site)
+        older = self._streams.get(site)
         if older is not None:
-            older.end(TransportError("superseded by a newer upload of the same site"))
-        self._calls[site] = call
-        async with self._locks[site]:
-            try:
-                async for reply in self._receive(site, announcement, requests, call):
-                    yield reply
-            except UpdateRejectedError as error:
-                await self._refuse(site, announcement, error)
-                raise
-            except MalformedMessageError as error:
-                await self._give_up(site, announcement)
-                self._round.handle(UpdateRefused(site, f"malformed: {error}"))
-                raise
-            except StorageError as error:
-                self._round.handle(SiteFailed(site, f"{type(error).__name__} at the aggregator"))
-                raise
-            finally:
-                if self._calls.get(site) is call:
-                    del self._calls[site]
+            older.call.end(TransportError("superseded by a newer upload of the same site"))
+        stream = _Stream(site, _asking_of(announcement), call, asyncio.Event())
+        self._streams[site] = stream
+        try:
+            async with self._locks[site]:
+                self._in_spool.add(stream)
+                try:
+                    async with contextlib.aclosing(self._take(stream, announcement, requests)) as replies:
+                        async for reply in replies:
+                            yield reply
+                finally:
+                    self._in_spool.discard(stream)
+                    stream.done.set()
+        finally:
+            if self._streams.get(site) is stream:
+                del self._streams[site]
+
+    async def _take(
+        self, stream: _Stream, announcement: UpdateAnnouncement, requests: AsyncIterator[_Request]
+    ) -> AsyncGenerator[pb.PushUpdateReply, None]:
+        """Rule 4."""
+        site = stream.site
+        try:
+            async for reply in self._receive(stream, announcement, requests):
+                yield reply
+        except UpdateRejectedError as error:
+            await self._refuse(site, announcement, error)
+            raise
+        except MalformedMessageError as error:
+            await self._give_up(site, announcement)
+            self._tell(announcement, UpdateRefused(site, f"malformed: {error}"))
+            raise
+        except StorageError as error:
+            self._tell(announcement, SiteFailed(site, f"{type(error).__name__} at the aggregator"))
+            raise
 
     async def _receive(
         self,
-        site: SiteName,
+        stream: _Stream,
         announcement: UpdateAnnouncement,
         requests: AsyncIterator[_Request],
-        call: Call,
     ) -> AsyncGenerator[pb.PushUpdateReply, None]:
+        site = stream.site
         present = self._spool.find(site, announcement.round)
         if present is not None and present.is_admitted and present.key.attempt == announcement.attempt:
             yield pb.PushUpdateReply(
                 holding=pb.UpdateHolding(bytes=present.held, admitted=True, admitted_update_id=present.key.update_id)
             )
+            if self._is_awaited(site, announcement):  # an older upload was ended between its admission and this
+                self._round.handle(UpdateAdmitted(site, asked_round=announcement.round))
             yield pb.PushUpdateReply(result=pb.UpdateResult(admitted=True))
             return
         self._check(site, announcement)
-        if self._calls.get(site) is not call:
+        if self._streams.get(site) is not stream:
             raise TransportError("superseded by a newer upload of the same site")
-        self._ids[site] = announcement.update_id
+        self._announced[site] = _key_of(site, announcement)
         self._round.handle(ModelHeld(site))
         reception = await self._begin(site, announcement)
         held = [payload.held for payload in reception.payloads]
@@ -251,7 +314,7 @@ class Uploads:
             commit = await self._read_chunks(reception, turn, requests)
         finally:
             turn.release()
-        await self._admit(site, reception, commit)
+        await self._admit(stream, reception, commit)
         yield pb.PushUpdateReply(result=pb.UpdateResult(admitted=True))
 
     def _check(self, site: SiteName, announcement: UpdateAnnouncement) -> None:
@@ -275,9 +338,7 @@ class Uploads:
         admission.check_claim(claim, expected, examples_cap=self._round.examples_cap(site))
 
     async def _begin(self, site: SiteName, announcement: UpdateAnnouncement) -> _Reception:
-        key = UpdateKey(
-            site=site, round=announcement.round, attempt=announcement.attempt, update_id=announcement.update_id
-        )
+        key = _key_of(site, announcement)
         sizes = [payload.encoded_bytes for payload in announcement.payloads]
         update = await self._on_disk(self._spool.begin, key, sizes, announcement.to_bytes())
         reception = self._receptions.get(site)
@@ -330,14 +391,15 @@ class Uploads:
             payload.accept(piece)
             self._metrics.payload_bytes_total.labels("in", payload.payload.name).inc(payload.held - before)
 
-    async def _admit(self, site: SiteName, reception: _Reception, commit: pb.UpdateCommit) -> None:
+    async def _admit(self, stream: _Stream, reception: _Reception, commit: pb.UpdateCommit) -> None:
         """Rule 3, second half."""
+        site = stream.site
         digests = commit_from_proto(commit, len(reception.payloads))
         for payload, digest in zip(reception.payloads, digests, strict=True):
             payload.finish(digest)
         norm = await self._norm(reception)
         admission.check_norm(norm, self._plan, self._round.norms)
-        self._require_open(site)
+        self._require_open(site, reception.announcement)
         facts = {
             "norm": norm,
             "transfer_seconds": self._clock.monotonic() - reception.began,
@@ -346,15 +408,15 @@ class Uploads:
         }
         await self._on_disk(self._spool.admit, reception.update, digests, facts)
         try:
-            self._require_open(site)  # it may have closed while the record was written
+            self._require_open(site, reception.announcement)  # it may have closed while the record was written
         except UpdateRejectedError:
             await self._on_disk(self._spool.discard, reception.update)
             raise
         # Its call must not be ended by the closing of the attempt, which this very update may bring about.
-        self._calls.pop(site, None)
+        self._streams.pop(site, None)
         self._receptions.pop(site, None)
         self._metrics.updates_admitted_total.inc()
-        self._round.handle(UpdateAdmitted(site))
+        self._round.handle(UpdateAdmitted(site, asked_round=stream.asking[0]))
 
     async def _norm(self, reception: _Reception) -> float:
         """Return the norm of the parameter change; what is compressed is decoded once and checked for it."""
@@ -365,23 +427,34 @@ class Uploads:
                 norm = found if plan.name == DELTA else norm
         return norm
 
-    def _require_open(self, site: SiteName) -> None:
-        if not self._round.is_asked(site):
-            raise UpdateRejectedError(Refusal.CLOSED_ROUND, "the round closed before the update was whole: drop it")
+    def _is_awaited(self, site: SiteName, announcement: UpdateAnnouncement) -> bool:
+        """Tell whether the task of an announcement is still the site's own, and open."""
+        expected = self._round.expectation(site)
+        return self._round.is_asked(site) and _asking_of(announcement) == (expected.round, expected.attempt)
+
+    def _require_open(self, site: SiteName, announcement: UpdateAnnouncement) -> None:
+        if not self._is_awaited(site, announcement):
+            raise UpdateRejectedError(Refusal.CLOSED_ROUND, _CLOSED)
         admission.check_staleness(self._round.expectation(site))
+
+    def _tell(self, announcement: UpdateAnnouncement, event: UpdateRefused | SiteFailed) -> None:
+        """Rule 6: what is wrong with an update says nothing about another task of its site."""
+        if self._is_awaited(event.site, announcement):
+            self._round.handle(event)
 
     async def _refuse(self, site: SiteName, announcement: UpdateAnnouncement, error: UpdateRejectedError) -> None:
         self._metrics.updates_refused_total.labels(error.refusal.value).inc()
         if error.refusal in _ANSWERS_NO_TASK:
             return
-        self._ids[site] = announcement.update_id
+        if self._is_awaited(site, announcement):
+            self._announced[site] = _key_of(site, announcement)
         await self._give_up(site, announcement)
-        self._round.handle(UpdateRefused(site, f"{error.refusal.value}: {error}"))
+        self._tell(announcement, UpdateRefused(site, f"{error.refusal.value}: {error}"))
 
     async def _give_up(self, site: SiteName, announcement: UpdateAnnouncement) -> None:
         """Forget what was received, so that it cannot be resumed."""
         reception = self._receptions.get(site)
-        if reception is not None and reception.announcement.update_id == announcement.update_id:
+        if reception is not None and reception.update.key == _key_of(site, announcement):
             del self._receptions[site]
             await self._on_disk(self._spool.discard, reception.update)
 
@@ -413,6 +486,16 @@ def _check_piece(reception: _Reception, piece: MessagePiece) -> int:
             f"{LEAST_CHUNK_BYTES}, but for the last: send larger pieces"
         )
     return nbytes
+
+
+def _asking_of(announcement: UpdateAnnouncement) -> _Asking:
+    return (announcement.round, announcement.attempt)
+
+
+def _key_of(site: SiteName, announcement: UpdateAnnouncement) -> UpdateKey:
+    return UpdateKey(
+        site=site, round=announcement.round, attempt=announcement.attempt, update_id=announcement.update_id
+    )
 
 
 def _content(request: _Request) -> MessagePiece | pb.UpdateCommit:

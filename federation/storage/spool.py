@@ -10,6 +10,7 @@ Rules, in order:
    `recover` believes digests, not records. The site keeps its update until the round is committed.
 5. Per (round, site) there is at most one update; by (attempt, round, site) an upload is idempotent, and under the same
    id it goes on where it was cut, within the life of the process.
+6. What was forgotten reads and writes nothing any more, whoever still holds it: its file may be another's by now.
 
 Not locked: the journal of the same folder is.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +68,19 @@ class SpoolPayload:
         self._descriptor = descriptor
         self._path = path
         self._start = start
+        self._is_revoked = False
+        self._writing = threading.Lock()
+
+    def revoke(self) -> None:
+        """Take the file away: returns once no write is under way, and none begins after."""
+        with self._writing:
+            self._is_revoked = True
 
     def pwrite(self, offset: int, view: Buffer) -> None:
         """Write bytes that were checked, at `received`.
 
         Raises:
+            RuntimeError: the update was forgotten.
             ValueError: they leave a gap, overlap, or pass the end.
             DiskFullError: there is no room, which preallocation makes rare.
             StorageError: the disk failed.
@@ -78,15 +88,19 @@ class SpoolPayload:
         nbytes = memoryview(view).nbytes
         if offset != self.received or offset + nbytes > self.nbytes:
             raise ValueError(f"write of {nbytes} bytes at {offset}, expected at {self.received} up to {self.nbytes}")
-        pwrite_all(self._descriptor, view, self._start + offset, self._path)
-        self.received += nbytes
+        with self._writing:
+            self._require_held()
+            pwrite_all(self._descriptor, view, self._start + offset, self._path)
+            self.received += nbytes
 
     def pread_into(self, offset: int, view: Buffer) -> None:
         """Fill `view` with the payload's bytes from `offset` on.
 
         Raises:
+            RuntimeError: the update was forgotten.
             StorageError: they are not all there, or the disk failed.
         """
+        self._require_held()
         if offset + memoryview(view).nbytes > self.nbytes:
             raise StorageError(f"{self._path}: read past the {self.nbytes} bytes of a payload")
         pread_into(self._descriptor, view, self._start + offset, self._path)
@@ -104,6 +118,10 @@ class SpoolPayload:
             self.pread_into(offset, view)
             running.update(view)
         return running.digest()
+
+    def _require_held(self) -> None:
+        if self._is_revoked:
+            raise RuntimeError(f"{self._path}: this update was forgotten, the file may be another's")
 
 
 class SpooledUpdate:
@@ -192,9 +210,11 @@ class Spool:
             facts: JSON object to find again after a restart, such as norm and times.
 
         Raises:
-            RuntimeError: bytes are missing.
+            RuntimeError: bytes are missing, or it was forgotten.
             StorageError: the disk refused; the update does not count.
         """
+        if self.find(update.key.site, update.key.round) is not update:
+            raise RuntimeError(f"update of {update.key.site} for round {update.key.round} was forgotten")
         if update.is_admitted:
             return
         if any(payload.received != payload.nbytes for payload in update.payloads) or len(digests) != len(
@@ -248,13 +268,15 @@ class Spool:
         return sorted(self._updates.values(), key=lambda update: update.key.site)
 
     def discard(self, update: SpooledUpdate) -> None:
-        """Forget an update; its file is reused.
+        """Forget an update; its file is reused, and whoever still holds the update can no longer touch it.
 
         Raises:
             StorageError: the disk failed.
         """
         if self._updates.get((update.key.round, update.key.site)) is not update:
             return
+        for payload in update.payloads:
+            payload.revoke()
         with translated(self._folder):
             self._record(update).unlink(missing_ok=True)
         del self._updates[update.key.round, update.key.site]

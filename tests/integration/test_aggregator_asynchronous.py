@@ -5,13 +5,14 @@ A slow site is one that is told nothing to do: it holds its task, and answers wh
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 
 import numpy as np
 import pytest
 
-from federation.errors import Refusal, UpdateRejectedError
+from federation.errors import FederationError, Refusal, UpdateRejectedError
 from federation.plan import Plan
 from federation.storage.checkpoints import read_model
 from federation.tensors.digest import payload_digest
@@ -19,6 +20,8 @@ from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.clock import FakeClock
 from federation.testing.sites import Finished, HonestSite
 from federation.v1 import aggregator_pb2 as pb
+from federation.v1 import tensors_pb2
+from federation.wire.chunks import checksum
 
 
 def stage(tmp_path, sites="ab", elements=10, **plan):
@@ -295,3 +298,72 @@ async def test_too_few_sites_pause_the_experiment_and_it_goes_on_when_they_are_b
         {"site-a": ("counted", 0), "site-b": ("lost", 0)},
         {"site-a": ("counted", 0), "site-b": ("counted", 0)},
     ]
+
+
+async def stall(site, task, data):
+    """Open an upload for a task, and send nothing of it yet."""
+    call = site.stub.bidi("PushUpdate")
+    await call.write(pb.PushUpdateRequest(header=site.header(task, {"delta": data}, {})))
+    assert list((await call.read()).holding.bytes) == [0]
+    return call
+
+
+def piece(data):
+    chunk = tensors_pb2.Chunk(offset=0, data=data, crc32c=checksum(data))
+    return pb.PushUpdateRequest(chunk=pb.UpdateChunk(payload=0, chunk=chunk))
+
+
+async def lose(site, call):
+    """The site is away for longer than it may, which ends its upload, and comes back to a new task."""
+    await site.cut()
+    with pytest.raises(FederationError, match="session of this site is lost"):
+        await asyncio.wait_for(call.read(), 30)
+    await site.connect()
+    await site.ready()
+    return await site.next_task()
+
+
+async def answer_all(*sites):
+    """Each answers its next task; they wait for one another, so that the next is of a later round."""
+    for site, task in [(site, await site.next_task()) for site in sites]:
+        await site.answer(task)
+
+
+async def test_a_stalled_upload_of_an_older_task_never_reaches_into_another_sites_update(tmp_path):
+    plan = {"rounds": 3, "minimum_sites": 1, "algorithm": "fedbuff", "options": {"k": 2}}
+    built = stage(tmp_path, "abc", 100_000, **plan)
+    async with built.aggregator(site_grace_s=0) as running:
+        a, b, c = await join(built, running, "a", "b", "c")
+        evil = np.full(100_000, 1e6, np.float32).tobytes()
+        call = await stall(b, await b.next_task(), evil)
+        await answer_all(a, c)
+        tasks = [await a.next_task(), await c.next_task()]
+        assert (await lose(b, call)).round == 2
+        for site, task in zip((a, c), tasks, strict=True):
+            await site.answer(task)
+        third = [await a.next_task(), await c.next_task()]
+        await a.answer(third[0])
+        await call.try_write(piece(evil))
+        await c.answer(third[1])
+        await leave(running, a, b, c)
+    for path in (built.work / "spool").glob("slot-*.bin"):
+        assert np.abs(np.fromfile(path, np.float32)).max() < 10, "no byte of it is in any file"
+    assert np.abs(weight(built)).max() < 10
+
+
+async def test_an_upload_that_was_stalled_until_its_site_was_asked_anew_is_not_taken_for_the_new_task(tmp_path):
+    built = stage(tmp_path, "ab", 100_000, rounds=3, **FEDASYNC)
+    async with built.aggregator(site_grace_s=0) as running:
+        a, b = await join(built, running, "a", "b")
+        data = bytes(400_000)
+        call = await stall(b, await b.next_task(), data)
+        await a.answer(await a.next_task())
+        second = await a.next_task()
+        await call.try_write(piece(data))
+        fresh = await lose(b, call)
+        assert (second.round, fresh.round) == (2, 2)
+        await call.try_write(pb.PushUpdateRequest(commit=pb.UpdateCommit(digests=[payload_digest(data)])))
+        await b.answer(fresh)
+        await a.answer(second)
+        await leave(running, a, b)
+    assert [rows(record) for record in history(built)[1:]] == [{"site-b": ("counted", 0)}, {"site-a": ("counted", 1)}]

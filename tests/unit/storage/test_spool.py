@@ -245,6 +245,25 @@ def test_updates_of_several_rounds_lie_side_by_side_and_what_is_not_kept_makes_r
     assert len(list(tmp_path.glob("slot-*.bin"))) == 3
 
 
+def test_who_still_holds_a_forgotten_update_cannot_touch_the_one_that_has_its_file(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    old = spool.begin(key("alpha"), [3, 3], b"header")
+    old.payloads[0].pwrite(0, b"old")
+    spool.discard(old)
+    new = admit_one(spool, "beta", b"honest")
+    assert len(list(tmp_path.glob("slot-*.bin"))) == 1
+    for touch in (
+        lambda: old.payloads[1].pwrite(0, b"bad"),
+        lambda: old.payloads[0].pread_into(0, bytearray(3)),
+        lambda: spool.admit(old, [], {}),
+    ):
+        with pytest.raises(RuntimeError, match="forgotten"):
+            touch()
+    spool.release(ROUND)
+    with pytest.raises(RuntimeError, match="forgotten"):
+        spool.admit(new, [], {})
+
+
 def test_site_names_that_are_no_names_never_reach_a_path(tmp_path: Path) -> None:
     with pytest.raises(InvalidNameError):
         Spool(tmp_path).begin(key("../../etc"), [1], b"header")

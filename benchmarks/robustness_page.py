@@ -105,6 +105,8 @@ python -m benchmarks robustness --full --page
   the mean rule in peace. {_EARLY}: a run ended early, because its next model was not finite. n/a: {SITES} sites are
   too few for this rule and f; the plan is refused.
 - Infinity and NaN are not in the tables: whatever the rule, they are refused on arrival.
+- `arc + mean` and `nnm + mean` were measured with weights by examples, and hostile sites that claim no more than they
+  have. Plans refuse both by now: `arc` before the mean needs sites that weigh alike, `nnm` alone is no defence.
 """
 
 

@@ -4,6 +4,7 @@
    ``federation.aggregation_rules``: an entry is a subclass of `AggregationRule`. No code comes from the wire.
 2. `check` refuses a plan whose rule does not exist, has wrong options, or cannot stand what the plan asks of it with
    the fewest updates a round may close with, or takes fewer than it will have.
+3. The mean stands hostile sites only where updates are clipped before it and a site cannot weigh what it says.
 """
 
 from __future__ import annotations
@@ -67,6 +68,10 @@ RULES: dict[str, type[AggregationRule]] = {
 
 PRE_AGGREGATIONS: dict[str, type[PreAggregation]] = {each.name: each for each in (Nnm, Bucketing, Clipping, Arc)}
 """Every pre-aggregation by name, in the order of the documentation."""
+
+
+HALF = 0.5
+"""Who weighs that much of a mean of clipped updates decides it."""
 
 
 def rule_names() -> list[str]:
@@ -151,11 +156,8 @@ def check(plan: Plan, fewest: int, advice: str = "raise quorum, or lower byzanti
             f"{asking!r} must be told how many hostile sites to stand, and byzantine is 0: set byzantine to 1 "
             "or more, or use the mean or the median"
         )
-    if plan.byzantine and plan.rule == "mean" and not plan.pre_aggregation:
-        raise PlanError(
-            f"byzantine is {plan.byzantine}, and the mean stands no hostile site: choose another rule, such as "
-            "'trimmed_mean', or leave byzantine at 0"
-        )
+    if plan.byzantine and plan.rule == "mean":
+        _check_hostile_mean(plan, aggregation, fewest, advice)
     try:
         aggregation.check(fewest)
     except PlanError as error:
@@ -163,6 +165,27 @@ def check(plan: Plan, fewest: int, advice: str = "raise quorum, or lower byzanti
     # Some rules search, and take only so many.
     aggregation.check(max(fewest, plan.sample or plan.sites_wanted))
     return aggregation
+
+
+def _check_hostile_mean(plan: Plan, aggregation: Aggregation, fewest: int, advice: str) -> None:
+    """Refuse a mean that shall stand hostile sites and lets one of them be long or weigh as much as it says."""
+    f, share = plan.byzantine, plan.max_share
+    if not any(isinstance(step, Arc | Clipping) for step in aggregation.before):
+        raise PlanError(
+            f"byzantine is {f}, and the mean stands no hostile site unless updates are clipped before it: choose "
+            "another rule, such as 'trimmed_mean', add 'arc' to pre_aggregation, or leave byzantine at 0"
+        )
+    if plan.weighting != "uniform" and (share is None or f * share >= HALF):
+        given = f", and {f} hostile at max_share {share:g} may weigh half or more" if share is not None else ""
+        raise PlanError(
+            f"byzantine is {f}, and the mean weighs by examples, which are the sites' word{given}: set weighting "
+            f"'uniform', or max_share below {HALF / f:g}"
+        )
+    if 2 * f >= fewest and not any(isinstance(step, Arc) for step in aggregation.before):
+        raise PlanError(
+            f"clipping before the mean stands byzantine = {f} only where 2f < n: it needs {2 * f + 1} updates or more "
+            f"and has {fewest}. A round of this plan may close with {fewest}: {advice}"
+        )
 
 
 def _load_plugin(entry: EntryPoint) -> type[AggregationRule]:

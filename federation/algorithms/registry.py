@@ -44,6 +44,7 @@ from federation.rounds.quarantine import check_quarantine
 from federation.rounds.sampling import check_sampler, takes_count
 from federation.rounds.schedules import check_schedules
 from federation.rounds.shares import check_max_share, fewest_updates
+from federation.tensors import TensorRole
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -180,6 +181,7 @@ def _check_rule(spec: ExperimentSpec, algorithm: Algorithm) -> None:
             f"and what rule {plan.rule!r}{' with pre_aggregation' if plan.pre_aggregation else ''} keeps out of the "
             "model would come in through that: use fedavg or site_momentum behind it, or rule 'mean' alone"
         )
+    _refuse_what_the_rule_does_not_see(spec, is_plain=is_plain)
     is_asynchronous = algorithm.mode == "buffer"
     advice = (
         f"algorithm {algorithm.name!r} is asynchronous, and a step of it may be of a single update: choose a method of "
@@ -196,6 +198,25 @@ def _check_rule(spec: ExperimentSpec, algorithm: Algorithm) -> None:
         )
     if aggregation.rule.state:
         _refuse_half_precision(spec, f"rule {plan.rule!r}", "another rule")
+
+
+def _refuse_what_the_rule_does_not_see(spec: ExperimentSpec, *, is_plain: bool) -> None:
+    """Refuse what is averaged beside the parameters, and would let one site past the rule."""
+    plan = spec.plan
+    if plan.optimizer_state == "aggregate" and not is_plain:
+        raise PlanError(
+            f"optimizer_state 'aggregate' is the mean of what sites send, whatever the rule, and what rule "
+            f"{plan.rule!r}{' with pre_aggregation' if plan.pre_aggregation else ''} keeps out of the model would come "
+            "in through that: use optimizer_state 'reset' or 'keep'"
+        )
+    trusted = rules.trusted_site(plan)
+    buffers = [row.name for row in spec.tensors if row.role is TensorRole.BUFFER]
+    if buffers and (plan.byzantine or trusted is not None):
+        shown = ", ".join(repr(name) for name in buffers[:4]) + (", ..." if len(buffers) > 4 else "")
+        raise PlanError(
+            f"the buffers {shown} are averaged whatever the rule, and one hostile site could put them anywhere: list "
+            'them in local, for example local=("*running_*", "*num_batches_tracked")'
+        )
 
 
 def _refuse_half_precision(spec: ExperimentSpec, who: str, instead: str) -> None:

@@ -19,7 +19,7 @@ HONEST = {f"site-{letter}": 0.9 + 0.025 * index for index, letter in enumerate("
 HOSTILE = {"site-x": 0.9, "site-y": 1.1}
 TRUST = {"trusted": "site-c"}
 CASES: dict[str, dict[str, Any]] = {
-    "mean": {"pre_aggregation": ("clipping:8.0",)},
+    "mean": {"pre_aggregation": ("clipping:8.0",), "weighting": "uniform"},
     "median": {"pre_aggregation": ("bucketing:2",)},
     "trimmed_mean": {"pre_aggregation": ("nnm",)},
     "meamed": {"pre_aggregation": ("arc", "nnm")},

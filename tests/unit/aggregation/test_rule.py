@@ -101,7 +101,11 @@ def test_a_plan_says_what_is_done_to_the_updates_of_a_round() -> None:
         ({"rule": "krum", "byzantine": 2, "pre_aggregation": ("bucketing:2",)}, 12, "12 updates, 6 after pre_agg"),
         ({"rule": "krum"}, 20, "'krum' must be told how many hostile sites to stand"),
         ({"pre_aggregation": ("arc",)}, 20, "'arc' must be told"),
-        ({"pre_aggregation": ("arc",), "byzantine": 2}, 4, "pre_aggregation 'arc' stands byzantine = 2 only where"),
+        (
+            {"pre_aggregation": ("arc",), "byzantine": 2, "weighting": "uniform"},
+            4,
+            "pre_aggregation 'arc' stands byzantine = 2 only where",
+        ),
         ({"rule": "mean", "byzantine": 1}, 20, "the mean stands no hostile site"),
         ({"rule": "multi_krum", "byzantine": 1, "rule_options": {"m": 9}}, 8, "m is 9, more than the n - f = 7"),
         ({"rule": "smea", "byzantine": 5, "sites": 30}, 11, "5 of 30 updates can be left out in 142506 ways: use caf"),

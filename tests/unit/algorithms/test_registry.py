@@ -235,3 +235,50 @@ def test_a_rule_that_keeps_a_vector_refuses_half_precision() -> None:
     with pytest.raises(PlanError, match=r"rule 'centered_clipping' keeps a vector per parameter"):
         check(_spec(rule="centered_clipping", dtype=DType.BFLOAT16))
     check(_spec(rule="median", dtype=DType.BFLOAT16))
+
+
+def test_buffers_and_optimizer_state_that_would_pass_beside_the_rule_are_refused() -> None:
+    stands = {"rule": "trimmed_mean", "byzantine": 2, "sites": 8, "minimum_sites": 8}
+    running = TensorRow(name="bn.running_mean", dtype=DType.FLOAT32, shape=(4,), role=TensorRole.BUFFER)
+    count = TensorRow(name="bn.num_batches_tracked", dtype=DType.INT64, shape=(), role=TensorRole.BUFFER)
+    for buffer in (running, count):
+        with pytest.raises(PlanError, match=r"averaged whatever the rule.*list them in local, for example local="):
+            check(_spec(tensors=(buffer,), **stands))
+        check(_spec(tensors=(buffer.model_copy(update={"role": TensorRole.LOCAL}),), **stands))
+        check(_spec(tensors=(buffer,), rule="median"))
+    with pytest.raises(PlanError, match="one hostile site could put them anywhere"):
+        check(_spec(tensors=(running,), rule="fltrust", rule_options={"trusted": "north"}, sites=5))
+    for plan in ({"rule": "median"}, {"pre_aggregation": ("clipping:1.0",)}, stands):
+        spec = _spec(**plan)
+        aggregating = spec.model_copy(update={"plan": spec.plan.model_copy(update={"optimizer_state": "aggregate"})})
+        with pytest.raises(PlanError, match=r"optimizer_state 'aggregate' is the mean.*use optimizer_state 'reset'"):
+            check(aggregating)
+
+
+CLIPPED_MEAN = {"rule": "mean", "byzantine": 2, "pre_aggregation": ("arc",), "sites": 10, "minimum_sites": 10}
+
+
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        ({}, "weighs by examples, which are the sites' word: set weighting 'uniform', or max_share below 0.25"),
+        ({"max_share": 0.25}, "2 hostile at max_share 0.25 may weigh half or more: set weighting 'uniform'"),
+        ({"pre_aggregation": ("nnm",), "weighting": "uniform"}, "unless updates are clipped before it.*add 'arc'"),
+        ({"pre_aggregation": ("bucketing:2",), "weighting": "uniform"}, "unless updates are clipped before it"),
+        ({"quorum": 4, "weighting": "uniform"}, "'arc' stands byzantine = 2 only where 2f < n"),
+        (
+            {"quorum": 4, "weighting": "uniform", "pre_aggregation": ("clipping:1.0",)},
+            "only where 2f < n: it needs 5 updates or more and has 4",
+        ),
+    ],
+    ids=str,
+)
+def test_a_mean_that_a_claim_or_a_length_could_buy_stands_no_hostile_site(plan, text) -> None:
+    with pytest.raises(PlanError, match=text):
+        check(_spec(**{**CLIPPED_MEAN, **plan}))
+
+
+def test_a_mean_of_clipped_updates_that_weigh_alike_or_are_capped_is_accepted() -> None:
+    check(_spec(**CLIPPED_MEAN, weighting="uniform"))
+    check(_spec(**CLIPPED_MEAN, max_share=0.2))
+    check(_spec(**{**CLIPPED_MEAN, "pre_aggregation": ("nnm", "clipping:1.0"), "weighting": "uniform"}))

@@ -87,9 +87,11 @@ class SiteScores:
 
     def _products(self, rows: Array, center: Array, dtype: np.dtype[Any]) -> Array:
         """Return what a block adds to the sums."""
-        if dtype.str not in self._buffers:
-            self._buffers[dtype.str] = np.empty((len(self._sites) + 1, self._columns), dtype=dtype)
-        block = self._buffers[dtype.str][:, : center.size]
+        buffer = self._buffers.get(dtype.str)
+        if buffer is None or buffer.shape[1] < center.size:
+            # No larger than the first block: that of a small model is quickly had.
+            buffer = self._buffers[dtype.str] = np.empty((len(self._sites) + 1, center.size), dtype=dtype)
+        block = buffer[:, : center.size]
         np.copyto(block[-1], center, casting="same_kind")
         np.subtract(rows, block[-1], out=block[:-1], dtype=dtype)
         if not self._has_pairs:
@@ -118,33 +120,36 @@ class SiteScores:
             distances[distances <= ROUNDING * _longest(lengths)] = 0.0
             cosines = (along + center) / (lengths * math.sqrt(center))
             pairs = self._pairs(squares) if self._has_pairs else None
-        found = {}
-        for index, site in enumerate(self._sites):
-            scores = {DISTANCE: _finite(distances[index]), COSINE: _cosine(cosines[index])}
-            if pairs is not None:
-                scores[KRUM] = _finite(pairs[index])
-            found[site] = scores
+        rows = zip(self._sites, distances.tolist(), cosines.tolist(), strict=True)
+        found = {site: {DISTANCE: _finite(distance), COSINE: _cosine(cosine)} for site, distance, cosine in rows}
+        if pairs is not None:
+            for scores, krum in zip(found.values(), pairs.tolist(), strict=True):
+                scores[KRUM] = _finite(krum)
         return found
 
     def _pairs(self, squares: Array) -> Array:
-        products = np.tril(self._sums[:-1, :-1])
-        products += np.tril(products, -1).T
-        between = squares[:, None] + squares[None, :] - 2 * products
+        sums = self._sums[:-1, :-1]
+        lower = np.arange(len(sums))
+        products = np.where(lower[:, None] >= lower, sums, sums.T)
+        between = squares[:, None] + squares - 2 * products
         between[between <= PAIR_ROUNDING * _longest(squares)] = 0.0
-        between = np.where(np.isnan(between), np.inf, between)
-        np.fill_diagonal(between, np.inf)
-        nearest = np.sort(between, axis=1)[:, : self._neighbours]
-        return np.asarray(nearest.sum(axis=1))
+        np.fmin(between, np.inf, out=between)  # what is no number counts as infinite
+        between[lower, lower] = np.inf
+        between.sort(axis=1)
+        return np.asarray(between[:, : self._neighbours].sum(axis=1))
 
 
 def _longest(values: Array) -> float:
     """Return the largest value that is a number; 0 if none is."""
-    return float(np.max(values, where=np.isfinite(values), initial=0.0))
+    largest = float(values.max(initial=0.0))
+    if not math.isfinite(largest):
+        largest = float(np.max(values, where=np.isfinite(values), initial=0.0))
+    return largest
 
 
 def _finite(value: float) -> float:
-    return min(float(value), _LARGEST) if not math.isnan(value) else _LARGEST
+    return value if value <= _LARGEST else _LARGEST  # also where it is no number
 
 
 def _cosine(value: float) -> float:
-    return min(max(float(value), -1.0), 1.0) if math.isfinite(value) else 0.0
+    return min(max(value, -1.0), 1.0) if math.isfinite(value) else 0.0

@@ -7,8 +7,9 @@ Rules:
 2. An update must look like its site's own task: round, attempt, and digest of the version. It is refused once it is
    older than the method takes, wherever it is on its way.
 3. What waits in the buffer lies in the spool under the round of its task, with its place in the order of arrival.
-4. A commit settles those that counted, were refused, failed or are lost, and no others: only their uploads are ended,
-   their updates given up, and versions that nobody needs any more. Its journal line says who goes on with what.
+4. A commit or miss settles those that counted, were refused, failed or are lost when it is decided, and no others: only
+   their uploads are ended, their updates given up, and versions that nobody needs any more. Its journal line says who
+   goes on with what.
 5. After a restart the same updates wait in the same order. A site whose version went with a power loss is asked anew.
 """
 
@@ -76,6 +77,9 @@ class BufferGathering:
         recovered.sort(key=lambda update: update.facts["arrival"])
         asked = await self._recover_versions(asked, [update.key.site for update in recovered])
         waiting = tuple(update.key.site for update in recovered if update.key.site in asked)
+        for update in recovered:
+            if update.key.site not in asked:  # its site is asked anew, and must not be told that this one counts
+                await self._stores.do(self._stores.spool.discard, update)
         self._setting.uploads.arrivals = itertools.count(1 + max(map(_arrival, recovered), default=0))
         self.machine = AsyncMachine(
             spec.plan,
@@ -200,8 +204,8 @@ class BufferGathering:
     async def settle(self, action: events.Commit | events.RecordMiss) -> dict[SiteName, bytes]:
         """See `Gathering.settle`: rule 4."""
         machine, uploads = self.machine, self._setting.uploads
-        self._kept = {site: machine.task_of(site) for site in (*machine.training, *machine.waiting)}
-        self._settled = {site: machine.task_of(site) for site in machine.standings if site not in self._kept}
+        self._settled = machine.settling
+        self._kept = {site: machine.task_of(site) for site in machine.standings if site not in self._settled}
         uploads.close_attempt(but=self._kept)
         await uploads.settle(but=self._kept)
         ids = {site: uploads.update_id(site, number) for site, (number, _) in self._settled.items()}

@@ -18,7 +18,7 @@ from federation.aggregator.broadcast import Offer, Offers, make_offer
 from federation.names import PayloadName, RoundNumber
 from federation.storage.checkpoints import ModelFile
 from federation.storage.disk import sync_folder, translated
-from federation.wire.payloads import MODEL
+from federation.wire.payloads import MODEL, OPTIMIZER
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -100,9 +100,10 @@ class Versions:
         Raises:
             StorageError: the disk failed, or a file is damaged.
         """
-        # The first version has no optimizer state.
         there = [name for name in names if self._path(number, name).exists()]
-        return [self._open(number, name) for name in there] if MODEL in there else []
+        # The first version has no optimizer state.
+        is_whole = all(name in there or name == OPTIMIZER for name in names)
+        return [self._open(number, name) for name in there] if is_whole else []
 
     def unlink(self, kept: Collection[RoundNumber]) -> None:
         """Remove the files of all other versions.

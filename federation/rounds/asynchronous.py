@@ -17,8 +17,9 @@ arXiv:1903.03934, algorithm 1. Rules:
 4. **Miss.** A deadline without any update, or every site's failure, is a miss; `max_failures` in a row are forgiven.
    Sites that train go on training, and nothing is dropped.
 5. **Evaluate.** Those that contributed evaluate the candidate, before they train again.
-6. **Commit.** They get their verdicts, and they and all that failed or were refused in this round are free again. A
-   round of fewer updates than `buffer`, or than sites can train at once, makes the experiment degraded.
+6. **Commit.** They get their verdicts, and they and all that failed or were refused before it are free again. What ends
+   while a commit or a miss is being written down belongs to what is written next. A round of fewer updates than
+   `buffer`, or than sites can train at once, makes the experiment degraded.
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ class AsyncMachine(Lifecycle):
         self._tasks = {site: resume.asked.get(site, present) for site in (*resume.training, *resume.admitted)}
         self._buffer = list(resume.admitted)
         self._counted: tuple[SiteName, ...] = ()
+        self._settling: dict[SiteName, Standing] = {}
         self._draws = 0
         self._miss = ""
         self._untold: set[SiteName] = set()
@@ -129,6 +131,11 @@ class AsyncMachine(Lifecycle):
     def waiting(self) -> tuple[SiteName, ...]:
         """Sites whose updates wait in the buffer, in the order of their arrival."""
         return tuple(self._buffer)
+
+    @property
+    def settling(self) -> dict[SiteName, tuple[RoundNumber, Attempt]]:
+        """Task of each site that is settled by the commit or miss that is being written down."""
+        return {site: self._tasks[site] for site in self._settling}
 
     def is_asked(self, site: SiteName) -> bool:
         """Whether an update of this site would be taken now."""
@@ -261,10 +268,10 @@ class AsyncMachine(Lifecycle):
         self._do(events.Combine(self.round, self._counted, {site: self._tasks[site][0] for site in self._counted}))
 
     def _record_miss(self, why: str) -> None:
+        self._settling = self._done_standings()
         ended = [
             f"{site} {standing.progress.value}" + (f" ({standing.reason})" if standing.reason else "")
-            for site, standing in sorted(self.standings.items())
-            if standing.progress is not Progress.ASKED
+            for site, standing in self._settling.items()
         ]
         self._miss = ": ".join([why, ", ".join(ended)]) if ended else why
         self._enter(Phase.MISSED, self._miss)
@@ -285,10 +292,9 @@ class AsyncMachine(Lifecycle):
         self._evaluate(self.available.intersection(self._counted))
 
     def _commit(self) -> None:
-        kept = {*self.training, *self._buffer}
-        standings = {site: standing for site, standing in self.standings.items() if site not in kept}
+        self._settling = self._done_standings()
         planned = min(self._buffer_size, self._plan.sample or self._plan.sites_wanted)
-        self._commit_round(standings, is_degraded=len(self._counted) < planned)
+        self._commit_round(self._settling, is_degraded=len(self._counted) < planned)
 
     def _on_committed(self, _: events.Committed) -> None:
         self._must_be(Phase.COMMIT, "a round was committed")
@@ -296,20 +302,26 @@ class AsyncMachine(Lifecycle):
         self._free_done()
         self._go_on()
 
+    def _done_standings(self) -> dict[SiteName, Standing]:
+        """Return, in name order, how those stand that neither train nor wait in the buffer."""
+        kept = {*self.training, *self._buffer}
+        return {site: standing for site, standing in sorted(self.standings.items()) if site not in kept}
+
     def _send_verdicts(self) -> None:
         reasons = {
             site: "" if standing.progress is Progress.ADMITTED else standing.reason
-            for site, standing in sorted(self.standings.items())
+            for site, standing in self._settling.items()
             if site in self._counted or standing.progress is Progress.REFUSED
         }
         asked = {site: self._tasks[site] for site in reasons}
         self._do(events.SendVerdicts(self.round, self.attempt, reasons, asked))
 
     def _free_done(self) -> None:
-        """Forget what is over: sites that neither train nor wait in the buffer are idle again."""
-        kept = {*self.training, *self._buffer}
-        self.standings = {site: standing for site, standing in self.standings.items() if site in kept}
-        self._tasks = {site: task for site, task in self._tasks.items() if site in kept}
+        """Forget what is settled: its sites are idle again."""
+        for site in self._settling:
+            self.standings.pop(site, None)  # one that was lost may have come back meanwhile
+            del self._tasks[site]
+        self._settling = {}
         self._counted = ()
 
 

@@ -340,3 +340,23 @@ async def test_a_site_that_missed_the_verdict_on_an_older_task_hears_it_after_th
         assert [(verdict.round, verdict.counted) for verdict in again.verdicts] == [(1, True)]
         for site in (a, again):
             await site.vanish()
+
+
+async def test_an_update_whose_version_went_with_a_power_loss_is_given_up_and_its_site_asked_anew(tmp_path):
+    plan = {"algorithm": "fedasync", "options": {"alpha": 0.5}, "rounds": 1}
+    built = stage(tmp_path, "a", **plan)
+    async with built.process(1, site_grace_s=30) as first:
+        (a,) = await begin(built, first, "site-a")
+        await a.answer(await a.next_task())
+        await a.next_task()  # evaluate: the update still waits for its commit
+        first.kill()
+        await first.ended()
+        await a.vanish()
+    assert len(list((built.work / "spool").glob("admitted-*"))) == 1
+    (built.work / "checkpoints" / "versions" / "00000001-model.safetensors").unlink()
+    async with built.process(2, site_grace_s=30) as second:
+        assert list((built.work / "spool").glob("admitted-*")) == []
+        a = built.site("site-a", second.address)
+        assert await a.run() == "completed"
+        assert a.trained == [1]
+        assert await second.ended() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from federation.aggregator.broadcast import Offers
 from federation.aggregator.versions import Versions
 from federation.errors import NotFoundError
-from federation.names import RoundNumber
+from federation.names import PayloadName, RoundNumber
 from federation.storage.checkpoints import ModelFile, ModelWriter
 from federation.testing.aggregators import flat_schema
 from federation.wire.payloads import MODEL, OPTIMIZER, Payload
@@ -72,6 +73,21 @@ def test_a_restart_finds_what_is_all_there(tmp_path, offers):
     for offer in versions.link(ONE, [commit(tmp_path, 6.0)]):
         offer.retire()
     assert value_of(versions.model_path(ONE)) == 6.0
+
+
+def test_a_version_without_all_that_the_method_sends_is_none_but_for_the_optimizer_state(tmp_path, offers):
+    versions = Versions(tmp_path / "versions", offers)
+    payload, path = commit(tmp_path, 1.0)
+    for offer in versions.link(ONE, [(payload, path)]):
+        offer.retire()
+    control = PayloadName("control")
+    assert versions.find(ONE, [MODEL, OPTIMIZER, control]) == []
+    for offer in versions.link(ONE, [(payload, path), (replace(payload, name=control), path)]):
+        offer.retire()
+    found = versions.find(ONE, [MODEL, OPTIMIZER, control])
+    assert [offer.payload.name for offer in found] == [MODEL, control]
+    for offer in found:
+        offer.retire()
 
 
 def test_nothing_is_removed_where_nothing_was_kept(tmp_path, offers):

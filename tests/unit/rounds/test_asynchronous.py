@@ -191,6 +191,37 @@ def test_an_update_of_another_task_than_the_sites_present_one_is_ignored():
     assert has(machine.step(ev.UpdateAdmitted(A, RoundNumber(2))), ev.Combine)
 
 
+def test_what_is_set_aside_while_a_commit_is_written_down_belongs_to_the_next_round():
+    machine, _ = started(Plan(sites=3, **QUIET), A, B, C)
+    machine.step(ev.UpdateAdmitted(A))
+    assert set(the(machine.step(ev.Combined()), ev.Commit).standings) == {A} == set(machine.settling)
+    machine.step(ev.UpdateRefused(B, "norm: too long"))
+    machine.step(ev.SiteLost(C))
+    actions = machine.step(ev.Committed())
+    assert the(actions, ev.SendVerdicts).reasons == {A: ""}
+    assert the(actions, ev.AskTrain).sites == (A,)
+    machine.step(ev.UpdateAdmitted(A))
+    commit = the(machine.step(ev.Combined()), ev.Commit)
+    assert {site: standing.progress for site, standing in commit.standings.items()} == {
+        A: Progress.ADMITTED, B: Progress.REFUSED, C: Progress.LOST,
+    }  # fmt: skip
+    assert machine.settling == {A: (2, 1), B: (1, 1), C: (1, 1)}
+    actions = machine.step(ev.Committed())
+    assert the(actions, ev.SendVerdicts).reasons == {A: "", B: "norm: too long"}
+    assert the(actions, ev.SendVerdicts).asked[B] == (1, 1) and the(actions, ev.AskTrain).sites == (A, B)
+
+
+def test_what_is_set_aside_while_a_miss_is_written_down_gets_its_verdict_later():
+    machine, _ = started(Plan(sites=2, **QUIET), A, B)
+    machine.step(ev.DeadlinePassed())
+    machine.step(ev.UpdateRefused(B, "norm: too long"))
+    actions = machine.step(ev.MissRecorded())
+    assert the(actions, ev.SendVerdicts).reasons == {} and machine.training == (A,)
+    machine.step(ev.UpdateAdmitted(A))
+    assert the(machine.step(ev.Combined()), ev.Commit).standings[B].progress is Progress.REFUSED
+    assert the(machine.step(ev.Committed()), ev.SendVerdicts).reasons[B] == "norm: too long"
+
+
 def test_when_all_fail_the_round_is_missed_and_all_are_asked_again():
     machine, _ = started(Plan(sites=2, **QUIET), A, B)
     machine.step(ev.SiteFailed(A, "no memory"))
@@ -339,12 +370,16 @@ STORY = st.lists(
 
 
 class Shell:
-    """Watches the laws of every story: at most one task a site, at most `sample` at once, K updates a step."""
+    """Watches the laws of every story: at most one task a site, at most `sample` at once, K updates a step.
+
+    And whatever is refused or fails is in the line that is written next, and hears its verdict after it.
+    """
 
     def __init__(self, plan, buffer):
         self.plan, self.buffer = plan, buffer
         self.machine = AsyncMachine(plan, buffer=buffer)
         self.owed = None
+        self.set_aside, self.judged = {}, set()
         self.seen(self.machine.start())
 
     def seen(self, actions):
@@ -359,14 +394,28 @@ class Shell:
                 self.owed = ev.Combined()
             elif isinstance(action, ev.Commit):
                 self.owed = ev.Committed()
+                self.judge({site: action.standings[site].progress for site in self.set_aside})
             elif isinstance(action, ev.RecordMiss):
                 self.owed = ev.MissRecorded()
+                told = {site for site, end in self.set_aside.items() if f"{site} {end.value}" in action.reason}
+                self.judge({site: self.set_aside[site] for site in told})
+            elif isinstance(action, ev.SendVerdicts):
+                assert self.judged <= set(action.reasons)
+                self.judged = set()
         training = self.machine.training
         assert self.plan.sample is None or len(training) <= self.plan.sample
         assert not set(training) & set(self.machine.waiting)
         assert len(set(self.machine.waiting)) == len(self.machine.waiting)
 
+    def judge(self, ends):
+        assert ends == self.set_aside
+        self.judged = {site for site, end in ends.items() if end is Progress.REFUSED}
+        self.set_aside = {}
+
     def tell(self, event):
+        ends = {ev.UpdateRefused: Progress.REFUSED, ev.SiteFailed: Progress.FAILED}
+        if type(event) in ends and self.machine.is_asked(event.site):
+            self.set_aside[event.site] = ends[type(event)]
         if event == "shell":
             if self.owed is None:
                 return

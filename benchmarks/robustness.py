@@ -92,7 +92,7 @@ DEFENCES: dict[str, Defence] = {
     "centered_clipping": _rule("centered_clipping"),
     "mda": _rule("mda"),
     "monna": _rule("monna", trusted=TRUSTED),
-    "smea": _rule("smea"),
+    "smea": Defence(plan={**_rule("smea").plan, "sample": SITES}),
     "caf": _rule("caf"),
     "fltrust": _rule("fltrust", trusted=TRUSTED),
     "arc + mean": Defence(

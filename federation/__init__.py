@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from federation.algorithms.algorithm import Algorithm
     from federation.client.federation import Federation
-    from federation.plan import BestModel, EarlyStopping, Plan
+    from federation.plan import BestModel, EarlyStopping, Plan, Quarantine
     from federation.simulation import simulate
     from federation.training.experiment import Experiment
     from federation.training.gradient_task import GradientTask
@@ -29,6 +29,7 @@ _HOMES = {
     "Federation": "federation.client.federation",
     "GradientTask": "federation.training.gradient_task",
     "Plan": "federation.plan",
+    "Quarantine": "federation.plan",
     "SupervisedTask": "federation.training.supervised",
     "simulate": "federation.simulation",
 }
@@ -41,6 +42,7 @@ __all__ = [
     "Federation",
     "GradientTask",
     "Plan",
+    "Quarantine",
     "SupervisedTask",
     "simulate",
 ]

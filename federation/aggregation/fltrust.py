@@ -16,7 +16,7 @@ from federation.aggregation.geometric_median import GeometricMedian
 from federation.aggregation.geometry import measure_about
 from federation.aggregation.linear import weighted_sum
 from federation.aggregation.mixing import KEPT, with_state
-from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport
+from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport, SiteOption
 from federation.names import SiteName
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class FlTrust(AggregationRule):
     source: ClassVar[str] = "arXiv:2012.13995, section IV"
     condition: ClassVar[str] = "the trusted site is there, or 2f < n"
 
-    trusted: str
+    trusted: SiteOption
     beta: float = Field(default=0.9, ge=0, lt=1)
 
     @property

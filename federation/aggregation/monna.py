@@ -12,7 +12,7 @@ import numpy as np
 
 from federation.aggregation.geometry import measure
 from federation.aggregation.linear import mean_coefficients, weighted_sum
-from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport
+from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport, SiteOption
 from federation.names import SiteName
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Monna(AggregationRule):
     condition: ClassVar[str] = "2f < n"
     needs_byzantine: ClassVar[bool] = True
 
-    trusted: str
+    trusted: SiteOption
 
     @property
     def trusted_site(self) -> SiteName | None:

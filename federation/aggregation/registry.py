@@ -162,6 +162,11 @@ def check(plan: Plan, fewest: int, advice: str = "raise quorum, or lower byzanti
         aggregation.check(fewest)
     except PlanError as error:
         raise PlanError(f"{error}. A round of this plan may close with {fewest}: {advice}") from error
+    if aggregation.rule.is_bounded and plan.sample is None:
+        raise PlanError(
+            f"rule {plan.rule!r} takes only so many updates, and without sample every site that joins is asked: set "
+            f"sample, such as {plan.sites_wanted}, the sites wanted"
+        )
     # Some rules search, and take only so many.
     aggregation.check(max(fewest, plan.sample or plan.sites_wanted))
     return aggregation

@@ -19,11 +19,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from federation.errors import PlanError
+from federation.errors import InvalidNameError, PlanError
+from federation.names import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -87,6 +88,18 @@ class Combines(Protocol):
         """
 
 
+def _check_site(text: str) -> str:
+    """Check a name as a validator must: pydantic gathers ValueErrors."""
+    try:
+        return check_name(text, "site name")
+    except InvalidNameError as error:
+        raise ValueError(str(error)) from error
+
+
+SiteOption = Annotated[str, AfterValidator(_check_site)]
+"""An option that is the name of a site."""
+
+
 class AggregationRule(BaseModel, ABC):
     """One rule. Subclass it in a file of its own; the docstring states claim, formula and options.
 
@@ -96,6 +109,7 @@ class AggregationRule(BaseModel, ABC):
         source: paper, and place in it.
         condition: on n vectors of which f are hostile, as written in messages and documentation.
         needs_byzantine: whether it must be told f: without it, it would be the mean or nearly.
+        is_bounded: whether it takes only so many vectors: the plan's `sample` must then say how many there can be.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -105,6 +119,7 @@ class AggregationRule(BaseModel, ABC):
     source: ClassVar[str]
     condition: ClassVar[str] = "1 ≤ n"
     needs_byzantine: ClassVar[bool] = False
+    is_bounded: ClassVar[bool] = False
 
     def __init__(self, **options: Any) -> None:
         """Validate the options.

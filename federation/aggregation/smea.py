@@ -30,8 +30,8 @@ _AT_ONCE = 512
 class Smea(AggregationRule):
     """The mean of the n - f vectors whose covariance has the least top eigenvalue.
 
-    Stands f of 2f + 1 or more sites, but few of them: every subset is tried, at most 20 000. The best known bound under
-    heterogeneity. Costs the distances.
+    Stands f of 2f + 1 or more sites, but few of them: every subset is tried, at most 20 000, and
+    `sample` must say of how many. The best known bound under heterogeneity. Costs the distances.
 
     Formula: out = mean of the v_i in the n - f subset S of least λ_max(Σ_{i∈S} (v_i - v̄_S)(v_i - v̄_S)ᵀ / (n - f)).
     """
@@ -41,6 +41,7 @@ class Smea(AggregationRule):
     source: ClassVar[str] = "arXiv:2302.04787, section 5.1"
     condition: ClassVar[str] = "2f < n"
     needs_byzantine: ClassVar[bool] = True
+    is_bounded: ClassVar[bool] = True
 
     def fewest(self, byzantine: int) -> int:
         """Return 2f + 1."""

@@ -45,6 +45,7 @@ class Reporter:
         self._log = get_logger(__name__)
         self._pause_reason = ""
         self._quiet: Cancellable | None = None
+        self._scored: set[tuple[str, str]] = set()
         # Read when somebody looks: a site is counted once, whatever it did since it was last told of.
         metrics.sites.labels("ready").set_function(lambda: len(sessions.ready))
         metrics.sites.labels("joining").set_function(lambda: sessions.connected - len(sessions.ready))
@@ -113,13 +114,21 @@ class Reporter:
                 self._metrics.set_evaluation_metric(name, value, row.site)
             if row.outcome is SiteOutcome.COUNTED:
                 self._metrics.update_norm.labels(row.site).set(row.update_norm)
-            for name, value in row.scores.items():
-                self._metrics.update_score.labels(name, row.site).set(value)
+        self._score(record)
         self._metrics.sites_quarantined.set(len(record.quarantined))
         for held in record.quarantined:
             if held.since_round == record.round:
                 self._log.warning("site quarantined", site=held.site, round=record.round, reason=held.reason)
         self._supervision.committed(record)
+
+    def _score(self, record: RoundRecord) -> None:
+        """Show the scores of the sites that counted, and no longer those of others: an alert would go on for them."""
+        scores = {(name, row.site): value for row in record.sites for name, value in row.scores.items()}
+        for labels in self._scored - scores.keys():
+            self._metrics.update_score.remove(*labels)
+        for labels, value in scores.items():
+            self._metrics.update_score.labels(*labels).set(value)
+        self._scored = set(scores)
 
     def released(self, action: events.RecordRelease, machine: Machine) -> None:
         """Tell that a site was let out of quarantine."""

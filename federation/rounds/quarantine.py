@@ -139,7 +139,8 @@ def check_quarantine(plan: Plan, *, updates: int | None) -> None:
         updates: most updates a round is made of; None: as many as there are sites.
 
     Raises:
-        PlanError: too few updates have the score, or the rule lets one site decide it; says what to change.
+        PlanError: too few updates have the score, the rule lets one site decide it, or there is no site to spare;
+            says what to change.
     """
     policy = plan.quarantine
     if policy is None:
@@ -149,10 +150,19 @@ def check_quarantine(plan: Plan, *, updates: int | None) -> None:
             "quarantine by cosine needs a robust rule: the mean points where one huge update points, and the honest "
             "sites would be held. Use score 'krum' or 'distance', or a rule such as 'median'"
         )
-    if updates is None:
-        return
     needed = {"cosine": 2, "distance": LEAST_SITES, "krum": max(LEAST_SITES, plan.byzantine + 3)}[policy.score]
-    if updates < needed:
+    if plan.sites_wanted == plan.sites_needed >= needed:
+        lower = " and ".join(
+            f"{field} ({value})"
+            for field, value in (("minimum_sites", plan.minimum_sites), ("quorum", plan.quorum))
+            if value == plan.sites_needed
+        )
+        raise PlanError(
+            f"quarantine would stop the experiment it is to save: {plan.sites_needed} sites are needed of "
+            f"{plan.sites_wanted} wanted, and with the first that is held it would pause and fail: lower {lower}, or "
+            "raise sites"
+        )
+    if updates is not None and updates < needed:
         raise PlanError(
             f"quarantine by {policy.score} needs rounds of {needed} updates, and at most {updates} make one here: let "
             "more sites take part (sites, sample, a larger buffer), or leave quarantine out"

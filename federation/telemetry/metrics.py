@@ -54,7 +54,8 @@ class Metrics:
         child_restarts_total: children started again after they died, by kind.
         train_metric: latest training metric, by metric and site; site ``""`` is the federation's.
         evaluation_metric: latest evaluation metric, by metric and site; site ``""`` is the federation's.
-        update_score: latest score of a site's update, by score (those of `federation.aggregation.scores`) and site.
+        update_score: score of a site's update in the last committed round, by score (`federation.aggregation.scores`)
+            and site; a site that did not count in it has none.
         update_norm: L2 norm of a site's latest parameter change, by site.
         sites_quarantined: sites in quarantine, of an aggregator's experiment.
     """
@@ -94,7 +95,9 @@ class Metrics:
         self.rounds_committed_total = self._counter("rounds_committed_total", "Rounds committed.")
         self.updates_admitted_total = self._counter("updates_admitted_total", "Updates admitted.")
         self.updates_refused_total = self._counter("updates_refused_total", "Updates refused.", "reason")
-        self.update_score = self._gauge("update_score", "Latest score of a site's update.", "score", "site")
+        self.update_score = self._gauge(
+            "update_score", "Score of a site's update that counted in the last committed round.", "score", "site"
+        )
         self.update_norm = self._gauge("update_norm", "L2 norm of a site's latest parameter change.", "site")
         self.sites_quarantined = self._gauge("sites_quarantined", "Sites in quarantine.")
         self.aggregation_seconds = self._histogram("aggregation_seconds", "Time to combine a round's updates, seconds.")

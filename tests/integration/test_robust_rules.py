@@ -30,7 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "centered_clipping": {"pre_aggregation": ("clipping:8.0",)},
     "mda": {},
     "monna": {"rule_options": TRUST},
-    "smea": {},
+    "smea": {"sample": 11},
     "caf": {"pre_aggregation": ("nnm",)},
     "fltrust": {"rule_options": TRUST},
 }

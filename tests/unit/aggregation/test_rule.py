@@ -108,9 +108,12 @@ def test_a_plan_says_what_is_done_to_the_updates_of_a_round() -> None:
         ),
         ({"rule": "mean", "byzantine": 1}, 20, "the mean stands no hostile site"),
         ({"rule": "multi_krum", "byzantine": 1, "rule_options": {"m": 9}}, 8, "m is 9, more than the n - f = 7"),
-        ({"rule": "smea", "byzantine": 5, "sites": 30}, 11, "5 of 30 updates can be left out in 142506 ways: use caf"),
+        ({"rule": "smea", "byzantine": 5, "sites": 30, "sample": 30}, 11, "5 of 30 .* in 142506 ways: use caf"),
+        ({"rule": "smea", "byzantine": 2, "sites": 10}, 9, "every site that joins is asked: set sample, such as 10,"),
         ({"rule": "mda", "byzantine": 13}, 27, "takes byzantine up to 12"),
         ({"rule": "monna", "byzantine": 1}, 9, "trusted: Field required"),
+        ({"rule": "monna", "byzantine": 1, "rule_options": {"trusted": "Not A Site!"}}, 9, "trusted: .*'Not A Site!'"),
+        ({"rule": "fltrust", "rule_options": {"trusted": "../a"}}, 9, "trusted: .*lower-case letters"),
         (
             {"rule": "fltrust", "rule_options": {"trusted": "a"}, "pre_aggregation": ("bucketing:2",)},
             9,
@@ -123,6 +126,10 @@ def test_a_plan_that_its_rule_cannot_stand_is_refused_with_what_to_change(
 ) -> None:
     with pytest.raises(PlanError, match=message):
         check(Plan(**options), fewest)
+
+
+def test_a_rule_that_takes_only_so_many_is_accepted_with_a_sample() -> None:
+    check(Plan(rule="smea", byzantine=2, sites=10, sample=10), 9)
 
 
 def test_the_median_needs_no_number_of_hostile_sites() -> None:

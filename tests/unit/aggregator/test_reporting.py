@@ -28,3 +28,27 @@ async def test_a_site_is_counted_as_joining_or_as_ready_never_as_both():
     assert shown() == (2, 0)
     sessions.set_ready(first, train_examples=1, validation_examples=1)
     assert shown() == (1, 1)
+
+
+async def test_a_site_that_did_not_count_keeps_no_score():
+    clock, metrics = FakeClock(), Metrics()
+    supervision = SimpleNamespace(committed=lambda _: None)
+    reporter = Reporter(supervision, Sessions(clock, 10.0, lambda _: None), metrics, clock)
+
+    def commit(**distances):
+        sites = [
+            SimpleNamespace(
+                site=site, train_metrics={}, metrics={}, outcome=None, scores={} if far is None else {"distance": far}
+            )
+            for site, far in distances.items()
+        ]
+        reporter.committed(SimpleNamespace(round=1, train_metrics={}, metrics={}, sites=sites, quarantined=()))
+        shown = [
+            metrics.registry.get_sample_value("federation_update_score", {"score": "distance", "site": site})
+            for site in ("a", "b", "c")
+        ]
+        return shown
+
+    assert commit(a=1.0, b=2.0, c=90.0) == [1.0, 2.0, 90.0]
+    assert commit(a=1.5, b=None) == [1.5, None, None], "refused, and not asked"
+    assert commit(a=1.0, c=3.0) == [1.0, None, 3.0]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import federation
 from federation.errors import PlanError
 from federation.names import Epoch, RoundNumber, SiteName
 from federation.plan import Plan, Quarantine
@@ -130,3 +131,26 @@ def test_a_policy_that_could_never_act_is_refused_with_what_to_change():
     check_quarantine(plan, updates=5)
     with pytest.raises(PlanError, match="quarantine by krum needs rounds of 5 updates, and at most 4 make one"):
         check_quarantine(plan, updates=4)
+
+
+@pytest.mark.parametrize(
+    ("plan", "lower"),
+    [
+        ({"minimum_sites": 10}, r"minimum_sites \(10\)"),
+        ({"sites": 10, "minimum_sites": 10}, r"minimum_sites \(10\), or raise sites"),
+        ({"sites": 10, "minimum_sites": 8, "quorum": 10}, r"quorum \(10\)"),
+        ({"sites": 10, "minimum_sites": 10, "quorum": 10}, r"minimum_sites \(10\) and quorum \(10\)"),
+    ],
+)
+def test_a_policy_whose_first_held_site_would_stop_the_experiment_is_refused(plan, lower):
+    with pytest.raises(PlanError, match=f"10 sites are needed of 10 wanted.*lower {lower}"):
+        check_quarantine(Plan(quarantine=KRUM, **plan), updates=None)
+
+
+def test_a_policy_with_a_site_to_spare_is_accepted():
+    check_quarantine(Plan(quarantine=KRUM, sites=10, minimum_sites=9, quorum=9), updates=10)
+    check_quarantine(Plan(quarantine=KRUM), updates=None)
+
+
+def test_the_policy_is_there_where_the_plan_is():
+    assert federation.Quarantine is Quarantine and "Quarantine" in federation.__all__

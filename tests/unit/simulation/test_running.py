@@ -385,11 +385,11 @@ def test_a_resumed_run_keeps_its_sites_in_quarantine_and_what_they_keep(make: Ma
 
 
 def test_too_few_sites_outside_quarantine_end_the_run_with_the_reason(make: Make) -> None:
-    spoils = {f"site-002/{number}": "far" for number in range(1, 9)}
-    plan = {"quarantine": QUARANTINE, "rule": "median", "minimum_sites": 3}
-    result = simulate(make(spoils=spoils, **plan), sites=3)
+    spoils = {f"site-00{site}/{number}": "far" for site in (2, 3) for number in range(1, 9)}
+    plan = {"quarantine": QUARANTINE, "rule": "median", "minimum_sites": 4}
+    result = simulate(make(spoils=spoils, **plan), sites=5)
     assert (result.outcome, len(result.records)) == ("failed", 2)
-    assert "2 sites are connected and site-002 in quarantine" in result.reason
+    assert "3 sites are connected and site-002, site-003 in quarantine" in result.reason
 
 
 def test_a_site_in_quarantine_keeps_the_state_of_its_method(source: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ arXiv:1903.03934, algorithm 1. Rules:
    then, and goes on while others come and go; no site has two tasks, nor a task while its update waits in the buffer.
    Free places go to idle sites, drawn by seed, round, attempt and number of the draw. A site that comes in a new
    session while it trains, after a cut or a restart of the aggregator, is told its task again, on the version it has.
-   One that trained before a restart and is not back when rounds go on counts as lost.
+   One that trained before a restart and is not back when rounds go on counts as lost. One that still trains at the end
+   of a deadline that began when it was asked, or later, holds no place any more: its update is taken all the same.
 2. **Buffer.** Admitted updates wait in the order of their arrival. Their staleness is the number of server steps since
    the site was asked; beyond `max_staleness` an update is refused.
 3. **Close.** The round closes when `buffer` updates are in, when no site trains any more and one is in, or (unless
@@ -105,6 +106,8 @@ class AsyncMachine(Lifecycle):
         self._buffer = list(resume.admitted)
         self._counted: tuple[SiteName, ...] = ()
         self._settling: dict[SiteName, Standing] = {}
+        self._timed: set[SiteName] = set()
+        self._overdue: set[SiteName] = set(resume.overdue)
         self._draws = 0
         self._miss = ""
         self._untold: set[SiteName] = set()
@@ -126,6 +129,11 @@ class AsyncMachine(Lifecycle):
     def training(self) -> tuple[SiteName, ...]:
         """Sites that train now, in name order."""
         return tuple(site for site in sorted(self.standings) if self._is(site, Progress.ASKED))
+
+    @property
+    def overdue(self) -> tuple[SiteName, ...]:
+        """Sites that have trained for a whole deadline and hold no place any more, in name order."""
+        return tuple(site for site in self.training if site in self._overdue)
 
     @property
     def waiting(self) -> tuple[SiteName, ...]:
@@ -184,11 +192,12 @@ class AsyncMachine(Lifecycle):
         self._tell_again()
         # Even if the buffer is full already: those who contributed go on, on this version.
         self._fill()
+        self._timed = set(self.training)
         self._look_at_collection()
 
     def _fill(self) -> None:
         """Ask idle sites for the free places."""
-        busy = len(self.training)
+        busy = len(self.training) - len(self.overdue)
         idle = sorted(self.available.difference(self.standings))
         room = len(idle) if self._plan.sample is None else self._plan.sample - busy
         if not idle or room <= 0:
@@ -203,6 +212,8 @@ class AsyncMachine(Lifecycle):
         for site in drawn:
             self.standings[site] = Standing(progress=Progress.ASKED)
             self._tasks[site] = (self.round, self.attempt)
+        self._overdue.difference_update(drawn)
+        self._timed.difference_update(drawn)
         self._do(events.AskTrain(self.round, self.attempt, drawn))
 
     def _tell_again(self) -> None:
@@ -253,12 +264,15 @@ class AsyncMachine(Lifecycle):
     def _on_round_deadline(self) -> None:
         if self.phase is not Phase.COLLECT:
             return
+        self._overdue |= self._timed.intersection(self.training)
         if not self._buffer:
             self._record_miss(f"no update within {self._plan.deadline_s:g} s")
         elif self._ends_at_deadline:
             self._close()
         else:
             self._do(events.StartTimer(self._plan.deadline_s))
+            self._fill()
+            self._timed = set(self.training)
 
     def _close(self) -> None:
         self._counted = tuple(sorted(self._buffer[: self._buffer_size]))

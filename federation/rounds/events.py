@@ -324,6 +324,7 @@ class Resume:
         asked: where rounds overlap: the task that each admitted update answers, and those of the sites in `training`.
         training: where rounds overlap: sites whose answers to older tasks still come; they are told their tasks again.
         knows_tasks: sites in `training` know what they work on, and are not told again when they are first ready.
+        overdue: those in `training` that hold no place any more.
     """
 
     round: RoundNumber = _FIRST_ROUND
@@ -335,3 +336,4 @@ class Resume:
     asked: dict[SiteName, tuple[RoundNumber, Attempt]] = field(default_factory=dict)
     training: tuple[SiteName, ...] = ()
     knows_tasks: bool = False
+    overdue: tuple[SiteName, ...] = ()

@@ -158,6 +158,7 @@ class Engine:
         flights += [self._flight(site, machine.task_of(site), None, None) for site in machine.waiting]
         needed = {flight.round for flight in flights if flight.payloads}
         versions = {number: model for number, model in self._models.versions.items() if number in needed}
+        flights = [replace(flight, is_overdue=flight.site in machine.overdue) for flight in flights]
         return UnderWay(flights=tuple(flights), versions=versions)
 
     def _flight(

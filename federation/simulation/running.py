@@ -528,6 +528,7 @@ def _resume(setting: _Setting, standpoint: Standpoint, records: Sequence[RoundRe
         asked=under_way.asked,
         training=under_way.training,
         knows_tasks=True,
+        overdue=under_way.overdue,
     )
 
 

@@ -34,6 +34,7 @@ class Flight:
         trained: what training gave; None if it gave no update.
         norm: L2 norm of its change.
         has_pending: the site's state waits for the verdict.
+        is_overdue: it holds no place among those that train at once any more.
         payloads: its update, as encoded.
     """
 
@@ -46,6 +47,7 @@ class Flight:
     trained: Trained | None = None
     norm: float = 0.0
     has_pending: bool = False
+    is_overdue: bool = False
     payloads: Mapping[PayloadName, bytes] = field(default_factory=dict)
 
 
@@ -70,6 +72,11 @@ class UnderWay:
     def training(self) -> tuple[SiteName, ...]:
         """Sites that train, in name order."""
         return tuple(flight.site for flight in self.flights if flight.at is not None)
+
+    @property
+    def overdue(self) -> tuple[SiteName, ...]:
+        """Those of them that hold no place any more, in name order."""
+        return tuple(flight.site for flight in self.flights if flight.is_overdue)
 
     @property
     def asked(self) -> dict[SiteName, tuple[RoundNumber, Attempt]]:
@@ -131,6 +138,7 @@ def _to_json(flight: Flight) -> dict[str, Any]:
         "back": flight.back,
         "norm": flight.norm,
         "has_pending": flight.has_pending,
+        "is_overdue": flight.is_overdue,
         "trained": None if flight.trained is None else asdict(flight.trained),
         "payloads": {name: len(data) for name, data in flight.payloads.items()},
     }
@@ -154,6 +162,7 @@ def _from_json(row: dict[str, Any], reader: _Reader) -> Flight:
         back=int(row["back"]),
         norm=float(row["norm"]),
         has_pending=bool(row["has_pending"]),
+        is_overdue=bool(row.get("is_overdue", False)),
         trained=None if row["trained"] is None else Trained(**row["trained"]),
         payloads={PayloadName(name): reader.take(size) for name, size in row["payloads"].items()},
     )

@@ -148,6 +148,21 @@ def test_so_many_train_at_once_as_are_sampled_and_a_free_place_is_filled_at_once
     assert next_one not in first and machine.training == tuple(sorted((first[1], next_one)))
 
 
+@pytest.mark.parametrize("ends_at_deadline", [True, False])
+def test_a_silent_site_loses_its_place_at_the_deadline_and_its_update_is_taken_all_the_same(ends_at_deadline):
+    plan = Plan(sites=4, sample=2, max_failures=1, **QUIET)
+    machine, actions = started(plan, A, B, C, D, buffer=3, ends_at_deadline=ends_at_deadline)
+    silent = the(actions, ev.AskTrain).sites
+    others = tuple(site for site in (A, B, C, D) if site not in silent)
+    assert has(machine.step(ev.DeadlinePassed()), ev.RecordMiss)
+    assert the(machine.step(ev.MissRecorded()), ev.AskTrain).sites == others
+    assert machine.overdue == silent and machine.training == (A, B, C, D)
+    for site in others:
+        machine.step(ev.UpdateAdmitted(site))
+    assert the(machine.step(ev.UpdateAdmitted(silent[0])), ev.Combine).asked[silent[0]] == 1
+    assert machine.overdue == silent[1:]
+
+
 def test_the_draw_is_the_same_for_the_same_story():
     stories = [started(Plan(sites=4, sample=2, seed=seed), D, B, A, C)[1] for seed in (1, 1, 2, 3, 4, 5)]
     asked = [the(actions, ev.AskTrain).sites for actions in stories]
@@ -403,7 +418,7 @@ class Shell:
                 assert self.judged <= set(action.reasons)
                 self.judged = set()
         training = self.machine.training
-        assert self.plan.sample is None or len(training) <= self.plan.sample
+        assert self.plan.sample is None or len(set(training) - set(self.machine.overdue)) <= self.plan.sample
         assert not set(training) & set(self.machine.waiting)
         assert len(set(self.machine.waiting)) == len(self.machine.waiting)
 

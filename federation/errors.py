@@ -89,11 +89,13 @@ class UpdateRejectedError(PeerError):
 
     Attributes:
         refusal: which check refused it.
+        norm: L2 norm of its parameter change where that is why; else 0.
     """
 
-    def __init__(self, refusal: Refusal, text: str) -> None:
+    def __init__(self, refusal: Refusal, text: str, *, norm: float = 0.0) -> None:
         super().__init__(text)
         self.refusal = refusal
+        self.norm = norm
 
 
 class NotFoundError(FederationError):

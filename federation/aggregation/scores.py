@@ -10,8 +10,9 @@ Of updates Δ_i and what a rule made of them, a:
 
 All three come from one Gram matrix of the rows Δ_i − a and a, taken block by block in float32 (float64 where the
 updates are, or a block overflows) and summed in float64. Centred on a, and not on the origin, distances of updates that
-are nearly equal do not cancel. What arithmetic cannot tell from 0 is 0: a distance to a below `ROUNDING` of the longest
-update, a squared distance between two updates below `PAIR_ROUNDING` of the largest one to a. What overflows counts as
+are nearly equal do not cancel. What arithmetic cannot tell from 0 is 0: a distance to a below `ROUNDING` of the median
+length of the updates, a squared distance between two updates below `PAIR_ROUNDING` of the larger of their own to a.
+Neither measure is one site's to choose: one huge update does not make the others' scores 0. What overflows counts as
 the largest number there is: a score is always finite. The scores decide nothing; what they may lead to is
 `federation.rounds.quarantine`'s to say.
 """
@@ -117,7 +118,7 @@ class SiteScores:
             center = self._sums[-1, -1]
             lengths = np.sqrt(np.maximum(squares + 2 * along + center, 0.0))
             distances = np.sqrt(squares)
-            distances[distances <= ROUNDING * _longest(lengths)] = 0.0
+            distances[distances <= ROUNDING * _middle(lengths)] = 0.0
             cosines = (along + center) / (lengths * math.sqrt(center))
             pairs = self._pairs(squares) if self._has_pairs else None
         rows = zip(self._sites, distances.tolist(), cosines.tolist(), strict=True)
@@ -132,19 +133,18 @@ class SiteScores:
         lower = np.arange(len(sums))
         products = np.where(lower[:, None] >= lower, sums, sums.T)
         between = squares[:, None] + squares - 2 * products
-        between[between <= PAIR_ROUNDING * _longest(squares)] = 0.0
+        larger = np.maximum(squares[:, None], squares)
+        between[(between <= PAIR_ROUNDING * larger) & np.isfinite(larger)] = 0.0
         np.fmin(between, np.inf, out=between)  # what is no number counts as infinite
         between[lower, lower] = np.inf
         between.sort(axis=1)
         return np.asarray(between[:, : self._neighbours].sum(axis=1))
 
 
-def _longest(values: Array) -> float:
-    """Return the largest value that is a number; 0 if none is."""
-    largest = float(values.max(initial=0.0))
-    if not math.isfinite(largest):
-        largest = float(np.max(values, where=np.isfinite(values), initial=0.0))
-    return largest
+def _middle(values: Array) -> float:
+    """Return the lower median, with what is no number as the largest; 0 if it is not finite."""
+    middle = float(np.sort(values)[(len(values) - 1) // 2])  # NaN sorts last
+    return middle if math.isfinite(middle) else 0.0
 
 
 def _finite(value: float) -> float:

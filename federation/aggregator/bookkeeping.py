@@ -130,6 +130,7 @@ class RoundBook:
             site=site,
             outcome=_OUTCOMES[standing.progress],
             reason=standing.reason[:MAX_REASON],
+            update_norm=standing.norm,
             bytes_down=self._down.get(site, 0),
             metrics=evaluated.metrics if evaluated else {},
             validation_examples=evaluated.examples if evaluated else 0,

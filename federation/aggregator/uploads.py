@@ -449,7 +449,7 @@ class Uploads:
         if self._is_awaited(site, announcement):
             self._announced[site] = _key_of(site, announcement)
         await self._give_up(site, announcement)
-        self._tell(announcement, UpdateRefused(site, f"{error.refusal.value}: {error}"))
+        self._tell(announcement, UpdateRefused(site, f"{error.refusal.value}: {error}", error.norm))
 
     async def _give_up(self, site: SiteName, announcement: UpdateAnnouncement) -> None:
         """Forget what was received, so that it cannot be resumed."""

@@ -23,6 +23,7 @@ can be decoded (WRONG_CODEC).
 from __future__ import annotations
 
 import statistics
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -196,11 +197,13 @@ def check_claim(claim: Claim, expected: Expectation, *, examples_cap: int) -> No
 
 @dataclass(frozen=True, slots=True)
 class NormWindow:
-    """Norms of the updates that counted in the last committed rounds; all a restart needs is in the rounds' records.
+    """Norms of the updates that came in the last committed rounds; all a restart needs is in the rounds' records.
 
-    The median of them is what `max_norm_ratio` is measured in: half of the updates would have to be hostile for some
-    rounds to move it, and it follows norms that shrink as a model converges. Empty before the first committed round:
-    nothing is refused then.
+    They are the norms of those that counted and of those that were refused for their norm: if the refused left the
+    window, a minority that sends next to nothing would pull the bound down round by round until no honest update is
+    below it. The median of them is what `max_norm_ratio` is measured in: hostile sites that are fewer than half leave
+    it between honest norms, and it follows norms that shrink as a model converges. Empty before the first committed
+    round: nothing is refused then.
 
     Attributes:
         rounds: of each round, oldest first, its norms in name order.
@@ -210,7 +213,11 @@ class NormWindow:
 
     def after(self, record: RoundRecord) -> NormWindow:
         """Return the window once a round is committed; the oldest round makes way."""
-        norms = tuple(row.update_norm for row in record.sites if row.outcome is SiteOutcome.COUNTED)
+        norms = tuple(
+            row.update_norm
+            for row in record.sites
+            if row.outcome is SiteOutcome.COUNTED or (row.outcome is SiteOutcome.REFUSED and row.update_norm > 0)
+        )
         return NormWindow((*self.rounds, norms)[-NORM_ROUNDS:]) if norms else self
 
     @property
@@ -235,6 +242,7 @@ def check_norm(norm: float, plan: Plan, window: NormWindow) -> None:
         raise UpdateRejectedError(
             Refusal.NORM,
             f"the parameter change has L2 norm {norm:.6g}; the plan's max_norm allows {plan.max_norm:.6g}",
+            norm=min(norm, sys.float_info.max),
         )
     if plan.max_norm_ratio is None:
         return
@@ -244,6 +252,7 @@ def check_norm(norm: float, plan: Plan, window: NormWindow) -> None:
             Refusal.NORM,
             f"the parameter change has L2 norm {norm:.6g}; the median of the last {len(window.rounds)} rounds is "
             f"{median:.6g} and the plan's max_norm_ratio allows {plan.max_norm_ratio:g} times that",
+            norm=min(norm, sys.float_info.max),
         )
 
 

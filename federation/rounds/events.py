@@ -70,10 +70,11 @@ class UpdateAdmitted:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRefused:
-    """A site's update was not admitted; the site is done for this attempt."""
+    """A site's update was not admitted; the site is done for this attempt. `norm`: its length if that is why, or 0."""
 
     site: SiteName
     reason: str
+    norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +207,11 @@ class Progress(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """A site's progress in the round, and why it is no further."""
+    """A site's progress in the round, and why it is no further; `norm`: of an update refused for its length."""
 
     progress: Progress
     reason: str = ""
+    norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

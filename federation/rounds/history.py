@@ -34,7 +34,7 @@ class SiteRecord:
         reason: why it did not count; empty if it did.
         examples: training examples behind its update.
         weight: its share of the aggregate, 0 to 1.
-        update_norm: L2 norm of its parameter change.
+        update_norm: L2 norm of its parameter change, also where it was refused for that; 0 where none came.
         train_seconds: what its trainer took, seconds.
         transfer_seconds: from header to admission of its upload, seconds.
         bytes_up: payload bytes it sent.

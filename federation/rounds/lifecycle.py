@@ -202,11 +202,11 @@ class Lifecycle:
 
     def _on_refused(self, event: events.UpdateRefused) -> None:
         if self.is_asked(event.site):
-            self._set_aside(event.site, Progress.REFUSED, event.reason)
+            self._set_aside(event.site, Progress.REFUSED, event.reason, norm=event.norm)
 
-    def _set_aside(self, site: SiteName, progress: Progress, reason: str) -> None:
+    def _set_aside(self, site: SiteName, progress: Progress, reason: str, *, norm: float = 0.0) -> None:
         if self.is_asked(site):
-            self.standings[site] = Standing(progress=progress, reason=reason)
+            self.standings[site] = Standing(progress=progress, reason=reason, norm=norm)
             self._look_at_collection()
         elif self.is_evaluating(site):
             self._evaluating.discard(site)
@@ -295,7 +295,12 @@ class Lifecycle:
         self._enter(Phase.COMMIT)
         metrics = scoring.federated_metrics(self._evaluations)
         self.suspicion = quarantine.judge(
-            self._plan.quarantine, self.suspicion, self.round, self._scores, trusted=self._trusted
+            self._plan.quarantine,
+            self.suspicion,
+            self.round,
+            self._scores,
+            trusted=self._trusted,
+            byzantine=self._plan.byzantine,
         )
         self.score, is_best = scoring.judge(self._plan, self.score, self.round, metrics, is_degraded=is_degraded)
         self._do(

@@ -4,9 +4,12 @@ The plan's `Quarantine` names a score of `federation.aggregation.scores`, a thre
 
 1. A strike is a round in which a site's update counted and its score was beyond the threshold: ``distance`` and
    ``krum`` above `threshold` times the round's median of that score, over at least `LEAST_SITES` sites; ``cosine``
-   below `threshold` itself. A round in which it counted and was not beyond clears its strikes; one in which it did not
-   count leaves them.
-2. k strikes in a row quarantine the site: it stays connected and keeps its state, is asked neither to train nor to
+   below `threshold` itself. Where the median is 0 nothing is measured in it, and only the largest score is a strike:
+   whoever makes the others' scores vanish is the farthest. A round in which it counted and was not beyond clears its
+   strikes; one in which it did not count leaves them.
+2. k strikes in a row quarantine the site, the most suspicious first, as long as no more are held than hostile sites
+   are to be stood: `byzantine` at a time, or where that is 0 fewer than half. Else a few could frame the honest ones,
+   and the rest would be theirs. A site held stays connected and keeps its state, is asked neither to train nor to
    evaluate, and does not count among the sites a round needs.
 3. A release, by an operator, lets it be asked again and clears its strikes. Releases are numbered per site: one that
    was obeyed before changes nothing.
@@ -80,6 +83,7 @@ def judge(
     scores: Mapping[SiteName, Mapping[str, float]],
     *,
     trusted: SiteName | None = None,
+    byzantine: int = 0,
 ) -> Suspicion:
     """Return what is held against sites after a round.
 
@@ -89,6 +93,7 @@ def judge(
         round_number: the round.
         scores: of each site whose update counted.
         trusted: the site the plan's rule trusts, which gets no strikes: without it no round could be aggregated.
+        byzantine: f of the plan, most sites to hold at a time; 0: fewer than half of those that are scored or held.
     """
     if policy is None:
         return before
@@ -98,12 +103,14 @@ def judge(
         return before
     limit = policy.threshold * (statistics.median(found.values()) if is_relative else 1.0)
     strikes, held = dict(before.strikes), {row.site: row for row in before.held}
-    for site, value in found.items():
-        if site == trusted or not (value > limit if is_relative else value < limit):
+    most_held = byzantine or (len({*found, *held}) - 1) // 2
+    beyond = _beyond(found, limit, is_relative=is_relative) - {trusted}
+    for site, value in sorted(found.items(), key=lambda row: -row[1] if is_relative else row[1]):
+        if site not in beyond:
             strikes.pop(site, None)
             continue
         strikes[site] = strikes.get(site, 0) + 1
-        if strikes[site] >= policy.rounds and site not in held:
+        if strikes[site] >= policy.rounds and site not in held and len(held) < most_held:
             del strikes[site]
             held[site] = QuarantinedSite(
                 site=site,
@@ -112,6 +119,15 @@ def judge(
                 reason=_explain(policy, value, limit),
             )
     return replace(before, strikes=strikes, held=tuple(held[site] for site in sorted(held)))
+
+
+def _beyond(found: Mapping[SiteName, float], limit: float, *, is_relative: bool) -> set[SiteName]:
+    if not is_relative:
+        return {site for site, value in found.items() if value < limit}
+    if limit == 0:
+        largest = max(found.values())
+        return {site for site, value in found.items() if value == largest > 0}
+    return {site for site, value in found.items() if value > limit}
 
 
 def release(before: Suspicion, site: SiteName, releases: int) -> Suspicion:

@@ -160,7 +160,7 @@ class RoundBook:
             reason=standing.reason[:MAX_REASON],
             examples=trained.examples if trained else 0,
             weight=share,
-            update_norm=update.norm if update else 0.0,
+            update_norm=update.norm if update else standing.norm,
             train_seconds=trained.seconds if trained else 0.0,
             bytes_up=sum(trained.payload_bytes.values()) if trained else 0,
             bytes_down=self._down.get(site, 0),

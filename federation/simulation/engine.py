@@ -240,7 +240,7 @@ class Engine:
             try:
                 check_norm(self._updates[site].norm, self._spec.plan, self.norms)
             except UpdateRejectedError as error:
-                return events.UpdateRefused(site, str(error))
+                return events.UpdateRefused(site, str(error), error.norm)
         return event
 
     # --- actions out
@@ -356,7 +356,7 @@ class Engine:
             else:
                 event = events.SiteFailed(site, error.error_class)
         except UpdateRejectedError as error:
-            event = events.UpdateRefused(site, str(error))
+            event = events.UpdateRefused(site, str(error), error.norm)
         if isinstance(event, events.SiteFailed):
             self._free.append(slot)
         else:

@@ -518,7 +518,9 @@ def _resume(setting: _Setting, standpoint: Standpoint, records: Sequence[RoundRe
     suspicion, plan = Suspicion(), setting.built.spec.plan
     for record in records:
         scores = {row.site: row.scores for row in record.sites}
-        suspicion = quarantine.judge(plan.quarantine, suspicion, record.round, scores, trusted=trusted_site(plan))
+        suspicion = quarantine.judge(
+            plan.quarantine, suspicion, record.round, scores, trusted=trusted_site(plan), byzantine=plan.byzantine
+        )
     return events.Resume(
         round=number,
         admitted=under_way.waiting,

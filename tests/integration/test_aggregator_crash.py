@@ -87,6 +87,8 @@ async def test_after_a_kill_the_running_median_norm_is_that_of_the_rounds_before
             await site.vanish()
         assert await second.ended() == 0
     assert caught.value.refusal is Refusal.NORM
+    last = json.loads((built.work / "artifacts" / "history.json").read_text())["rounds"][1]["sites"][1]
+    assert last["outcome"] == "refused" and last["update_norm"] > 100
 
 
 async def test_after_a_kill_during_evaluation_the_same_candidate_is_made_again(tmp_path):

@@ -101,11 +101,15 @@ def test_refuses_a_norm_beyond_the_plans_and_only_then():
     assert caught.value.refusal is Refusal.NORM
 
 
-def committed(norms, number=1):
+def committed(norms, number=1, *, refused=()):
     rows = [SiteRecord(site=SiteName(f"s{i}"), outcome=SiteOutcome.COUNTED, update_norm=n) for i, n in enumerate(norms)]
-    refused = SiteRecord(site=SiteName("liar"), outcome=SiteOutcome.REFUSED, update_norm=1e9)
+    rows += [
+        SiteRecord(site=SiteName(f"r{i}"), outcome=SiteOutcome.REFUSED, update_norm=n)
+        for i, n in enumerate([*refused, 0.0])
+    ]
+    rows.append(SiteRecord(site=SiteName("late"), outcome=SiteOutcome.LATE))
     return RoundRecord(
-        round=RoundNumber(number), epoch=Epoch(1), started_at=0, seconds=1, model_digest="", sites=(*rows, refused)
+        round=RoundNumber(number), epoch=Epoch(1), started_at=0, seconds=1, model_digest="", sites=tuple(rows)
     )
 
 
@@ -120,7 +124,7 @@ def test_a_norm_is_measured_in_the_running_median_and_nothing_is_refused_before_
     assert caught.value.refusal is Refusal.NORM
 
 
-def test_the_window_forgets_the_oldest_round_and_what_did_not_count():
+def test_the_window_forgets_the_oldest_round_and_leaves_out_updates_without_a_norm():
     window = NormWindow()
     for number in range(NORM_ROUNDS):
         window = window.after(committed([100.0], number + 1))
@@ -142,6 +146,21 @@ def test_a_minority_of_huge_norms_cannot_raise_the_bound_above_the_honest_ones(n
     assert window.median <= max(norms)
     with pytest.raises(UpdateRejectedError):
         check_norm(ratio * max(norms) * 1.01, Plan(max_norm_ratio=ratio), window)
+
+
+def test_a_minority_that_sends_next_to_nothing_does_not_pull_the_bound_below_the_honest_ones():
+    plan, window = Plan(max_norm_ratio=2.0), NormWindow()
+    honest = [1.0, 1.2, 1.5, 1.9, 2.3, 2.9]
+    for number in range(1, 31):
+        taken, refused = [], []
+        for norm in [1e-6] * 4 + honest:
+            try:
+                check_norm(norm, plan, window)
+                taken.append(norm)
+            except UpdateRejectedError as error:
+                refused.append(error.norm)
+        window = window.after(committed(taken, number, refused=refused))
+    assert len(taken) >= 4 + 3 and window.median >= honest[0]
 
 
 COMPRESSED = replace(EXPECTED, payloads=(ExpectedPayload(PayloadName("delta"), SCHEMA, 40, "top_k:0.1"),))

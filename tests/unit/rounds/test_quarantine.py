@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import federation
+from federation.aggregation.scores import SiteScores
 from federation.errors import PlanError
 from federation.names import Epoch, RoundNumber, SiteName
 from federation.plan import Plan, Quarantine
@@ -49,6 +51,38 @@ def test_the_site_a_rule_trusts_gets_no_strikes():
 def test_equal_scores_of_nothing_are_beyond_nothing():
     assert after({site: {"krum": 0.0} for site in CALM}) == Suspicion()
     assert after({A: {"krum": 0.0}, B: {"krum": 0.0}, C: {"krum": 1e-9}}).strikes == {C: 1}
+
+
+def test_where_the_median_is_nothing_only_the_farthest_is_beyond_it():
+    found = {A: {"krum": 0.0}, B: {"krum": 0.0}, C: {"krum": 1e-9}, D: {"krum": 5e8}}
+    assert after(found).strikes == {D: 1}
+
+
+@pytest.mark.parametrize(("byzantine", "most"), [(0, 4), (1, 1), (2, 2)])
+def test_no_more_are_held_than_hostile_sites_are_stood_and_the_farthest_first(byzantine, most):
+    sites = [SiteName(f"site-{index}") for index in range(9)]
+    policy = Quarantine(score="cosine", threshold=0.0, rounds=1)
+    suspicion = Suspicion()
+    for number in (1, 2, 3):
+        scores = {
+            site: {"cosine": index / 10 - 0.65} for index, site in enumerate(sites) if site not in suspicion.sites
+        }
+        suspicion = judge(policy, suspicion, RoundNumber(number), scores, byzantine=byzantine)
+    assert suspicion.sites == set(sites[:most])
+
+
+@pytest.mark.parametrize(("score", "length", "threshold"), [("distance", 5.4e7, 20.0), ("krum", 2.6e4, 3.0)])
+def test_one_huge_update_makes_no_honest_score_nothing_and_no_honest_site_suspicious(score, length, threshold):
+    rows = np.random.default_rng(0).normal(size=(10, 2000)).astype(np.float32)
+    rows *= np.linspace(0.9, 1.5, 10, dtype=np.float32)[:, None]
+    rows[9] = 0
+    rows[9, 0] = length
+    names = [SiteName(f"s{index}") for index in range(10)]
+    scores = SiteScores(names, byzantine=2, needs_krum=True)
+    scores.add(rows, np.median(rows, axis=0).astype(float))
+    policy = Quarantine(score=score, threshold=threshold, rounds=1)
+    found = judge(policy, Suspicion(), RoundNumber(1), scores.finish(), byzantine=2)
+    assert found.sites == {"s9"} and not found.strikes
 
 
 def test_a_cosine_is_measured_against_the_threshold_itself():

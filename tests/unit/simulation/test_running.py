@@ -171,6 +171,7 @@ def test_an_update_much_longer_than_the_median_is_refused_from_the_second_round_
     assert all(row.outcome is SiteOutcome.COUNTED for row in result.records[0].sites)
     refused = result.records[1].sites[2]
     assert refused.outcome is SiteOutcome.REFUSED and "max_norm_ratio allows 5 times" in refused.reason
+    assert refused.update_norm > 5 * max(row.update_norm for row in result.records[0].sites)
 
 
 def test_a_stopped_run_goes_on_with_the_same_running_median(make: Make, tmp_path: Path) -> None:
@@ -192,6 +193,7 @@ def test_a_stopped_run_goes_on_with_what_its_rule_kept(make: Make, tmp_path: Pat
             os.kill(os.getpid(), signal.SIGINT)
 
     plan = {"rule": "centered_clipping", "byzantine": 1, "pre_aggregation": ("bucketing:2",), "sites": 5, "quorum": 5}
+    plan["local"] = ("seen",)
     with pytest.raises(KeyboardInterrupt):
         simulate(make(**plan), sites=5, folder=tmp_path / "run", on_round=press)
     whole, resumed = simulate(make(**plan), sites=5), simulate(make(**plan), sites=5, folder=tmp_path / "run")

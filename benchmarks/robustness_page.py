@@ -103,7 +103,7 @@ python -m benchmarks robustness --full --page
   `fltrust` trust one honest site. `momentum` is the method `site_momentum` with β = 0.9 instead of FedAvg.
 - **Bold**: best under this attack, or within {CLOSE:g} points of it. {_FALLEN}: fallen, {FALL:g} points or more below
   the mean rule in peace. {_EARLY}: a run ended early, because its next model was not finite. n/a: {SITES} sites are
-  too few for this rule and f; the plan is refused.
+  too few for this rule and f; the plan is refused. –: not measured yet, or, as worst, not under every attack.
 - Infinity and NaN are not in the tables: whatever the rule, they are refused on arrival.
 - `arc + mean` and `nnm + mean` were measured with weights by examples, and hostile sites that claim no more than they
   have. Plans refuse both by now: `arc` before the mean needs sites that weigh alike, `nnm` alone is no defence.

@@ -20,7 +20,8 @@ class NotFinite(Attack):
     """Each hostile site sends nothing but infinity or NaN: one such number in a mean spoils the model for good.
 
     No rule sees it: an update with a number that is not finite is refused when it arrives. The round closes with those
-    left if they are the plan's `quorum`; without a quorum it is tried again without the refused.
+    left if they are the plan's `quorum`. Otherwise it is tried again, without the refused while enough other sites are
+    there; where all the sites of a federation are needed, one that sends this ends the experiment.
 
     Specification: ``infinity``, ``nan``.
 

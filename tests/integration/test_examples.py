@@ -129,6 +129,16 @@ def test_the_partial_example_leaves_backbone_and_initial_head_as_they_were_and_l
 
 
 @pytest.mark.needs_torch
+def test_the_robust_example_survives_a_site_that_sends_nan() -> None:
+    from federation.simulation import simulate
+
+    changes = {"rounds": 2, "evaluate_every": 2}
+    result = simulate(ROOT / "examples/robust", changes=changes, attack="nan", hostile=1)
+    assert result.outcome == "completed", result.reason
+    assert [len([row for row in record.sites if row.outcome.value == "refused"]) for record in result.records] == [1, 1]
+
+
+@pytest.mark.needs_torch
 def test_the_robust_example_stands_two_liars_that_ruin_the_mean() -> None:
     from federation.simulation import simulate
 

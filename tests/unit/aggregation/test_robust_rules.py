@@ -180,7 +180,8 @@ def test_is_what_its_formula_says(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", BRUTE)
-def test_stands_f_hostile_sites_and_no_more(rule: str) -> None:
+def test_stands_f_hostile_sites_and_follows_a_hostile_majority(rule: str) -> None:
+    """Up to f = 2 are stood; more than half are not. What lies between is the rule's luck, and is not tested here."""
     count = SITES.get(rule, (9, 10))[0]
     rows = np.random.default_rng(3).standard_normal((count, 15))
     for hostile in range(3):

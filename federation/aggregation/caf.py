@@ -27,7 +27,8 @@ class Caf(AggregationRule):
     Stands f of 2f + 1 or more sites, and needs no bound on how far honest ones spread. Costs the distances.
 
     Formula: c_i = 1; while Σc > n - 2f: μ = Σc_i v_i / Σc, (λ, u) = top eigenpair of Σc_i(v_i - μ)(v_i - μ)ᵀ / Σc,
-    τ_i = ⟨v_i - μ, u⟩², c_i ← c_i (1 - τ_i / max τ); out = the μ of least λ.
+    τ_i = ⟨v_i - μ, u⟩², c_i ← c_i (1 - τ_i / max τ), the maximum over c_i > 0 alone, so that a site that weighs nothing
+    stops none of the steps to come; out = the μ of least λ.
     """
 
     name: ClassVar[str] = "caf"

@@ -5,7 +5,8 @@ Rules, in order:
 1. A rule is data and pure: its fields are ``plan.rule_options``, and it reads tiles and yields tiles. Time and files
    are not its own; what is random or lasts beyond a round is handed to it in a `RuleContext`.
 2. It yields every tile of the source once, in order. It may read any tile any number of times, before and between.
-3. Its result depends on the names of the sites and on their elements, and is the same bytes for any number of threads;
+3. Its result depends on the names of the sites and on their elements, and is the same bytes for any number of threads
+   (but for CAF and SMEA of more than 128 sites: their eigenvectors' last bits follow the threads of the BLAS library);
    never on the order of arrival, and only the mean looks at weights: how many examples it has is the sender's word.
 4. The model is one vector: what a rule decides of a site it decides of all tiles.
 5. A condition, such as 2f + 2 < n, is checked when an experiment is submitted, for the fewest updates a round may close

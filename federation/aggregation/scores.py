@@ -3,7 +3,8 @@ r"""How suspicious each site's update looks beside the others: three numbers per
 Of updates Δ_i and what a rule made of them, a:
 
 1. ``distance``: ‖Δ_i − a‖₂.
-2. ``cosine``: ⟨Δ_i, a⟩ / (‖Δ_i‖ ‖a‖), −1 to 1; 0 where one of them has no length.
+2. ``cosine``: ⟨Δ_i, a⟩ / (‖Δ_i‖ ‖a‖), −1 to 1; 0 where one of them has no length, −1 where ‖Δ_i‖
+   is too long for float64, so that nobody evades by length.
 3. ``krum``: the sum of the n − f − 2 smallest ‖Δ_i − Δ_j‖², with f the plan's ``byzantine``. Blanchard, El Mhamdi,
    Guerraoui, Stainer: "Machine Learning with Adversaries", NeurIPS 2017, section 4. Absent with fewer than f + 3
    updates, and beyond `KRUM_SITES` of them unless the plan's quarantine asks for it: it costs n²/2 per element.
@@ -120,6 +121,8 @@ class SiteScores:
             distances = np.sqrt(squares)
             distances[distances <= ROUNDING * _middle(lengths)] = 0.0
             cosines = (along + center) / (lengths * math.sqrt(center))
+            if math.isfinite(center):
+                cosines[~np.isfinite(lengths)] = -1.0
             pairs = self._pairs(squares) if self._has_pairs else None
         rows = zip(self._sites, distances.tolist(), cosines.tolist(), strict=True)
         found = {site: {DISTANCE: _finite(distance), COSINE: _cosine(cosine)} for site, distance, cosine in rows}

@@ -293,7 +293,7 @@ class Lifecycle:
 
     def _commit_round(self, standings: Mapping[SiteName, Standing], *, is_degraded: bool) -> None:
         self._enter(Phase.COMMIT)
-        metrics = scoring.federated_metrics(self._evaluations)
+        metrics = scoring.federated_metrics(self._evaluations, byzantine=self._plan.byzantine)
         self.suspicion = quarantine.judge(
             self._plan.quarantine,
             self.suspicion,

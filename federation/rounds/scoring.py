@@ -2,11 +2,13 @@
 
 The best model is the one with the best value ever seen. Early stopping is stricter: an evaluation counts as progress
 only if it improves on the last that did by more than `min_delta`; after `patience` evaluations without progress the
-experiment is complete. A round without metrics changes neither.
+experiment is complete. A round without metrics changes neither. Where the plan stands hostile sites the measure is the
+median over the sites, so that none of them ends the experiment or picks its model by what it claims.
 """
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,8 +22,20 @@ if TYPE_CHECKING:
     from federation.rounds.events import Score, SiteEvaluated
 
 
-def federated_metrics(evaluations: Mapping[SiteName, SiteEvaluated]) -> dict[str, float]:
-    """Return the mean of the sites' metrics, weighted by validation examples, summed in name order."""
+def federated_metrics(evaluations: Mapping[SiteName, SiteEvaluated], *, byzantine: int) -> dict[str, float]:
+    """Return the sites' metrics as one.
+
+    Args:
+        evaluations: what each site found.
+        byzantine: f of the plan. 0: the mean weighted by validation examples, summed in name order. Else the median
+            over the sites that have the metric, each counted once: values and examples are the sites' word.
+    """
+    if byzantine:
+        names = sorted({name for row in evaluations.values() for name in row.metrics})
+        return {
+            name: statistics.median(row.metrics[name] for row in evaluations.values() if name in row.metrics)
+            for name in names
+        }
     return weighted_mean([(evaluations[site].examples, evaluations[site].metrics) for site in sorted(evaluations)])
 
 

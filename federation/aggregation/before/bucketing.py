@@ -21,7 +21,8 @@ class Bucketing(PreAggregation):
     """The rule sees the means of buckets of s vectors, drawn anew each round.
 
     For data that differ between sites. A hostile site spoils its whole bucket, so the rule must stand the same f among
-    ⌈n/s⌉ vectors. Costs no pass of its own.
+    ⌈n/s⌉ vectors. Costs no pass of its own. The permutation follows from the plan's seed, which every site reads: a
+    hostile site can know which bucket it will be in, and with whom. The bound on f holds for any permutation.
 
     Formula: y_b = mean of the b-th s vectors of a random permutation; the last bucket may be short.
 

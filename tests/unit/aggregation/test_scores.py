@@ -90,6 +90,7 @@ def test_an_update_beyond_float64_counts_as_the_largest_number_there_is() -> Non
     rows[0] = 1e300
     found = score(rows, np.ones(10))
     largest = float(np.finfo(np.float64).max)
+    assert found["site-00"][COSINE] == -1.0 and found["site-01"][COSINE] == pytest.approx(1.0)
     assert (found["site-00"][DISTANCE], found["site-00"][KRUM]) == (largest, largest)
     assert found["site-01"][DISTANCE] == 0.0 and found["site-01"][KRUM] == 0.0
 

@@ -73,6 +73,7 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per round, and nothing else.")] = False,
 ) -> None:
     """Run an experiment on simulated sites: the same model as a federation of them would give, without a network."""
+    from federation.rounds.shares import explain_no_spare
     from federation.simulation import simulate as run
     from federation.tracking import load_tracker
 
@@ -104,6 +105,8 @@ def simulate(
     if measured is not None:
         measured.finish()
         _print_table(*measured.table(), console=Console(stderr=as_json))
+    if advice := explain_no_spare(result.spec.plan):
+        print(f"federation: note: {advice}", file=sys.stderr)
     if not as_json:
         _print_result(result)
     if result.outcome != "completed":

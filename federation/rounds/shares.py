@@ -79,6 +79,22 @@ def fewest_updates(plan: Plan, *, is_asynchronous: bool) -> int:
     return min(plan.minimum_sites, plan.sample or plan.minimum_sites)
 
 
+def explain_no_spare(plan: Plan) -> str:
+    """Return why `byzantine` hostile sites can end the experiment by updates that are refused; "" if they cannot.
+
+    Such an update is a missing answer, whatever the rule stands.
+    """
+    asked = plan.sample or plan.sites_wanted
+    needed = plan.quorum or asked
+    if not plan.byzantine or needed <= asked - plan.byzantine:
+        return ""
+    return (
+        f"byzantine is {plan.byzantine}, but a round needs {needed} of {asked} updates, and one that is refused, such "
+        f"as of NaN, is a missing answer: {asked - needed + 1} hostile can end the experiment. Set quorum, and "
+        f"minimum_sites, to {asked - plan.byzantine} or fewer if the rule allows"
+    )
+
+
 def check_max_share(plan: Plan, *, is_asynchronous: bool) -> None:
     """Refuse a cap that cannot hold in every round.
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from federation.errors import PlanError
 from federation.plan import Plan
-from federation.rounds.shares import capped, check_max_share, fewest_updates
+from federation.rounds.shares import capped, check_max_share, explain_no_spare, fewest_updates
 
 WEIGHTS = st.lists(st.floats(1e-6, 1e9), min_size=1, max_size=12)
 CAPS = st.floats(0.05, 1.0) | st.sampled_from([1 / 3, 0.25, 0.5, 0.1])
@@ -90,3 +90,11 @@ def test_a_cap_that_cannot_hold_is_refused_with_what_to_change() -> None:
     check_max_share(Plan(sites=4), is_asynchronous=True)
     with pytest.raises(PlanError, match=r"may close with 3 updates.*raise max_share to 0\.333333 .*need 4 updates"):
         check_max_share(Plan(sites=4, quorum=3, max_share=0.25), is_asynchronous=False)
+
+
+def test_a_plan_with_fewer_sites_to_spare_than_may_be_hostile_is_explained():
+    plan = {"rule": "trimmed_mean", "byzantine": 2, "sites": 10}
+    assert explain_no_spare(Plan(**plan, minimum_sites=8, quorum=8)) == ""
+    assert explain_no_spare(Plan(sites=10)) == ""
+    assert "a round needs 10 of 10 updates" in explain_no_spare(Plan(**plan, minimum_sites=10))
+    assert "2 hostile can end the experiment. Set quorum" in explain_no_spare(Plan(**plan, quorum=9))

@@ -139,7 +139,9 @@ def show(experiment: ExperimentArgument, profile: ProfileOption = None, as_json:
         answer, reason = site.answer, site.reason
         if site.quarantined_since:
             answer = f"{answer}, in quarantine since round {site.quarantined_since}"
-            reason = f"{site.quarantine_reason}; `federation release {summary.experiment} {site.site}`"
+            reason = site.quarantine_reason
+            if not summary.is_over:
+                reason += f"; `federation release {summary.experiment} {site.site}`"
         sites.add_row(site.site, answer, str(site.examples), ", ".join(site.shards), printable(reason))
     rounds = Table("round", "seconds", "counted", "metrics", "best")
     for report in details.rounds:

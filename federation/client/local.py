@@ -127,6 +127,15 @@ class LocalFederation:
         """Return a client of the federation's user."""
         return Federation.connect(self.profile)
 
+    def operator(self) -> Path:
+        """Return the folder of an operator's profile; makes the operator at the first call."""
+        folder = self.folder / "operator"
+        if not (folder / "cert.pem").exists():
+            identity = Identity(federation=self.name, role=Role.OPERATOR, name="operator")
+            issue_identity(CertificateAuthority.load(self.folder / "ca"), identity, folder, now=time.time())
+        (folder / "client.toml").write_text(to_toml({"federation": self.name, "address": self.address}))
+        return folder
+
     def start_director(self) -> None:
         """Start the director, or start it again on the address it had."""
         earlier = self.daemons.get("director")

@@ -34,26 +34,29 @@ if TYPE_CHECKING:
     from federation.plan import Plan
 
 HERE = Path(__file__).parent
-EXAMPLES = {"north": (24, 1), "south": (40, 2), "west": (16, 3)}
+EXAMPLES = {"north": (24, 1), "south": (40, 2), "west": (16, 3), "east": (32, 4), "centre": (28, 5)}
 """Training examples and seed of each site."""
 _PATIENCE_S = 60.0
 
 
 def site(name: str, gates: Path, *kinds: str, **settings: Any) -> LocalSite:
-    """Return a site that offers its rows under each of `kinds`; ``classes`` gives classes instead."""
+    """Return a site that offers its rows under each of `kinds`.
+
+    ``classes`` gives classes instead, and ``poisoned`` gives them the wrong way round and calls them ``classes`` too.
+    """
     examples, seed = EXAMPLES[name]
-    shards = [
-        {
-            "name": kind,
-            "kind": kind,
-            "factory": "rows:Classes" if kind == "classes" else "rows:Rows",
-            "options": {"examples": examples, "seed": seed},
-            "paths": [gates],
-        }
-        for kind in kinds or ("rows",)
-    ]
+    shards = [_shard(kind, gates, {"examples": examples, "seed": seed}) for kind in kinds or ("rows",)]
     trainer = {"python_path": [HERE / "site"], **settings.pop("trainer", {})}
     return LocalSite(name=name, shards=shards, settings={"trainer": trainer, **settings})
+
+
+def _shard(kind: str, gates: Path, options: dict[str, Any]) -> dict[str, Any]:
+    if kind == "poisoned":
+        factory = "federation.testing.poisoned:PoisonedShard"
+        options = {"attack": "label_flip", "base": "rows:Classes", "options": options, "classes": 2}
+        return {"name": "classes", "kind": "classes", "factory": factory, "options": options, "paths": [gates]}
+    factory = "rows:Classes" if kind == "classes" else "rows:Rows"
+    return {"name": kind, "kind": kind, "factory": factory, "options": options, "paths": [gates]}
 
 
 class Gate:

@@ -1,4 +1,4 @@
-"""A line fitted by gradient descent, that can be told to wait and to fail: ``settings.json`` beside it says how.
+"""A line fitted by gradient descent, that can be told to wait, to fail and to attack: ``settings.json`` says how.
 
 Trainers talk with the test through named pipes in a folder that their shard's owner let them see: a line into ``said``
 tells what begins, and opening the site's own pipe blocks until the test opens it too. So nobody polls or sleeps, and
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from federation import BestModel, Experiment, Plan
+from federation.attacks import Sight, load_attack
 from federation.tensors import DType
 
 SETTINGS = json.loads((Path(__file__).parent / "settings.json").read_text())
@@ -46,6 +47,7 @@ class Line:
             wait(round.site)
         if round.site in SETTINGS.get("fails", ()):
             raise KeyError("patient 17 of " + round.site)
+        before = {name: value.copy() for name, value in model.items()}
         momentum = round.optimizer_state.get("weights/momentum", np.zeros(4, np.float32))
         for samples, targets in data.batches(8, round.rng("shuffle")):
             error = predict(model, samples) - targets
@@ -54,6 +56,8 @@ class Line:
             bias = model["bias"].astype(np.float32) - np.float32(round.learning_rate) * error.mean()
             model["weights"][...] = weights.astype(DTYPE)
             model["bias"][...] = bias.astype(DTYPE)
+        if round.site in SETTINGS.get("attacks", {}):
+            attack(SETTINGS["attacks"][round.site], model, before, round)
         if PLAN.optimizer_state != "reset":
             round.optimizer_state["weights/momentum"] = momentum.astype(np.float32)
         return {"loss": loss(model, *data.train)}
@@ -67,6 +71,16 @@ class Line:
     @property
     def beta(self):
         return np.float32(0.0 if PLAN.optimizer_state == "reset" else 0.5)
+
+
+def attack(spec, model, before, round):
+    """Leave in the model what an attack makes of what was learnt."""
+    own = np.concatenate([np.ravel(model[name] - before[name]) for name in model]).astype(np.float64)[None]
+    sight = Sight(own=own, honest=own, total=PLAN.sites, round=round.number, rng=round.rng("attack"))
+    sent = load_attack(spec).updates(sight)[0]
+    for name, value in model.items():
+        change, sent = sent[: value.size], sent[value.size :]
+        value[...] = before[name] + change.reshape(value.shape).astype(value.dtype)
 
 
 def loss(model, samples, targets):

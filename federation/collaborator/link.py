@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from federation.errors import TransportError
+
 if TYPE_CHECKING:
     from federation.names import Epoch
     from federation.transport.methods import BidiCall, Stub
@@ -75,6 +77,8 @@ class LinkHolder:
             writing = asyncio.ensure_future(link.call.try_write(request))
             try:
                 return await asyncio.shield(writing)
+            except TransportError:
+                return False  # the session was given up on this side
             except asyncio.CancelledError:
                 await asyncio.wait({writing})
                 if not writing.cancelled():

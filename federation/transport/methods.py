@@ -11,6 +11,8 @@ Rules:
    error from Core" (grpc issue 36066, open as of grpcio 1.85). `BidiCall.try_write` says how this is avoided.
 4. **Cancelling a task that waits in `read` ends the call**: gRPC does that. Whoever wants to wait for a message or
    something else keeps one task that reads.
+5. A call that is ended locally before it is connected ends for its writer too. `grpc.aio` itself lets that one wait for
+   ever: its ``wait_for_connection`` returns once the call's metadata is sent, which then never happens (grpcio 1.85).
 """
 
 from __future__ import annotations
@@ -241,8 +243,7 @@ class BidiCall(ServerStream):
         call = self._call
         try:
             if not self._is_connected:
-                await call.wait_for_connection()
-                self._is_connected = True
+                await self._connect()
             if call.done():
                 return False
             # Not `call.write`: where this fails because the server has ended the call, that overwrites the server's
@@ -254,6 +255,30 @@ class BidiCall(ServerStream):
             call.cancel()
             _reraise(error, call, self._method.path)
         return True
+
+    async def _connect(self) -> None:
+        """Wait until the call takes requests, or has ended (rule 5).
+
+        Raises:
+            TransportError: it was ended locally.
+        """
+        call = self._call
+        ended = asyncio.get_running_loop().create_future()
+
+        def note(_: object) -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        call.add_done_callback(note)
+        connecting = asyncio.ensure_future(call.wait_for_connection())
+        try:
+            await asyncio.wait({connecting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)  # if it failed, the call has ended
+        if call.cancelled():
+            raise TransportError(f"{self._method.path} was ended on this side")
+        self._is_connected = True
 
     async def done_writing(self) -> None:
         """Say that no request follows; if the call has ended, `read` or `reply` says why.

@@ -6,6 +6,7 @@ Who may call is in test_identity.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from typing import Any
 
@@ -28,7 +29,8 @@ from federation.names import FederationName, Role
 from federation.telemetry.metrics import Metrics
 from federation.testing.clock import FakeClock
 from federation.transport.authority import Authority, CallRefusal, Limits
-from federation.transport.channels import MAX_MESSAGE_BYTES
+from federation.transport.channels import MAX_MESSAGE_BYTES, open_channel
+from federation.transport.methods import Stub
 from federation.transport.server import HEALTH_SERVICE, RpcServer
 
 
@@ -248,9 +250,6 @@ async def test_a_cancelled_reader_is_cancelled_and_ends_the_call(lab: Any) -> No
 
 async def test_a_closed_channel_is_a_transport_error(lab: Any) -> None:
     await lab.start(Role.ENVOY)
-    from federation.transport.channels import open_channel
-    from federation.transport.methods import Stub
-
     channel = open_channel(lab.address, server_name=lab.server_name, tls=lab.issue(Role.ENVOY, "north"))
     stub = Stub(channel, lab.service_descriptor)
     stream = stub.server_stream("Follow", lab.chunk())
@@ -261,6 +260,50 @@ async def test_a_closed_channel_is_a_transport_error(lab: Any) -> None:
     for method in ("Echo", "Follow", "Collect", "Talk"):
         with pytest.raises(TransportError):
             await call(stub, method, lab)
+
+
+@pytest.mark.parametrize("end", ["cancel", "close"])
+@pytest.mark.parametrize("is_dialled", [False, True], ids=["before it dials", "while it dials"])
+async def test_a_writer_of_a_call_ended_before_it_is_connected_gets_a_transport_error(
+    lab: Any, end: str, is_dialled: bool
+) -> None:
+    """The line may be cut, or the peer said to be elsewhere, while a call still waits for its connection."""
+    with contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))  # takes connections, and never says a word
+        silent.setblocking(False)
+        tls = lab.issue(Role.ENVOY, "north")
+        channel = open_channel(f"127.0.0.1:{silent.getsockname()[1]}", server_name=lab.server_name, tls=tls)
+        stream = Stub(channel, lab.service_descriptor).bidi("Talk")
+        writer = asyncio.create_task(stream.try_write(lab.chunk()))
+        if is_dialled:
+            stack.enter_context((await asyncio.get_running_loop().sock_accept(silent))[0])
+        else:
+            await asyncio.sleep(0)
+        if end == "cancel":
+            stream.cancel()
+        else:
+            await channel.close()
+        async with asyncio.timeout(10):
+            with pytest.raises(TransportError, match="ended on this side"):
+                await writer
+            with pytest.raises(TransportError, match="ended on this side"):
+                await stream.read()
+        await channel.close()
+
+
+async def test_a_cancelled_writer_is_cancelled_and_ends_the_call_that_waits_for_its_connection(lab: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tls = lab.issue(Role.ENVOY, "north")
+        channel = open_channel(f"127.0.0.1:{silent.getsockname()[1]}", server_name=lab.server_name, tls=tls)
+        stream = Stub(channel, lab.service_descriptor).bidi("Talk")
+        writer = asyncio.create_task(stream.try_write(lab.chunk()))
+        await asyncio.sleep(0)
+        writer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writer
+        with pytest.raises(TransportError, match="ended on this side"):
+            await stream.read()
+        await channel.close()
 
 
 async def test_an_upload_refused_halfway_says_why_and_asks_for_no_more(lab: Any) -> None:

@@ -49,9 +49,6 @@ def test_a_slow_site_counts_with_its_age(trial: Any, kill: Any, algorithm: str, 
     assert all(entry.metrics for entry in details.rounds), "each version was evaluated by who made it"
 
 
-@pytest.mark.xfail(
-    strict=False, reason="hung once in a whole run, the held site not heard after the kill: not understood, issue 3"
-)
 def test_an_aggregator_killed_with_an_update_in_the_buffer(trial: Any, kill: Any) -> None:
     settings = {"plan": {"rounds": 2, "seed": 7, "algorithm": "fedbuff", "options": {"k": 2}}, "holds": {"south": [1]}}
     undisturbed = trial.submit(**settings)

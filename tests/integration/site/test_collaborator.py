@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from federation.collaborator import local_socket
 from federation.errors import ConflictError, Refusal, UpdateRejectedError
+from federation.names import ExperimentId, FederationName, aggregator_server_name
 from federation.tensors.digest import payload_digest
 from federation.v1 import aggregator_pb2
 
@@ -366,6 +368,33 @@ async def test_a_second_request_to_stop_stops_at_once(
     assert aggregator.updates.empty()
     await until_gone(site.trainer_pid)
     gate.close()
+    await server.close()
+
+
+async def test_a_site_that_dials_in_vain_goes_where_its_envoy_says(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial()
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    is_dialled = asyncio.Event()
+
+    async def envoy(stream: local_socket.LineStream) -> None:
+        await is_dialled.wait()
+        name = aggregator_server_name(FederationName("care"), ExperimentId("trial-00000001"))
+        await stream.send({"type": "aggregator", "address": aggregator.address, "server_name": name})
+        while await stream.receive() is not None:
+            pass
+
+    site.folder.mkdir()
+    server = await local_socket.serve(site.folder / "envoy.sock", envoy)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never says a word
+        silent.setblocking(False)
+        child = await site.start(f"127.0.0.1:{silent.getsockname()[1]}")
+        with (await asyncio.wait_for(asyncio.get_running_loop().sock_accept(silent), 30))[0]:
+            is_dialled.set()
+            session = await aggregator.next_session()
+    _finish(session)
+    assert (await wait_for_end(child)).record.outcome == "finished"
     await server.close()
 
 

@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 
 from federation.collaborator.link import Link, LinkHolder
+from federation.errors import TransportError
 from federation.names import Epoch
 from federation.v1 import aggregator_pb2
+
+
+class Ended:
+    """A stream that was ended on this side meanwhile."""
+
+    async def try_write(self, request: aggregator_pb2.ParticipateRequest) -> bool:
+        raise TransportError("ended on this side")
 
 
 class Stream:
@@ -35,6 +43,10 @@ def holder_of(stream: Any) -> LinkHolder:
 
 async def test_nothing_is_said_without_a_link() -> None:
     assert not await LinkHolder().say(aggregator_pb2.ParticipateRequest())
+
+
+async def test_what_is_said_as_the_session_is_given_up_is_not_said_and_that_is_all() -> None:
+    assert not await holder_of(Ended()).say(aggregator_pb2.ParticipateRequest())
 
 
 async def test_a_message_under_way_is_not_cancelled_with_its_sender() -> None:

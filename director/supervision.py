@@ -9,6 +9,7 @@ Rules, in order:
 3. The end of an experiment is stored, acknowledged, and then the stream ends in good order.
 4. The roster is every site that accepted, with the examples its envoy declared and how often it was released from
    quarantine; it is sent again whenever it changes, so a release reaches every later aggregator too.
+5. The first reply is the welcome, or an order to stop: what changes before it is in it, or follows.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class _Session:
     actor: str
     metrics_address: str
     burst: ReportBurst
+    is_welcome: bool = False
     roster: pb.Roster | None = None
     outbox: Outbox[pb.SuperviseReply] = field(default_factory=Outbox)
 
@@ -127,6 +129,7 @@ class Supervision:
             last = await self._database.relaxed(rounds.last_sequence, found.id)
             welcome = pb.AggregatorWelcome(protocol=version, last_sequence=last, revoked=list(self._revoked()))
             session.outbox.put(pb.SuperviseReply(welcome=welcome))
+            session.is_welcome = True
             await self.push_roster(found.id)
             self._listener.aggregator_ready(found.id)
             name = f"supervise {found.id}"
@@ -146,8 +149,8 @@ class Supervision:
         """Send the roster, if it changed and the experiment's aggregator is connected."""
         parts = await self._database.relaxed(sites.participations, experiment)
         session = self._sessions.get(experiment)
-        if session is None:
-            return
+        if session is None or not session.is_welcome:
+            return  # the roster follows its welcome
         roster = pb.Roster(
             sites=[
                 pb.RosterSite(
@@ -168,7 +171,8 @@ class Supervision:
         """Tell every aggregator which certificates are revoked by now."""
         reply = pb.SuperviseReply(revoked=pb.RevokedSerials(serials=list(self._revoked())))
         for session in self._sessions.values():
-            session.outbox.put(reply)
+            if session.is_welcome:
+                session.outbox.put(reply)
 
     def stop(self, experiment: ExperimentId, outcome: str, reason: str) -> None:
         """Tell the experiment's aggregator, if it is connected, to end now."""

@@ -297,6 +297,12 @@ class Aggregator(_Peer):
         await self.call.write(pb.SuperviseRequest(end=end))
 
 
+@pytest.fixture
+def make_aggregator() -> type[Aggregator]:
+    """The class itself, for tests that dial a director of another process."""
+    return Aggregator
+
+
 @asynccontextmanager
 async def running(settings: DirectorSettings, pki: Pki, launcher: ScriptedLauncher) -> AsyncIterator[World]:
     async with serving(settings, launcher=launcher) as director:

@@ -81,11 +81,12 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Build, sign and submit the experiment in FOLDER; print its id."""
+    from federation.client.notes import print_notes
     from federation.client.progress import TransferBar
 
     with _connect(profile) as federation:
         with TransferBar(Console(stderr=True)) as bar:
-            experiment = federation.submit(folder, progress=bar)
+            experiment = federation.submit(folder, progress=bar, built=print_notes)
         print(json.dumps({"experiment": experiment}) if as_json else experiment, flush=True)
         if watch:
             _follow(federation, experiment, as_json=as_json)

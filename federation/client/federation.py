@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from federation.client import views
 from federation.client.profile import Profile, load_profile
@@ -37,8 +37,13 @@ from federation.v1 import tensors_pb2
 from federation.wire.chunks import CHUNK_BYTES, checksum, make_chunk
 from federation.wire.versions import range_to_proto
 
+if TYPE_CHECKING:
+    from federation.plan import ExperimentSpec
+
 ProgressCallback = Callable[[str, int, int], None]
 """Called as ``(what, bytes done, bytes in all)`` while something is sent or fetched."""
+SpecCallback = Callable[["ExperimentSpec"], None]
+"""Called with an experiment that was built, before anything of it is sent."""
 
 _Result = TypeVar("_Result")
 _MAX_RECONNECTS = 8
@@ -48,6 +53,10 @@ _RUN_MODELS = {"last.safetensors": "model.safetensors", "best.safetensors": "bes
 
 def _ignore(what: str, done: int, total: int) -> None:
     """Show nothing."""
+
+
+def _unseen(spec: ExperimentSpec) -> None:
+    """Look at nothing."""
 
 
 class Federation:
@@ -130,8 +139,13 @@ class Federation:
 
     # Doing
 
-    def submit(self, folder: Path | str, *, progress: ProgressCallback = _ignore) -> str:
+    def submit(self, folder: Path | str, *, progress: ProgressCallback = _ignore, built: SpecCallback = _unseen) -> str:
         """Build, sign and submit the experiment in `folder`; return its id.
+
+        Args:
+            folder: holds ``experiment.py`` and what it imports.
+            progress: told how far the transfer is.
+            built: shown the experiment before anything of it is sent.
 
         Raises:
             PlanError: the folder, its plan or its model is not sound; nothing was sent.
@@ -142,6 +156,7 @@ class Federation:
         if me.role is not Role.USER:
             raise IdentityError(f"{me} cannot submit: use a certificate of role user")
         with packaged(Path(folder), self.profile, submitter=UserName(me.name), now=time.time()) as package:
+            built(package.manifest.spec)
             return self._run(self._submit(package, progress))
 
     def cancel(self, experiment: str, *, reason: str = "") -> str:

@@ -73,7 +73,7 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per round, and nothing else.")] = False,
 ) -> None:
     """Run an experiment on simulated sites: the same model as a federation of them would give, without a network."""
-    from federation.rounds.shares import explain_no_spare
+    from federation.client.notes import print_notes
     from federation.simulation import simulate as run
     from federation.tracking import load_tracker
 
@@ -105,8 +105,7 @@ def simulate(
     if measured is not None:
         measured.finish()
         _print_table(*measured.table(), console=Console(stderr=as_json))
-    if advice := explain_no_spare(result.spec.plan):
-        print(f"federation: note: {advice}", file=sys.stderr)
+    print_notes(result.spec)
     if not as_json:
         _print_result(result)
     if result.outcome != "completed":

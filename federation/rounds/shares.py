@@ -80,18 +80,22 @@ def fewest_updates(plan: Plan, *, is_asynchronous: bool) -> int:
 
 
 def explain_no_spare(plan: Plan) -> str:
-    """Return why `byzantine` hostile sites can end the experiment by updates that are refused; "" if they cannot.
+    """Return why hostile or broken sites can end the experiment by updates that are refused; "" if they cannot.
 
-    Such an update is a missing answer, whatever the rule stands.
+    Such an update is a missing answer, whatever the rule stands. `byzantine` says how many there may be; a plan with a
+    robust rule that leaves it at 0 may expect one. A plain mean expects none, and is not asked.
     """
     asked = plan.sample or plan.sites_wanted
     needed = plan.quorum or asked
-    if not plan.byzantine or needed <= asked - plan.byzantine:
+    is_plain = plan.rule == "mean" and not plan.pre_aggregation
+    expected = plan.byzantine or int(not is_plain)
+    if not expected or needed <= asked - expected or asked == 1:
         return ""
+    why = f"byzantine is {plan.byzantine}, but a round" if plan.byzantine else "a round"
     return (
-        f"byzantine is {plan.byzantine}, but a round needs {needed} of {asked} updates, and one that is refused, such "
-        f"as of NaN, is a missing answer: {asked - needed + 1} hostile can end the experiment. Set quorum, and "
-        f"minimum_sites, to {asked - plan.byzantine} or fewer if the rule allows"
+        f"{why} needs {needed} of {asked} updates, and one that is refused, such as of NaN, is a missing answer: "
+        f"{asked - needed + 1} hostile or broken can end the experiment. Set quorum, and minimum_sites, to "
+        f"{asked - expected} or fewer if the rule allows"
     )
 
 

@@ -213,7 +213,7 @@ def test_batch_norm_statistics_are_averaged_and_its_counter_is_the_largest(trial
 
 
 def test_the_command_submits_and_watches_to_the_end(trial: Any) -> None:
-    run = trial.submit()  # for a folder that is ready; it runs beside
+    run = trial.submit(plan={"rule": "median"})  # for a folder that is ready; it runs beside
     command = [sys.executable, "-m", "federation.client.command"]
     profile = str(trial.folder / "user" / "client.toml")
     done = subprocess.run(
@@ -221,6 +221,7 @@ def test_the_command_submits_and_watches_to_the_end(trial: Any) -> None:
         capture_output=True, text=True, check=False, timeout=90,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "federation: note: a round needs 2 of 2 updates" in done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     rounds = [line["round"]["round"] for line in lines if line.get("round")]
     assert rounds == [1, 2]

@@ -96,5 +96,14 @@ def test_a_plan_with_fewer_sites_to_spare_than_may_be_hostile_is_explained():
     plan = {"rule": "trimmed_mean", "byzantine": 2, "sites": 10}
     assert explain_no_spare(Plan(**plan, minimum_sites=8, quorum=8)) == ""
     assert explain_no_spare(Plan(sites=10)) == ""
-    assert "a round needs 10 of 10 updates" in explain_no_spare(Plan(**plan, minimum_sites=10))
-    assert "2 hostile can end the experiment. Set quorum" in explain_no_spare(Plan(**plan, quorum=9))
+    assert "byzantine is 2, but a round needs 10 of 10" in explain_no_spare(Plan(**plan, minimum_sites=10))
+    assert "2 hostile or broken can end the experiment. Set quorum" in explain_no_spare(Plan(**plan, quorum=9))
+
+
+def test_a_robust_rule_without_byzantine_that_one_broken_site_can_end_is_explained():
+    for robust in ({"rule": "median"}, {"pre_aggregation": ("clipping:1.0",)}):
+        found = explain_no_spare(Plan(sites=4, **robust))
+        assert found.startswith("a round needs 4 of 4 updates") and "1 hostile or broken can end" in found
+        assert "minimum_sites, to 3" in found
+        assert explain_no_spare(Plan(sites=4, quorum=3, **robust)) == ""
+    assert explain_no_spare(Plan(sites=1, rule="median")) == ""

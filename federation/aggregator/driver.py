@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from federation.aggregator.broadcast import Offers
 from federation.aggregator.buffering import BufferGathering
 from federation.aggregator.candidates import Contribution
 from federation.aggregator.dispatch import Dispatch
-from federation.aggregator.gathering import Gathering, RoundGathering, Setting, Stores
+from federation.aggregator.gathering import Asking, Gathering, RoundGathering, Setting, Stores
 from federation.aggregator.models import Models
 from federation.aggregator.reporting import Reporter
 from federation.aggregator.sessions import Sessions
@@ -112,6 +113,7 @@ class Driver:
         self._work: asyncio.Queue[events.Action | Exception] = asyncio.Queue()
         self._timer: Cancellable | None = None
         self._deadline = 0.0
+        self._task_timers: dict[SiteName, tuple[Asking, Cancellable]] = {}
         self._combined: dict[SiteName, AdmittedUpdate] = {}
         self._examples: dict[SiteName, int] = {}
         self._settled_ids: dict[SiteName, bytes] = {}
@@ -203,6 +205,8 @@ class Driver:
         """Let go of timers, files and a candidate; the journal is closed by its owner."""
         if self._timer is not None:
             self._timer.cancel()
+        for _, timer in self._task_timers.values():
+            timer.cancel()
         self.sessions.stop()
         self._reporter.close()
         await self._stores.do(lambda: None)  # what was under way when we were cancelled ends first
@@ -281,9 +285,24 @@ class Driver:
             offers,
             deadline_s=left_s,
         )
+        self._time(action)
         if all(offer.inline is not None for offer in offers):
             for site in action.sites:
                 self.handle(events.ModelHeld(site))
+
+    def _time(self, action: events.AskTrain) -> None:
+        """Report, some time from now, that sites have had the time for their task, unless they are told it again."""
+        if action.overdue_s is None:
+            return
+        asking = (action.round, action.attempt)
+        for site in action.sites:
+            known, timer = self._task_timers.get(site, (None, None))
+            if known == asking:
+                continue
+            if timer is not None:
+                timer.cancel()
+            overdue = functools.partial(self.handle, events.TaskOverdue(site, *asking))
+            self._task_timers[site] = (asking, self._clock.timer(action.overdue_s, overdue))
 
     def _ask_evaluate(self, action: events.AskEvaluate) -> None:
         self.dispatch.task(

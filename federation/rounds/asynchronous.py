@@ -8,8 +8,8 @@ arXiv:1903.03934, algorithm 1. Rules:
    then, and goes on while others come and go; no site has two tasks, nor a task while its update waits in the buffer.
    Free places go to idle sites, drawn by seed, round, attempt and number of the draw. A site that comes in a new
    session while it trains, after a cut or a restart of the aggregator, is told its task again, on the version it has.
-   One that trained before a restart and is not back when rounds go on counts as lost. One that still trains at the end
-   of a deadline that began when it was asked, or later, holds no place any more: its update is taken all the same.
+   One that trained before a restart and is not back when rounds go on counts as lost. One that still trains a deadline
+   after it was told its task (again, after a restart) holds no place any more: its update is taken all the same.
 2. **Buffer.** Admitted updates wait in the order of their arrival. Their staleness is the number of server steps since
    the site was asked; beyond `max_staleness` an update is refused.
 3. **Close.** The round closes when `buffer` updates are in, when no site trains any more and one is in, or (unless
@@ -100,13 +100,13 @@ class AsyncMachine(Lifecycle):
         self._buffer_size = buffer
         self._max_staleness = max_staleness
         self._ends_at_deadline = ends_at_deadline
+        self._overdue_s = None if plan.sample is None else plan.deadline_s
         self._weights = weights
         present = (resume.round, resume.attempt)
         self._tasks = {site: resume.asked.get(site, present) for site in (*resume.training, *resume.admitted)}
         self._buffer = list(resume.admitted)
         self._counted: tuple[SiteName, ...] = ()
         self._settling: dict[SiteName, Standing] = {}
-        self._timed: set[SiteName] = set()
         self._overdue: set[SiteName] = set(resume.overdue)
         self._draws = 0
         self._miss = ""
@@ -132,7 +132,7 @@ class AsyncMachine(Lifecycle):
 
     @property
     def overdue(self) -> tuple[SiteName, ...]:
-        """Sites that have trained for a whole deadline and hold no place any more, in name order."""
+        """Sites that have trained for longer than a deadline and hold no place any more, in name order."""
         return tuple(site for site in self.training if site in self._overdue)
 
     @property
@@ -192,7 +192,6 @@ class AsyncMachine(Lifecycle):
         self._tell_again()
         # Even if the buffer is full already: those who contributed go on, on this version.
         self._fill()
-        self._timed = set(self.training)
         self._look_at_collection()
 
     def _fill(self) -> None:
@@ -213,8 +212,7 @@ class AsyncMachine(Lifecycle):
             self.standings[site] = Standing(progress=Progress.ASKED)
             self._tasks[site] = (self.round, self.attempt)
         self._overdue.difference_update(drawn)
-        self._timed.difference_update(drawn)
-        self._do(events.AskTrain(self.round, self.attempt, drawn))
+        self._do(events.AskTrain(self.round, self.attempt, drawn, self._overdue_s))
 
     def _tell_again(self) -> None:
         """Tell sites that work, in their new sessions, what they work on."""
@@ -224,7 +222,7 @@ class AsyncMachine(Lifecycle):
             if self.is_asked(site):
                 tasks.setdefault(self._tasks[site], []).append(site)
         for task, sites in sorted(tasks.items()):
-            self._do(events.AskTrain(*task, tuple(sites)))
+            self._do(events.AskTrain(*task, tuple(sites), self._overdue_s))
 
     def _on_came_back(self, site: SiteName) -> None:
         if self.is_asked(site):
@@ -264,15 +262,18 @@ class AsyncMachine(Lifecycle):
     def _on_round_deadline(self) -> None:
         if self.phase is not Phase.COLLECT:
             return
-        self._overdue |= self._timed.intersection(self.training)
         if not self._buffer:
             self._record_miss(f"no update within {self._plan.deadline_s:g} s")
         elif self._ends_at_deadline:
             self._close()
         else:
             self._do(events.StartTimer(self._plan.deadline_s))
-            self._fill()
-            self._timed = set(self.training)
+
+    def _on_overdue(self, event: events.TaskOverdue) -> None:
+        site = event.site
+        if self.is_asked(site) and self._tasks[site] == (event.round, event.attempt):
+            self._overdue.add(site)
+            self._look_at_collection()
 
     def _close(self) -> None:
         self._counted = tuple(sorted(self._buffer[: self._buffer_size]))

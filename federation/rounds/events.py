@@ -101,6 +101,15 @@ class DeadlinePassed:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskOverdue:
+    """A site has had the time of `AskTrain.overdue_s` for its task of this round and attempt."""
+
+    site: SiteName
+    round: RoundNumber
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
 class MissRecorded:
     """The journal holds the miss, and the updates of the attempt are dropped."""
 
@@ -134,6 +143,7 @@ Event = (
     | SiteFailed
     | SiteEvaluated
     | DeadlinePassed
+    | TaskOverdue
     | MissRecorded
     | Combined
     | Committed
@@ -167,11 +177,15 @@ class StopTimer:
 
 @dataclass(frozen=True, slots=True)
 class AskTrain:
-    """Send each site the train task of this attempt at the round."""
+    """Send each site the train task of this attempt at the round.
+
+    Where rounds overlap and places are few, report `TaskOverdue` of each, `overdue_s` after it was first told this.
+    """
 
     round: RoundNumber
     attempt: Attempt
     sites: tuple[SiteName, ...]
+    overdue_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

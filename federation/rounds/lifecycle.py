@@ -112,6 +112,9 @@ class Lifecycle:
     def _on_admitted(self, event: events.UpdateAdmitted) -> None:
         raise NotImplementedError
 
+    def _on_overdue(self, event: events.TaskOverdue) -> None:
+        raise NotImplementedError
+
     def _on_miss_recorded(self, event: events.MissRecorded) -> None:
         raise NotImplementedError
 
@@ -375,6 +378,7 @@ _HANDLERS: Mapping[type, str] = {
     events.SiteFailed: "_on_failed",
     events.SiteEvaluated: "_on_evaluated",
     events.DeadlinePassed: "_on_deadline",
+    events.TaskOverdue: "_on_overdue",
     events.MissRecorded: "_on_miss_recorded",
     events.Combined: "_on_combined",
     events.Committed: "_on_committed",

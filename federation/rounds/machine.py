@@ -202,6 +202,9 @@ class RoundMachine(Lifecycle):
         self._do(events.StopTimer())
         self._do(events.RecordMiss(self.round, self.attempt, self._miss))
 
+    def _on_overdue(self, _: events.TaskOverdue) -> None:
+        """In rounds a task's time is the round's."""
+
     def _on_miss_recorded(self, _: events.MissRecorded) -> None:
         self._must_be(Phase.MISSED, "a miss was recorded")
         self._send_verdicts(admitted="quorum lost")

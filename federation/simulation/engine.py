@@ -153,12 +153,22 @@ class Engine:
         machine = self._machine
         if not isinstance(machine, AsyncMachine):
             return UnderWay()
-        coming = {site: (at, event) for at, site, _, event in self._heap if site in machine.training}
-        flights = [self._flight(site, machine.task_of(site), *coming[site]) for site in machine.training]
+        training = machine.training
+        rows = [row for row in self._heap if row[1] in training]
+        coming = {site: (at, event) for at, site, _, event in rows if not isinstance(event, events.TaskOverdue)}
+        overdue_at = {
+            site: at
+            for at, site, _, event in rows
+            if isinstance(event, events.TaskOverdue) and (event.round, event.attempt) == machine.task_of(site)
+        }
+        flights = [self._flight(site, machine.task_of(site), *coming[site]) for site in training]
         flights += [self._flight(site, machine.task_of(site), None, None) for site in machine.waiting]
         needed = {flight.round for flight in flights if flight.payloads}
         versions = {number: model for number, model in self._models.versions.items() if number in needed}
-        flights = [replace(flight, is_overdue=flight.site in machine.overdue) for flight in flights]
+        flights = [
+            replace(flight, is_overdue=flight.site in machine.overdue, overdue_at=overdue_at.get(flight.site))
+            for flight in flights
+        ]
         return UnderWay(flights=tuple(flights), versions=versions)
 
     def _flight(
@@ -186,6 +196,8 @@ class Engine:
                 self._leaving[site] = flight.back
             if flight.at is not None and flight.event is not None:
                 self._due[site] = self._push(flight.at, site, flight.event)
+            if flight.overdue_at is not None:
+                self._push(flight.overdue_at, site, events.TaskOverdue(site, flight.round, flight.attempt))
             if flight.trained is None:
                 continue
             slot = self._free.pop()
@@ -201,6 +213,13 @@ class Engine:
         number = next(self._sequence)
         heapq.heappush(self._heap, (at, site, number, event))
         return number
+
+    def _push_end(self, at: float, site: SiteName, event: events.Event, action: events.AskTrain) -> int:
+        """Note how and when a site's task ends, and that it will have had its time before, if it will."""
+        if action.overdue_s is not None and self._enforces_deadlines and at > self.clock + action.overdue_s:
+            overdue = events.TaskOverdue(site, action.round, action.attempt)
+            self._push(self.clock + action.overdue_s, site, overdue)
+        return self._push(at, site, event)
 
     def _next_event(self) -> events.Event:
         timer_first = self._enforces_deadlines and self._timer is not None
@@ -232,7 +251,7 @@ class Engine:
             if back is None:
                 return None
             self.absent[site] = back
-        elif isinstance(event, events.SiteReady) or number in self._evaluating:
+        elif isinstance(event, events.SiteReady | events.TaskOverdue) or number in self._evaluating:
             return event
         elif self._due.get(site) != number:
             return None
@@ -280,7 +299,7 @@ class Engine:
             fate = self._script.fate(seed=self._spec.plan.seed, round_number=action.round, site=site)
             downs[site] = self.book.send(site, self._models.sent, self._models.sent_step)
             if fate.end:
-                self._end_of(site, fate, downs[site])
+                self._end_of(site, fate, downs[site], action)
                 continue
             fates[site] = fate
             orders.append(
@@ -318,15 +337,15 @@ class Engine:
 
         return tampering.tamper(action.round, answers, slots, rule)
 
-    def _end_of(self, site: SiteName, fate: Fate, down: int) -> None:
+    def _end_of(self, site: SiteName, fate: Fate, down: int, action: events.AskTrain) -> None:
         """What a script says instead of an answer; it shows once the site would have begun."""
         at = self.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
         if fate.end == "lose":
             self._leaving[site] = fate.back
             self.book.held.pop(site, None)
-            self._push(at, site, events.SiteLost(site, "lost by the script"))
+            self._push_end(at, site, events.SiteLost(site, "lost by the script"), action)
         else:
-            self._due[site] = self._push(at, site, events.SiteFailed(site, "failed by the script"))
+            self._due[site] = self._push_end(at, site, events.SiteFailed(site, "failed by the script"), action)
 
     def _take(self, answer: TrainAnswer, action: events.AskTrain, slot: int, fate: Fate, down: int) -> None:
         site, trained = answer.site, answer.trained
@@ -335,7 +354,7 @@ class Engine:
             self._free.append(slot)
             self._fail(action.round, site, answer.failure)
             at = self.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
-            self._due[site] = self._push(at, site, events.SiteFailed(site, answer.failure.error_class))
+            self._due[site] = self._push_end(at, site, events.SiteFailed(site, answer.failure.error_class), action)
             return
         at = self.clock + fate.delay_s
         at += self._times.training_s(
@@ -361,7 +380,7 @@ class Engine:
             self._free.append(slot)
         else:
             self._updates[site] = Update(site, action.round, action.attempt, slot, trained, norm, answer.has_pending)
-        self._due[site] = self._push(at, site, event)
+        self._due[site] = self._push_end(at, site, event, action)
 
     def _payload(self, slot: int, name: PayloadName, size: int) -> Payload:
         return Payload(self._executor.arena.update(slot, name)[:size])

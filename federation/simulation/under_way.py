@@ -35,6 +35,7 @@ class Flight:
         norm: L2 norm of its change.
         has_pending: the site's state waits for the verdict.
         is_overdue: it holds no place among those that train at once any more.
+        overdue_at: simulated time from which it will hold none; None if it holds none now, or ends before.
         payloads: its update, as encoded.
     """
 
@@ -48,6 +49,7 @@ class Flight:
     norm: float = 0.0
     has_pending: bool = False
     is_overdue: bool = False
+    overdue_at: float | None = None
     payloads: Mapping[PayloadName, bytes] = field(default_factory=dict)
 
 
@@ -139,6 +141,7 @@ def _to_json(flight: Flight) -> dict[str, Any]:
         "norm": flight.norm,
         "has_pending": flight.has_pending,
         "is_overdue": flight.is_overdue,
+        "overdue_at": flight.overdue_at,
         "trained": None if flight.trained is None else asdict(flight.trained),
         "payloads": {name: len(data) for name, data in flight.payloads.items()},
     }
@@ -163,6 +166,7 @@ def _from_json(row: dict[str, Any], reader: _Reader) -> Flight:
         norm=float(row["norm"]),
         has_pending=bool(row["has_pending"]),
         is_overdue=bool(row.get("is_overdue", False)),
+        overdue_at=None if row.get("overdue_at") is None else float(row["overdue_at"]),
         trained=None if row["trained"] is None else Trained(**row["trained"]),
         payloads={PayloadName(name): reader.take(size) for name, size in row["payloads"].items()},
     )

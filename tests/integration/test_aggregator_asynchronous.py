@@ -164,6 +164,33 @@ async def test_a_round_ends_at_its_deadline_with_what_is_in_and_who_is_late_coun
     ]
 
 
+async def test_a_silent_site_loses_its_place_a_deadline_after_it_was_told_though_rounds_go_on_closing(tmp_path):
+    built = stage(tmp_path, "abc", rounds=3, sample=2, deadline_s=60, **FEDASYNC)
+    clock = FakeClock(now=time.time())
+
+    async def next_told():
+        done, _ = await asyncio.wait(waiting.values(), return_when=asyncio.FIRST_COMPLETED)
+        site = next(site for site, task in waiting.items() if task in done)
+        return site, waiting.pop(site).result()
+
+    async with built.aggregator(clock=clock) as running:
+        sites = await join(built, running, "a", "b", "c")
+        waiting = {site: asyncio.create_task(site.next_task()) for site in sites}
+        await next_told()  # and it is not heard any more
+        for number in (1, 2):
+            site, task = await next_told()
+            assert task.round == number
+            clock.advance(25)
+            await site.answer(task)
+            waiting[site] = asyncio.create_task(site.next_task())
+        site, task = await next_told()
+        clock.advance(25)
+        _, another = await next_told()
+        assert (task.round, another.round) == (3, 3), "both of the others train now"
+        await site.answer(task)
+        await leave(running, *sites)
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["before the header", "under way"])
 async def test_an_update_beyond_max_staleness_is_refused_and_its_site_asked_anew(tmp_path, whole):
     options = {**FEDASYNC["options"], "max_staleness": 1}

@@ -152,15 +152,46 @@ def test_so_many_train_at_once_as_are_sampled_and_a_free_place_is_filled_at_once
 def test_a_silent_site_loses_its_place_at_the_deadline_and_its_update_is_taken_all_the_same(ends_at_deadline):
     plan = Plan(sites=4, sample=2, max_failures=1, **QUIET)
     machine, actions = started(plan, A, B, C, D, buffer=3, ends_at_deadline=ends_at_deadline)
-    silent = the(actions, ev.AskTrain).sites
-    others = tuple(site for site in (A, B, C, D) if site not in silent)
+    ask = the(actions, ev.AskTrain)
+    silent, others = ask.sites, tuple(site for site in (A, B, C, D) if site not in ask.sites)
+    assert ask.overdue_s == 3600
     assert has(machine.step(ev.DeadlinePassed()), ev.RecordMiss)
+    for site in silent:
+        assert not machine.step(ev.TaskOverdue(site, ask.round, ask.attempt))
     assert the(machine.step(ev.MissRecorded()), ev.AskTrain).sites == others
     assert machine.overdue == silent and machine.training == (A, B, C, D)
     for site in others:
         machine.step(ev.UpdateAdmitted(site))
     assert the(machine.step(ev.UpdateAdmitted(silent[0])), ev.Combine).asked[silent[0]] == 1
     assert machine.overdue == silent[1:]
+
+
+def test_a_silent_site_loses_its_place_though_rounds_go_on_closing_before_their_deadlines():
+    machine, actions = started(Plan(sites=4, sample=2, rounds=9, **QUIET), A, B, C, D)
+    ask = the(actions, ev.AskTrain)
+    silent = ask.sites[0]
+    for _ in range(5):
+        machine.step(ev.UpdateAdmitted(next(site for site in machine.training if site != silent)))
+        committed(machine)
+        assert silent in machine.training and len(machine.training) == 2
+    actions = machine.step(ev.TaskOverdue(silent, ask.round, ask.attempt))
+    assert len(the(actions, ev.AskTrain).sites) == 1 and len(machine.training) == 3
+    assert not machine.step(ev.TaskOverdue(silent, ask.round, ask.attempt)), "said twice"
+
+
+def test_the_time_of_a_task_that_is_over_says_nothing_of_the_next_one():
+    machine, actions = started(Plan(sites=2, sample=1, rounds=9, **QUIET), A, B)
+    ask = the(actions, ev.AskTrain)
+    while True:
+        machine.step(ev.UpdateAdmitted(machine.training[0]))
+        if the(committed(machine), ev.AskTrain).sites == ask.sites:
+            break
+    assert not machine.step(ev.TaskOverdue(ask.sites[0], ask.round, ask.attempt)) and not machine.overdue
+
+
+def test_where_all_sites_may_train_at_once_no_task_is_timed():
+    _, actions = started(Plan(sites=2, **QUIET), A, B)
+    assert the(actions, ev.AskTrain).overdue_s is None
 
 
 def test_the_draw_is_the_same_for_the_same_story():
@@ -377,6 +408,7 @@ STORY = st.lists(
         st.builds(ev.UpdateRefused, SITES, st.just("bad")),
         st.builds(ev.SiteFailed, SITES, st.just("broken"), st.booleans()),
         st.builds(ev.SiteEvaluated, SITES, st.just(5), st.just({"loss": 1.0})),
+        st.builds(ev.TaskOverdue, SITES, st.integers(1, 3), st.integers(1, 2)),
         st.just(ev.DeadlinePassed()),
         st.just("shell"),
     ),

@@ -39,6 +39,7 @@ UNSTEADY = Script(
 CASES: dict[str, dict[str, Any]] = {
     "fedbuff": {"algorithm": "fedbuff", "options": {"k": 2}, "max_norm_ratio": 1.2},
     "fedasync": {"algorithm": "fedasync", "options": {"alpha": 0.5}, "sites": 6, "sample": 3},
+    "places": {"algorithm": "fedasync", "options": {"alpha": 0.5}, "sites": 6, "sample": 2, "deadline_s": 0.3},
     "stale": {"algorithm": "stale", "options": {"k": 3, "max_staleness": 1}, "deadline_s": 1.0, "evaluate_every": 3},
     "state": {
         "algorithm": "fedbuff", "options": {"k": 3}, "compression": "top_k:0.5", "error_feedback": True,
@@ -125,7 +126,7 @@ def test_what_is_under_way_is_read_back_as_it_was_written() -> None:
     before = UnderWay(
         flights=(
             Flight(site=a, at=1 / 3, event=events.UpdateAdmitted(a, RoundNumber(2)), **task, **update),
-            Flight(site=b, at=0.5, event=events.SiteLost(b, "lost by the script"), back=4, **task),
+            Flight(site=b, at=0.5, event=events.SiteLost(b, "lost by the script"), back=4, overdue_at=1 / 7, **task),
             Flight(site=c, at=0.5, event=events.SiteFailed(c, "ValueError"), **task),
             Flight(site=d, at=None, event=None, **task, **update),
         ),

@@ -54,8 +54,8 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
     # A fixed receive window a stream. By default it grows with the line's speed, up to megabytes, for streams too that
     # nobody reads yet: 3 to 9 MB for each of 16 uploads, measured. While a message is read gRPC adds what is missing of
-    # it, so a sender may have two pieces under way; one that is not read, this much. With less than a piece each message
-    # waits for its window to be opened again, once or more: up to twice a sender's processor time, measured.
+    # it, so a sender may have two pieces under way; one that is not read, this much. With less than a piece each
+    # message waits for its window to be opened again, once or more.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1 << 20),
     ("grpc.so_reuseport", 0),  # a port in use must be an error, not a second server taking every other connection

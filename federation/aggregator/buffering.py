@@ -92,6 +92,7 @@ class BufferGathering:
                 suspicion=standpoint.suspicion,
                 asked=asked,
                 training=tuple(sorted(asked.keys() - set(waiting))),
+                draws=standpoint.draws,
             ),
             buffer=self._algorithm.buffer_size(spec.plan),
             max_staleness=self._algorithm.stalest(),
@@ -172,7 +173,7 @@ class BufferGathering:
         if is_first:
             self._versions.add(action.round, await self._stores.do(self._make_version, action.round, payloads))
         if new:
-            await self._stores.do(self._stores.ledger.record_asked, asking, new)
+            await self._stores.do(lambda: self._stores.ledger.record_asked(asking, new, draws=action.draws))
         return replace(action, sites=self._still(action))
 
     def _still(self, action: events.AskTrain) -> tuple[SiteName, ...]:

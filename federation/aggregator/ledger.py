@@ -3,7 +3,7 @@
 Lines, by kind:
 
 - ``opened``: a process took the experiment: epoch, port, digest of the spec. A lower epoch than any before is refused.
-- ``asked``: where rounds overlap: sites were asked to train in a round, before they are told.
+- ``asked``: where rounds overlap: sites were asked to train in a round, before they are told, and after how many draws.
 - ``missed``: an attempt at a round missed its quorum: round, attempt, reason, and each update it drops.
 - ``committed``: a round: its record for history and director, the score, digests of its model files, and what became
   of each site's update by its id, so that a site that missed its verdict still learns it.
@@ -63,6 +63,7 @@ class Standpoint:
         end_sequence: sequence of that line; 0 while it goes on.
         port: port the last process listened at; 0 if there was none.
         asked: where rounds overlap: round and attempt of the task of each site that trains, or whose update waits.
+        draws: where rounds overlap: draws of sites that the attempt in progress has made.
     """
 
     round: RoundNumber
@@ -76,6 +77,7 @@ class Standpoint:
     end_sequence: int
     port: int
     asked: Mapping[SiteName, Task] = field(default_factory=dict)
+    draws: int = 0
 
 
 _START = Standpoint(
@@ -150,9 +152,16 @@ class Ledger:
         """Write that this process runs the experiment. Blocks, as all of these."""
         return self._append("opened", {"epoch": epoch, "port": port, "spec_digest": spec_digest.hex()})
 
-    def record_asked(self, task: Task, sites: Sequence[SiteName]) -> int:
-        """Write that sites are about to be asked, so that their answers are known for what they are."""
-        return self._append("asked", {"round": task[0], "attempt": task[1], "sites": list(sites)})
+    def record_asked(self, task: Task, sites: Sequence[SiteName], *, draws: int = 0) -> int:
+        """Write that sites are about to be asked, so that their answers are known for what they are.
+
+        Args:
+            task: what they are asked, of the attempt in progress.
+            sites: who.
+            draws: draws that the attempt has made with theirs; 0: they were not drawn.
+        """
+        body: dict[str, Any] = {"round": task[0], "attempt": task[1], "sites": list(sites)}
+        return self._append("asked", {**body, "draws": draws} if draws else body)
 
     def record_missed(
         self,
@@ -242,14 +251,15 @@ def _replay(
         return replace(standpoint, port=int(body["port"]))
     if kind == "asked":
         task = (RoundNumber(body["round"]), Attempt(body["attempt"]))
-        return replace(standpoint, asked={**standpoint.asked, **dict.fromkeys(map(SiteName, body["sites"]), task)})
+        asked = {**standpoint.asked, **dict.fromkeys(map(SiteName, body["sites"]), task)}
+        return replace(standpoint, asked=asked, draws=max(standpoint.draws, int(body.get("draws", 0))))
     if kind == "missed":
         tasks = _tasks_from_json(body.get("tasks", {}))
         for site, update_id in body["updates"].items():
             task = tasks.get(SiteName(site), (RoundNumber(body["round"]), Attempt(body["attempt"])))
             _settle(settled, site, task, update_id, "quorum lost")
         asked = _tasks_from_json(body.get("asked", {}))
-        return replace(standpoint, attempt=Attempt(body["attempt"] + 1), asked=asked)
+        return replace(standpoint, attempt=Attempt(body["attempt"] + 1), asked=asked, draws=0)
     if kind == "committed":
         record = RoundRecord.from_json(body["record"])
         reasons = {row.site: "" if row.outcome is SiteOutcome.COUNTED else row.reason for row in record.sites}
@@ -267,6 +277,7 @@ def _replay(
             norms=standpoint.norms.after(record),
             model_digest=Digest(bytes.fromhex(record.model_digest)),
             asked=_tasks_from_json(body.get("asked", {})),
+            draws=0,
         )
     if kind == "released":
         released = quarantine.release(standpoint.suspicion, SiteName(body["site"]), int(body["releases"]))

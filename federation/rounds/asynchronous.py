@@ -6,8 +6,9 @@ arXiv:1903.03934, algorithm 1. Rules:
 
 1. **Ask.** Up to `plan.sample` connected sites train at once (None: all). A site is asked with the version current
    then, and goes on while others come and go; no site has two tasks, nor a task while its update waits in the buffer.
-   Free places go to idle sites, drawn by seed, round, attempt and number of the draw. A site that comes in a new
-   session while it trains, after a cut or a restart of the aggregator, is told its task again, on the version it has.
+   Free places go to idle sites, drawn by seed, round, attempt and number of the draw, which a restart goes on with. A
+   site that comes in a new session while it trains, after a cut or a restart of the aggregator, is told its task again,
+   on the version it has.
    One that trained before a restart and is not back when rounds go on counts as lost. One that still trains a deadline
    after it was told its task (again, after a restart) holds no place any more: its update is taken all the same.
 2. **Buffer.** Admitted updates wait in the order of their arrival. Their staleness is the number of server steps since
@@ -108,7 +109,7 @@ class AsyncMachine(Lifecycle):
         self._counted: tuple[SiteName, ...] = ()
         self._settling: dict[SiteName, Standing] = {}
         self._overdue: set[SiteName] = set(resume.overdue)
-        self._draws = 0
+        self._draws = resume.draws
         self._miss = ""
         self._untold: set[SiteName] = set()
         self._knowing: set[SiteName] = set(resume.training) if resume.knows_tasks else set()
@@ -178,7 +179,6 @@ class AsyncMachine(Lifecycle):
 
     def _select(self) -> None:
         self._enter(Phase.SELECT)
-        self._draws = 0
         if self._pause_if_too_few():
             return
         for site in self.connected:
@@ -201,18 +201,18 @@ class AsyncMachine(Lifecycle):
         room = len(idle) if self._plan.sample is None else self._plan.sample - busy
         if not idle or room <= 0:
             return
-        drawn = tuple(idle)
+        drawn, draws = tuple(idle), 0
         if room < len(idle):
             purpose = f"sampling/{self.attempt}/{self._draws}"
             rng = randomness.stream(self._plan.seed, self.round, "", purpose)
-            self._draws += 1
+            draws = self._draws = self._draws + 1
             draw = sampling.Draw(candidates=idle, count=room, weights=self._weights or {}, rng=rng)
             drawn = tuple(sorted(sampling.load_sampler(self._plan.sampler).draw(draw)))
         for site in drawn:
             self.standings[site] = Standing(progress=Progress.ASKED)
             self._tasks[site] = (self.round, self.attempt)
         self._overdue.difference_update(drawn)
-        self._do(events.AskTrain(self.round, self.attempt, drawn, self._overdue_s))
+        self._do(events.AskTrain(self.round, self.attempt, drawn, self._overdue_s, draws))
 
     def _tell_again(self) -> None:
         """Tell sites that work, in their new sessions, what they work on."""
@@ -332,12 +332,13 @@ class AsyncMachine(Lifecycle):
         self._do(events.SendVerdicts(self.round, self.attempt, reasons, asked))
 
     def _free_done(self) -> None:
-        """Forget what is settled: its sites are idle again."""
+        """Forget what is settled: its sites are idle again, and another attempt begins."""
         for site in self._settling:
             self.standings.pop(site, None)  # one that was lost may have come back meanwhile
             del self._tasks[site]
         self._settling = {}
         self._counted = ()
+        self._draws = 0
 
 
 Machine = RoundMachine | AsyncMachine

@@ -179,13 +179,15 @@ class StopTimer:
 class AskTrain:
     """Send each site the train task of this attempt at the round.
 
-    Where rounds overlap and places are few, report `TaskOverdue` of each, `overdue_s` after it was first told this.
+    Where rounds overlap and places are few, report `TaskOverdue` of each, `overdue_s` after it was first told this, and
+    write down with whom it asks that the attempt has made so many `draws`; 0: none was made for this.
     """
 
     round: RoundNumber
     attempt: Attempt
     sites: tuple[SiteName, ...]
     overdue_s: float | None = None
+    draws: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +343,7 @@ class Resume:
         training: where rounds overlap: sites whose answers to older tasks still come; they are told their tasks again.
         knows_tasks: sites in `training` know what they work on, and are not told again when they are first ready.
         overdue: those in `training` that hold no place any more.
+        draws: where rounds overlap: draws that this attempt has made.
     """
 
     round: RoundNumber = _FIRST_ROUND
@@ -353,3 +356,4 @@ class Resume:
     training: tuple[SiteName, ...] = ()
     knows_tasks: bool = False
     overdue: tuple[SiteName, ...] = ()
+    draws: int = 0

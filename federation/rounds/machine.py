@@ -4,7 +4,7 @@
 
 1. **Select.** Of the connected sites that are not in quarantine the plan's sampler draws by seed, round and attempt, or
    all are asked where the method needs all (`asks_all`). Sites whose updates are in the spool after a restart are not
-   asked again.
+   asked again; the others that were drawn are, where the same sites are there, else so many as the plan says.
 2. **Broadcast and collect.** Every drawn site is asked to train. The attempt closes when every asked site is done
    (update admitted or refused, failure, loss), or at the deadline. A lost site that comes back while the attempt is
    open is asked again. What arrives after closing is late.
@@ -137,13 +137,17 @@ class RoundMachine(Lifecycle):
     def _draw(self, candidates: set[SiteName], kept: set[SiteName]) -> tuple[SiteName, ...]:
         if self._asks_all is not None and self._asks_all(self.round):
             return tuple(sorted(candidates))
+        # With the sites that were there before a restart this is the draw of before it.
+        drawn = self._sample(candidates | kept, self._plan.sample)
+        if self._plan.sample is not None and not kept.issubset(drawn):
+            drawn = self._sample(candidates, max(self._plan.sample - len(kept), 0))
+        return tuple(site for site in drawn if site not in kept)
+
+    def _sample(self, candidates: set[SiteName], count: int | None) -> tuple[SiteName, ...]:
         plan = self._plan
-        # A sampler that decides itself how many to ask repeats the draw of before the restart, kept sites included.
-        takes_count = sampling.takes_count(plan.sampler)
-        sample = None if plan.sample is None else max(plan.sample - len(kept), 0)
-        drawn = sampling.draw_sites(
-            candidates if takes_count else candidates | kept,
-            sample=sample,
+        return sampling.draw_sites(
+            candidates,
+            sample=count,
             seed=plan.seed,
             round_number=self.round,
             attempt=self.attempt,
@@ -151,7 +155,6 @@ class RoundMachine(Lifecycle):
             weights=self._weights,
             least=plan.quorum or 1,
         )
-        return tuple(site for site in drawn if site not in kept)
 
     def _on_came_back(self, site: SiteName) -> None:
         if self.phase in _OPEN and self._is(site, Progress.ASKED, Progress.LOST) and site in self._asked:

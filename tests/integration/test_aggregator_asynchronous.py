@@ -189,6 +189,9 @@ async def test_a_silent_site_loses_its_place_a_deadline_after_it_was_told_though
         assert (task.round, another.round) == (3, 3), "both of the others train now"
         await site.answer(task)
         await leave(running, *sites)
+    lines = [json.loads(line.partition(" ")[2]) for line in (built.work / "journal").read_text().splitlines()]
+    asked = [line["body"] for line in lines if line["kind"] == "asked"]
+    assert [(body["round"], body.get("draws", 0)) for body in asked] == [(1, 1), (2, 1), (3, 1), (3, 0)]
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["before the header", "under way"])

@@ -88,6 +88,23 @@ def test_a_restart_knows_who_works_on_which_task_where_rounds_overlap(tmp_path):
     again.close()
 
 
+def test_a_restart_knows_how_often_sites_were_drawn_in_the_attempt_in_progress(tmp_path):
+    ledger = opened(tmp_path)
+    ledger.record_asked((RoundNumber(1), Attempt(1)), [A], draws=1)
+    ledger.record_asked((RoundNumber(1), Attempt(1)), [B], draws=2)
+    ledger.record_asked((RoundNumber(1), Attempt(1)), [C])
+    assert ledger.standpoint.draws == 2
+    ledger.close()
+    again = opened(tmp_path)
+    assert again.standpoint.draws == 2
+    again.record_missed(RoundNumber(1), Attempt(1), reason="why", updates={}, overlap=Overlap(settled={}, asked={}))
+    assert again.standpoint.draws == 0
+    again.record_asked((RoundNumber(1), Attempt(2)), [A], draws=1)
+    again.record_committed(record(1), attempt=Attempt(2), score=Score(), updates={})
+    assert again.standpoint.draws == 0
+    again.close()
+
+
 def test_strikes_quarantine_and_releases_are_remembered(tmp_path):
     held = QuarantinedSite(site=C, since_round=RoundNumber(1), reason="far")
     suspicion = Suspicion(strikes={B: 1}, held=(held,), releases={A: 2})

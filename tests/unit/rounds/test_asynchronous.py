@@ -14,7 +14,7 @@ from federation.rounds.asynchronous import TRANSITIONS_ASYNC, AsyncMachine, desc
 from federation.rounds.events import Phase, Progress
 from federation.rounds.machine import RoundMachine
 
-A, B, C, D = (SiteName(f"site-{letter}") for letter in "abcd")
+A, B, C, D, E = (SiteName(f"site-{letter}") for letter in "abcde")
 QUIET = {"evaluate_every": 0}
 
 
@@ -354,6 +354,33 @@ def test_a_restart_goes_on_exactly_as_without_one():
     resume = ev.Resume(round=machine.round, training=still, asked=asked, knows_tasks=True)
     _, after = started(plan, A, B, C, D, resume=resume)
     assert the(after, ev.AskTrain) == the(before, ev.AskTrain)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_restart_in_the_middle_of_a_round_draws_as_it_would_have(seed):
+    plan = Plan(sites=5, sample=2, seed=seed, rounds=9, **QUIET)
+    machine, actions = started(plan, A, B, C, D, E, buffer=4)
+    asked = [the(actions, ev.AskTrain)]
+    for _ in range(2):
+        asked.append(the(machine.step(ev.UpdateAdmitted(machine.training[0])), ev.AskTrain))
+    assert [ask.draws for ask in asked] == [1, 2, 3]
+    # Killed when the journal said who was drawn second, and before it said who was third.
+    first, second = asked[0].sites, asked[1].sites
+    resume = ev.Resume(
+        admitted=(first[0],), training=(first[1], *second), draws=2,
+        asked=dict.fromkeys((*first, *second), (RoundNumber(1), Attempt(1))),
+    )  # fmt: skip
+    again, actions = started(plan, A, B, C, D, E, resume=resume, buffer=4)
+    assert the(actions, ev.AskTrain).draws == 0, "told again, not drawn"
+    third = the(again.step(ev.UpdateAdmitted(again.training[0])), ev.AskTrain)
+    assert (third.sites, third.draws) == (asked[2].sites, 3)
+
+
+def test_draws_are_counted_anew_in_each_attempt():
+    machine, _ = started(Plan(sites=3, sample=1, rounds=9, **QUIET), A, B, C)
+    for _ in range(2):
+        machine.step(ev.UpdateAdmitted(machine.training[0]))
+        assert the(committed(machine), ev.AskTrain).draws == 1
 
 
 def test_rounds_end_with_the_plan_or_by_early_stopping():

@@ -11,7 +11,7 @@ from federation.plan import EarlyStopping, Plan, Quarantine
 from federation.rounds import events as ev
 from federation.rounds.machine import REJOIN_S, TRANSITIONS, RoundMachine, describe_states
 
-A, B, C, D = (SiteName(f"site-{letter}") for letter in "abcd")
+A, B, C, D, E = (SiteName(f"site-{letter}") for letter in "abcde")
 
 
 def the(actions, kind):
@@ -291,6 +291,25 @@ def test_a_restart_with_every_update_in_asks_nobody():
     actions = machine.step(ev.SiteReady(B))
     assert not has(actions, ev.AskTrain)
     assert the(actions, ev.Combine).sites == (A, B)
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "weighted"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_restart_asks_the_sites_that_were_drawn_before_it(sampler, seed):
+    plan = Plan(sites=5, sample=3, seed=seed, sampler=sampler)
+    before = the(started(plan, A, B, C, D, E)[1], ev.AskTrain).sites
+    for admitted in before:
+        machine, actions = started(plan, A, B, C, D, E, resume=ev.Resume(admitted=(admitted,)))
+        assert set(the(actions, ev.AskTrain).sites) == set(before) - {admitted}
+        assert machine.asked == before
+
+
+def test_a_restart_that_cannot_draw_as_before_asks_as_many_as_the_plan_says():
+    plan = Plan(sites=5, sample=3)
+    before = the(started(plan, A, B, C, D, E)[1], ev.AskTrain).sites
+    other = next(site for site in (A, B, C, D, E) if site not in before)  # as if other sites had been connected then
+    machine, actions = started(plan, A, B, C, D, E, resume=ev.Resume(admitted=(other,)))
+    assert len(the(actions, ev.AskTrain).sites) == 2 and len(machine.asked) == 3
 
 
 def test_a_restart_goes_on_without_sites_that_do_not_come_back():

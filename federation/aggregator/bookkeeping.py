@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from federation.rounds.events import Phase, Progress
-from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord, weighted_mean
+from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord
+from federation.rounds.scoring import combined
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,9 +39,11 @@ class RoundBook:
     Args:
         clock: where time comes from.
         metrics: gets the phase times.
+        byzantine: f of the plan, which says how training metrics of the sites become one.
     """
 
-    def __init__(self, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, clock: Clock, metrics: Metrics, *, byzantine: int = 0) -> None:
+        self._byzantine = byzantine
         self._clock = clock
         self._metrics = metrics
         self._phase: Phase | None = None
@@ -95,7 +98,7 @@ class RoundBook:
             )
             for site, standing in commit.standings.items()
         ]
-        means = weighted_mean([(row.announcement.examples, dict(row.announcement.metrics)) for row in updates])
+        said = [(row.announcement.examples, row.announcement.metrics) for row in updates]
         return RoundRecord(
             round=commit.round,
             epoch=epoch,
@@ -103,7 +106,7 @@ class RoundBook:
             seconds=now - self._started,
             phase_seconds=seconds,
             sites=tuple(sites),
-            train_metrics=means,
+            train_metrics=combined(said, byzantine=self._byzantine),
             metrics=commit.metrics,
             model_digest=candidate.digest.hex(),
             is_best=commit.is_best,

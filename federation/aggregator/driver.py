@@ -101,7 +101,7 @@ class Driver:
         self.uploads = Uploads(spec, spool, self, disk=disk, pool=pool, clock=clock, metrics=metrics)
         self.offers = Offers(pool)
         self.models = Models(checkpoints, self.offers, disk)
-        self.book = RoundBook(clock, metrics)
+        self.book = RoundBook(clock, metrics, byzantine=spec.plan.byzantine)
         self.dispatch = Dispatch(self.sessions, self.book, epoch)
         self._reporter = Reporter(supervision, self.sessions, metrics, clock)
         self._stores = Stores(ledger=ledger, checkpoints=checkpoints, spool=spool, disk=disk)

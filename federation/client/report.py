@@ -77,7 +77,7 @@ def render_report(details: ExperimentDetails) -> str:
 
 def _curves(rounds: Sequence[Round]) -> Iterable[str]:
     yield from _metric_curves(rounds, "metrics", "evaluation", whole="federation")
-    yield from _metric_curves(rounds, "train_metrics", "training", whole="mean")
+    yield from _metric_curves(rounds, "train_metrics", "training", whole="federation")
     seconds = _points((report.round, report.seconds) for report in rounds)
     yield line_chart("seconds per round", [Line(name="seconds", points=seconds, is_main=True)])
     norms = _points((report.round, report.update_norm) for report in rounds)

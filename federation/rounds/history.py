@@ -99,8 +99,9 @@ class RoundRecord:
         seconds: from select to commit, seconds.
         phase_seconds: seconds by phase: select, broadcast, collect, aggregate, evaluate, commit.
         sites: one record per site asked, in name order.
-        train_metrics: mean over the counted sites, weighted by examples.
-        metrics: federated evaluation of the new model, weighted by validation examples; empty if there was none.
+        train_metrics: of the counted sites: the mean weighted by examples, or the median where the plan's `byzantine`
+            is above 0.
+        metrics: federated evaluation of the new model, likewise with validation examples; empty if there was none.
         model_digest: BLAKE3 of the committed ``model`` payload, hex.
         is_best: best so far by the plan's measure.
         bytes_down: payload bytes sent to sites.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from federation.rounds.history import weighted_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from federation.names import RoundNumber, SiteName
     from federation.plan import Plan
@@ -23,20 +23,23 @@ if TYPE_CHECKING:
 
 
 def federated_metrics(evaluations: Mapping[SiteName, SiteEvaluated], *, byzantine: int) -> dict[str, float]:
-    """Return the sites' metrics as one.
+    """Return what the sites found in evaluation as one; see `combined`."""
+    rows = [(evaluations[site].examples, evaluations[site].metrics) for site in sorted(evaluations)]
+    return combined(rows, byzantine=byzantine)
+
+
+def combined(rows: Sequence[tuple[float, Mapping[str, float]]], *, byzantine: int) -> dict[str, float]:
+    """Return the sites' metrics, of training or of evaluation, as one.
 
     Args:
-        evaluations: what each site found.
-        byzantine: f of the plan. 0: the mean weighted by validation examples, summed in name order. Else the median
-            over the sites that have the metric, each counted once: values and examples are the sites' word.
+        rows: examples and metrics of each site, in name order.
+        byzantine: f of the plan. 0: the mean weighted by examples. Else the median over the sites that have the
+            metric, each counted once: values and examples are the sites' word.
     """
-    if byzantine:
-        names = sorted({name for row in evaluations.values() for name in row.metrics})
-        return {
-            name: statistics.median(row.metrics[name] for row in evaluations.values() if name in row.metrics)
-            for name in names
-        }
-    return weighted_mean([(evaluations[site].examples, evaluations[site].metrics) for site in sorted(evaluations)])
+    if not byzantine:
+        return weighted_mean([(examples, dict(metrics)) for examples, metrics in rows])
+    names = sorted({name for _, metrics in rows for name in metrics})
+    return {name: statistics.median(metrics[name] for _, metrics in rows if name in metrics) for name in names}
 
 
 def judge(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from federation.names import Epoch
 from federation.rounds.events import Phase, Progress
-from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord, weighted_mean
+from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord
+from federation.rounds.scoring import combined
 from federation.training.exchange import MODEL
 
 if TYPE_CHECKING:
@@ -52,9 +53,14 @@ class Update:
 
 
 class RoundBook:
-    """Times and bytes of the round in progress, over all its attempts; what sites hold, over all rounds."""
+    """Times and bytes of the round in progress, over all its attempts; what sites hold, over all rounds.
 
-    def __init__(self) -> None:
+    Args:
+        byzantine: f of the plan, which says how training metrics of the sites become one.
+    """
+
+    def __init__(self, *, byzantine: int = 0) -> None:
+        self._byzantine = byzantine
         self.held: dict[SiteName, dict[PayloadName, bytes]] = {}
         self._phase: Phase | None = None
         self._entered = 0.0
@@ -130,7 +136,7 @@ class RoundBook:
             seconds=now - self._started,
             phase_seconds=seconds,
             sites=tuple(sites),
-            train_metrics=weighted_mean([(row.examples, row.metrics) for row in trained]),
+            train_metrics=combined([(row.examples, row.metrics) for row in trained], byzantine=self._byzantine),
             metrics=commit.metrics,
             model_digest=candidate.digest.hex(),
             is_best=commit.is_best,

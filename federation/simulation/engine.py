@@ -90,7 +90,7 @@ class Engine:
         tampering: Tampering | None = None,
     ) -> None:
         self.clock = 0.0
-        self.book = RoundBook()
+        self.book = RoundBook(byzantine=spec.plan.byzantine)
         self.absent: dict[SiteName, int] = {}
         self.norms = NormWindow()
         self.failures: list[tuple[RoundNumber, SiteName, Failure]] = []

@@ -89,6 +89,9 @@ def test_one_site_ruins_the_mean_and_with_the_median_is_found_out_released_and_f
         (by_aggregator, "QuarantineSite", 1),
     ]
 
+    losses = [entry.train_metrics["loss"] for entry in details.rounds[0].contributions]
+    assert details.rounds[0].train_metrics == {"loss": np.median(losses)}, "no site makes the curve of training"
+
     everyone = {entry.site for one in mean.complete().rounds for entry in one.contributions}
     assert everyone == {*HONEST, HOSTILE} and audit_of(trial, mean.id) == []
     honest = reckon(run.source, HONEST, shard="Classes")

@@ -35,3 +35,9 @@ def test_without_hostile_sites_metrics_are_means_by_examples_and_with_them_media
     assert scoring.federated_metrics(found, byzantine=0)["accuracy"] == pytest.approx(1.1 / 3)
     assert scoring.federated_metrics(found, byzantine=1) == {"accuracy": 0.1}
     assert scoring.federated_metrics({}, byzantine=1) == {}
+
+
+def test_metrics_that_some_sites_lack_are_of_those_that_have_them():
+    rows = [(1, {"loss": 1.0}), (10**9, {"loss": 1e9, "auc": 0.5}), (3, {"loss": 2.0})]
+    assert scoring.combined(rows, byzantine=1) == {"auc": 0.5, "loss": 2.0}
+    assert scoring.combined(rows[::2], byzantine=0) == {"loss": 1.75}

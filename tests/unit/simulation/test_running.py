@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -198,6 +199,9 @@ def test_a_stopped_run_goes_on_with_what_its_rule_kept(make: Make, tmp_path: Pat
         simulate(make(**plan), sites=5, folder=tmp_path / "run", on_round=press)
     whole, resumed = simulate(make(**plan), sites=5), simulate(make(**plan), sites=5, folder=tmp_path / "run")
     assert digests(resumed) == digests(whole)
+    for record in whole.records:
+        losses = [row.train_metrics["loss"] for row in record.sites]
+        assert record.train_metrics["loss"] == statistics.median(losses), "whatever one site claims"
     forgetful = simulate(make(**{**plan, "rule": "median"}), sites=5)
     assert digests(forgetful) != digests(whole)
 

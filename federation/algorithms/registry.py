@@ -203,19 +203,20 @@ def _check_rule(spec: ExperimentSpec, algorithm: Algorithm) -> None:
 def _refuse_what_the_rule_does_not_see(spec: ExperimentSpec, *, is_plain: bool) -> None:
     """Refuse what is averaged beside the parameters, and would let one site past the rule."""
     plan = spec.plan
-    if plan.optimizer_state == "aggregate" and not is_plain:
+    if is_plain:
+        return
+    past = f"what rule {plan.rule!r}{' with pre_aggregation' if plan.pre_aggregation else ''} keeps out of the model"
+    if plan.optimizer_state == "aggregate":
         raise PlanError(
-            f"optimizer_state 'aggregate' is the mean of what sites send, whatever the rule, and what rule "
-            f"{plan.rule!r}{' with pre_aggregation' if plan.pre_aggregation else ''} keeps out of the model would come "
-            "in through that: use optimizer_state 'reset' or 'keep'"
+            f"optimizer_state 'aggregate' is the mean of what sites send, whatever the rule, and {past} would come in "
+            "through that: use optimizer_state 'reset' or 'keep'"
         )
-    trusted = rules.trusted_site(plan)
     buffers = [row.name for row in spec.tensors if row.role is TensorRole.BUFFER]
-    if buffers and (plan.byzantine or trusted is not None):
+    if buffers:
         shown = ", ".join(repr(name) for name in buffers[:4]) + (", ..." if len(buffers) > 4 else "")
         raise PlanError(
-            f"the buffers {shown} are averaged whatever the rule, and one hostile site could put them anywhere: list "
-            'them in local, for example local=("*running_*", "*num_batches_tracked")'
+            f"the buffers {shown} are averaged whatever the rule, and {past} would come in through them, for one site "
+            'can put them anywhere: list them in local, for example local=("*running_*", "*num_batches_tracked")'
         )
 
 

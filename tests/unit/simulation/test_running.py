@@ -375,7 +375,7 @@ QUARANTINE = {"score": "distance", "threshold": 3.0, "rounds": 2}
 
 def test_a_site_that_goes_far_round_after_round_is_quarantined_and_not_asked_any_more(make: Make) -> None:
     spoils = {f"site-002/{number}": "far" for number in range(1, 9)}
-    result = simulate(make(spoils=spoils, quarantine=QUARANTINE, rule="median"), sites=5)
+    result = simulate(make(spoils=spoils, quarantine=QUARANTINE, rule="median", local=("seen",)), sites=5)
     names = [[row.site for row in record.sites] for record in result.records]
     assert all("site-002" in round_ for round_ in names[:2])
     assert not any("site-002" in round_ for round_ in names[2:]) and len(names) == 6
@@ -391,7 +391,8 @@ def test_a_resumed_run_keeps_its_sites_in_quarantine_and_what_they_keep(make: Ma
 
     folder = tmp_path / "run"
     spoils = {f"site-002/{number}": "far" for number in range(1, 9)}
-    plan = {"spoils": spoils, "quarantine": QUARANTINE, "rule": "median", "local": ("own",), "optimizer_state": "keep"}
+    plan = {"spoils": spoils, "quarantine": QUARANTINE, "rule": "median", "optimizer_state": "keep"}
+    plan["local"] = ("own", "seen")
     with pytest.raises(KeyboardInterrupt):
         simulate(make(**plan), sites=5, folder=folder, on_round=press)
     state = {path: path.read_bytes() for path in (folder / "state" / "site-002").rglob("*") if path.is_file()}
@@ -403,7 +404,7 @@ def test_a_resumed_run_keeps_its_sites_in_quarantine_and_what_they_keep(make: Ma
 
 def test_too_few_sites_outside_quarantine_end_the_run_with_the_reason(make: Make) -> None:
     spoils = {f"site-00{site}/{number}": "far" for site in (2, 3) for number in range(1, 9)}
-    plan = {"quarantine": QUARANTINE, "rule": "median", "minimum_sites": 4}
+    plan = {"quarantine": QUARANTINE, "rule": "median", "local": ("seen",), "minimum_sites": 4}
     result = simulate(make(spoils=spoils, **plan), sites=5)
     assert (result.outcome, len(result.records)) == ("failed", 2)
     assert "3 sites are connected and site-002, site-003 in quarantine" in result.reason

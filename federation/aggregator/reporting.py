@@ -15,6 +15,10 @@ from federation.telemetry.logs import get_logger
 from federation.v1 import director_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from prometheus_client import Gauge
+
     from federation.aggregator.sessions import Sessions
     from federation.aggregator.supervision import Supervision
     from federation.rounds.asynchronous import Machine
@@ -45,7 +49,8 @@ class Reporter:
         self._log = get_logger(__name__)
         self._pause_reason = ""
         self._quiet: Cancellable | None = None
-        self._scored: set[tuple[str, str]] = set()
+        self._scored: set[tuple[str, ...]] = set()
+        self._normed: set[tuple[str, ...]] = set()
         # Read when somebody looks: a site is counted once, whatever it did since it was last told of.
         metrics.sites.labels("ready").set_function(lambda: len(sessions.ready))
         metrics.sites.labels("joining").set_function(lambda: sessions.connected - len(sessions.ready))
@@ -112,23 +117,18 @@ class Reporter:
                 self._metrics.set_train_metric(name, value, row.site)
             for name, value in row.metrics.items():
                 self._metrics.set_evaluation_metric(name, value, row.site)
-            if row.outcome is SiteOutcome.COUNTED:
-                self._metrics.update_norm.labels(row.site).set(row.update_norm)
-        self._score(record)
+        counted = [row for row in record.sites if row.outcome is SiteOutcome.COUNTED]
+        scores: dict[tuple[str, ...], float] = {
+            (name, row.site): value for row in counted for name, value in row.scores.items()
+        }
+        self._scored = _show_only(self._metrics.update_score, scores, self._scored)
+        norms: dict[tuple[str, ...], float] = {(row.site,): row.update_norm for row in counted}
+        self._normed = _show_only(self._metrics.update_norm, norms, self._normed)
         self._metrics.sites_quarantined.set(len(record.quarantined))
         for held in record.quarantined:
             if held.since_round == record.round:
                 self._log.warning("site quarantined", site=held.site, round=record.round, reason=held.reason)
         self._supervision.committed(record)
-
-    def _score(self, record: RoundRecord) -> None:
-        """Show the scores of the sites that counted, and no longer those of others: an alert would go on for them."""
-        scores = {(name, row.site): value for row in record.sites for name, value in row.scores.items()}
-        for labels in self._scored - scores.keys():
-            self._metrics.update_score.remove(*labels)
-        for labels, value in scores.items():
-            self._metrics.update_score.labels(*labels).set(value)
-        self._scored = set(scores)
 
     def released(self, action: events.RecordRelease, machine: Machine) -> None:
         """Tell that a site was let out of quarantine."""
@@ -147,6 +147,20 @@ class Reporter:
         self._supervision.event(
             director_pb2.Event(kind="update", site=site, text=text[:_MAX_TEXT], phase=_progress(machine, machine.phase))
         )
+
+
+def _show_only(
+    gauge: Gauge, values: Mapping[tuple[str, ...], float], shown: set[tuple[str, ...]]
+) -> set[tuple[str, ...]]:
+    """Show what sites that counted in the round had, and no longer that of others; return the labels shown now.
+
+    An alert would go on for a site that is not asked any more, and a median over sites would mix rounds.
+    """
+    for labels in shown - values.keys():
+        gauge.remove(*labels)
+    for labels, value in values.items():
+        gauge.labels(*labels).set(value)
+    return set(values)
 
 
 def _progress(machine: Machine, phase: events.Phase) -> director_pb2.PhaseChange:

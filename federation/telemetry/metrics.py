@@ -56,7 +56,7 @@ class Metrics:
         evaluation_metric: latest evaluation metric, by metric and site; site ``""`` is the federation's.
         update_score: score of a site's update in the last committed round, by score (`federation.aggregation.scores`)
             and site; a site that did not count in it has none.
-        update_norm: L2 norm of a site's latest parameter change, by site.
+        update_norm: L2 norm of a site's parameter change that counted in the last committed round, by site.
         sites_quarantined: sites in quarantine, of an aggregator's experiment.
     """
 
@@ -98,7 +98,9 @@ class Metrics:
         self.update_score = self._gauge(
             "update_score", "Score of a site's update that counted in the last committed round.", "score", "site"
         )
-        self.update_norm = self._gauge("update_norm", "L2 norm of a site's latest parameter change.", "site")
+        self.update_norm = self._gauge(
+            "update_norm", "L2 norm of a site's change that counted in the last committed round.", "site"
+        )
         self.sites_quarantined = self._gauge("sites_quarantined", "Sites in quarantine.")
         self.aggregation_seconds = self._histogram("aggregation_seconds", "Time to combine a round's updates, seconds.")
         self.local_training_seconds = self._histogram(
@@ -108,10 +110,16 @@ class Metrics:
             "local_evaluation_seconds", "Time to evaluate one model here, seconds."
         )
         self.train_metric = self._gauge(
-            "train_metric", "Latest training metric; site is empty for the federation's.", "metric", "site"
+            "train_metric",
+            "Training metric of the latest round a site counted in; site is empty for the federation's.",
+            "metric",
+            "site",
         )
         self.evaluation_metric = self._gauge(
-            "evaluation_metric", "Latest evaluation metric; site is empty for the federation's.", "metric", "site"
+            "evaluation_metric",
+            "Evaluation metric of the latest model a site measured; site is empty for the federation's.",
+            "metric",
+            "site",
         )
 
     def _declare_processes(self) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from federation.aggregator.reporting import Reporter
 from federation.aggregator.sessions import Bounds, Sessions
 from federation.names import SiteName
+from federation.rounds.history import SiteOutcome, SiteRecord
 from federation.telemetry.metrics import Metrics
 from federation.testing.clock import FakeClock
 
@@ -30,23 +31,26 @@ async def test_a_site_is_counted_as_joining_or_as_ready_never_as_both():
     assert shown() == (1, 1)
 
 
-async def test_a_site_that_did_not_count_keeps_no_score():
+async def test_a_site_that_did_not_count_keeps_no_score_and_no_norm():
     clock, metrics = FakeClock(), Metrics()
     supervision = SimpleNamespace(committed=lambda _: None)
     reporter = Reporter(supervision, Sessions(clock, 10.0, lambda _: None), metrics, clock)
 
     def commit(**distances):
         sites = [
-            SimpleNamespace(
-                site=site, train_metrics={}, metrics={}, outcome=None, scores={} if far is None else {"distance": far}
+            SiteRecord(
+                site=site,
+                outcome=SiteOutcome.REFUSED if far is None else SiteOutcome.COUNTED,
+                update_norm=9e9 if far is None else far + 1,
+                scores={} if far is None else {"distance": far},
             )
             for site, far in distances.items()
         ]
         reporter.committed(SimpleNamespace(round=1, train_metrics={}, metrics={}, sites=sites, quarantined=()))
-        shown = [
-            metrics.registry.get_sample_value("federation_update_score", {"score": "distance", "site": site})
-            for site in ("a", "b", "c")
-        ]
+        value = metrics.registry.get_sample_value
+        shown = [value("federation_update_score", {"score": "distance", "site": site}) for site in "abc"]
+        norms = [value("federation_update_norm", {"site": site}) for site in "abc"]
+        assert norms == [None if far is None else far + 1 for far in shown]
         return shown
 
     assert commit(a=1.0, b=2.0, c=90.0) == [1.0, 2.0, 90.0]

@@ -11,7 +11,8 @@ Rules, in order:
 2. Only waiting for the sender counts, from the moment the turn is granted; our own work on its pieces does not.
 3. A sender that gave its turn away is not what fills memory: the piece it is at is taken when it is whole, and for the
    next one it queues again, behind all who wait. So a slow line goes on at its own pace as long as there are turns
-   enough, and one that sends nothing costs the others at most `PATIENCE_S` of one turn each time round.
+   enough, and one that sends nothing costs the others at most `PATIENCE_S` of one turn each time round. What waits for
+   more of it to come waits no longer (`Turn.when_lost`): it may not come for hours.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from federation.runtime.clock import Cancellable, Clock
 
@@ -69,10 +70,12 @@ class Turn:
 
     Attributes:
         is_held: it is ours now.
+        when_lost: called when its sender lets us wait for too long.
     """
 
     def __init__(self, turns: Turns, missing: int) -> None:
         self.is_held = False
+        self.when_lost: Callable[[], None] = lambda: None
         self._turns = turns
         self._missing = missing
         self._owed = 0
@@ -110,6 +113,10 @@ class Turn:
             self.is_held = False
             self._turns.slots.release()
 
+    def _lose(self) -> None:
+        self.release()
+        self.when_lost()
+
     def _renew(self) -> None:
         self._owed = min(CROWD_PIECE_BYTES, self._missing)
         self._patience_s = PATIENCE_S
@@ -117,7 +124,7 @@ class Turn:
     def _begin_waiting(self) -> None:
         if self._waiting is None:
             clock = self._turns.clock
-            self._waiting = (clock.monotonic(), clock.timer(self._patience_s, self.release))
+            self._waiting = (clock.monotonic(), clock.timer(self._patience_s, self._lose))
 
     def _end_waiting(self) -> None:
         if self._waiting is not None:

@@ -357,6 +357,7 @@ class Uploads:
     ) -> pb.UpdateCommit:
         """Take pieces until the commit, a few ahead of the thread that checks them."""
         checks: Batches[MessagePiece] = Batches(functools.partial(self._accept_all, reception), self._pool)
+        turn.when_lost = checks.hurry
         commit: pb.UpdateCommit | None = None
         try:
             while commit is None and (request := await self._read(reception, turn, requests)) is not None:

@@ -51,12 +51,23 @@ class Batches(Generic[_T]):
             await self._finish_job()
             self._begin()
 
+    def hurry(self) -> None:
+        """Do not wait for more: what has gathered goes as soon as the batch before it is done."""
+        job = self._job
+        if job is not None and not job.done():
+            job.add_done_callback(self._go_on)
+        elif job is None or _is_good(job):
+            self._begin()
+
+    def _go_on(self, job: asyncio.Future[None]) -> None:
+        if _is_good(job):
+            self.hurry()
+
     async def finish(self) -> None:
         """Return once every item was worked on."""
         await self._finish_job()
-        if self._gathered:
-            self._begin()
-            await self._finish_job()
+        self._begin()
+        await self._finish_job()
 
     async def settle(self) -> None:
         """Return once no thread works for us; unless something failed, every item was worked on. Raises nothing."""
@@ -66,15 +77,23 @@ class Batches(Generic[_T]):
             job, self._job = self._job, None
             if job is not None:
                 await asyncio.wait({job})
-                if job.cancelled() or job.exception() is not None:
+                if not _is_good(job):
                     self._gathered.clear()
 
     def _begin(self) -> None:
+        if not self._gathered:
+            return
         batch, self._gathered = self._gathered, []
         self._job = asyncio.get_running_loop().run_in_executor(self._pool, self._work, batch)
 
     async def _finish_job(self) -> None:
-        if self._job is not None:
+        while (job := self._job) is not None:
             # Shielded: a thread cannot be stopped, so `settle` must find it still under way if we are cancelled.
-            await asyncio.shield(self._job)
-            self._job = None
+            await asyncio.shield(job)
+            if self._job is job:  # `hurry` may have begun the next one
+                self._job = None
+
+
+def _is_good(job: asyncio.Future[None]) -> bool:
+    """Tell whether a job that is done did not fail."""
+    return not job.cancelled() and job.exception() is None

@@ -81,6 +81,23 @@ async def test_a_slow_sender_gives_its_turn_away_and_takes_it_again(turns, clock
     assert await waiting.read(slow) is None
 
 
+async def test_whoever_loses_its_turn_is_told_once_and_whoever_ends_it_is_not(turns, clock):
+    lost = []
+    turn, sender = Turn(turns, LONG), Sender()
+    turn.when_lost = lambda: lost.append(turn.is_held)
+    await receive(turn, sender, clock, CRUMB, 0.9 * PATIENCE_S)
+    read = asyncio.create_task(turn.read(sender))
+    await settle()
+    clock.advance(PATIENCE_S)
+    clock.advance(60)
+    assert lost == [False]
+    sender.messages.put_nowait(CRUMB)
+    turn.count(await read)
+    await turn.take()
+    turn.release()
+    assert lost == [False]
+
+
 async def test_a_sender_that_drips_pieces_does_not_keep_its_turn(turns, clock):
     dripping, sender, other = Turn(turns, LONG), Sender(), Turn(turns, LONG)
     await dripping.take()

@@ -63,6 +63,48 @@ async def test_an_item_that_must_not_wait_goes_with_what_had_gathered():
     assert work.batches == [[0, 1], [2]]
 
 
+async def test_what_gathered_goes_at_once_when_nothing_more_is_to_be_waited_for():
+    work = Work()
+    batches = Batches(work, items=4)
+    batches.hurry()
+    await batches.put(0)
+    await batches.put(1)
+    batches.hurry()
+    await asyncio.to_thread(work.begun.wait, 30)
+    await batches.put(2)
+    await batches.finish()
+    assert work.batches == [[0, 1], [2]]
+
+
+async def test_a_hurry_while_a_batch_is_worked_on_follows_it_and_loses_nothing():
+    work = Work(waits=True)
+    batches = Batches(work, items=2)
+    for item in range(3):
+        await batches.put(item)
+    batches.hurry()
+    full = asyncio.create_task(batches.put(3))
+    await asyncio.sleep(0)
+    work.go.set()
+    await full
+    await batches.put(4)
+    await batches.finish()
+    assert [item for batch in work.batches for item in batch] == [0, 1, 2, 3, 4]
+
+
+async def test_a_hurry_after_a_failure_works_on_nothing_more():
+    work = Work(waits=True, fails_at=1)
+    batches = Batches(work, items=2)
+    for item in range(3):
+        await batches.put(item)
+    batches.hurry()
+    work.go.set()
+    with pytest.raises(ValueError, match="item 1 is bad"):
+        await batches.finish()
+    batches.hurry()
+    await batches.settle()
+    assert work.batches == []
+
+
 async def test_what_fails_is_raised_later_and_nothing_after_it_is_worked_on():
     work = Work(fails_at=1)
     batches = Batches(work, items=2)

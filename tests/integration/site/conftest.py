@@ -267,6 +267,7 @@ class ScriptedAggregator(_Scripted):
         piece_bytes: largest piece it says it would like.
         largest_piece: largest that came.
         refusal: error the next commit is answered with.
+        has_refused: set once that was done.
     """
 
     def __init__(self, trial: Trial) -> None:
@@ -281,6 +282,7 @@ class ScriptedAggregator(_Scripted):
         self.piece_bytes = 0
         self.largest_piece = 0
         self.refusal: FederationError | None = None
+        self.has_refused = asyncio.Event()
         self.sessions: asyncio.Queue[SiteSession] = asyncio.Queue()
         self.updates: asyncio.Queue[Update] = asyncio.Queue()
         self.hellos: list[aggregator_pb2.SiteHello] = []
@@ -374,6 +376,7 @@ class ScriptedAggregator(_Scripted):
             if request.WhichOneof("message") == "commit":
                 if self.refusal is not None:
                     refusal, self.refusal = self.refusal, None
+                    self.has_refused.set()
                     raise refusal
                 update = Update(header, [bytes(part) for part in held], list(request.commit.digests), resumed_at)
                 self.updates.put_nowait(update)

@@ -313,6 +313,7 @@ async def test_a_refused_update_is_forgotten_and_the_next_round_done(
     await session.hear("ready")
     aggregator.refusal = UpdateRejectedError(Refusal.NORM, "its norm is 9, at most 1 is allowed")
     session.send(task=aggregator.task(trial.first_model))
+    await asyncio.wait_for(aggregator.has_refused.wait(), 30)  # else the next task may make this one void unbegun
     session.send(task=aggregator.task(trial.first_model, round_number=2))
     update = await aggregator.next_update()
     assert update.header.round == 2

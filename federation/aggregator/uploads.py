@@ -5,24 +5,20 @@ Rules, in order:
 1. A newer upload of a site ends its older one, and waits until that has let go of the spool.
 2. An update that was admitted for this attempt is acknowledged again, whatever is sent.
 3. Task, then claim, are checked before a byte is taken (`federation.rounds.admission`); the bytes as they arrive, in
-   one pass (`federation.wire.reception`); norm and digests at the end. Only then is it admitted, in the spool first.
-   Pieces are not shorter than `LEAST_CHUNK_BYTES`, but for the last of a payload: each costs us a message.
+   one pass (`federation.aggregator.receptions`); norm and digests at the end. Only then is it admitted, in the spool
+   first.
 4. Whatever is wrong with an update's content refuses it, and the site is done for this attempt. A cut or damaged
    transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and changes nothing.
 5. When the attempt closes, uploads in progress end with CLOSED_ROUND. Where rounds overlap, those end that answer
    another task than the one their site goes on with; also when a site is given a new task, or is lost.
 6. An update counts for the task it was announced for, and for no other: a site that was asked anew meanwhile cannot
    answer its new task with it, nor be refused for it.
-
-The next pieces are received while a thread checks those before; of many uploads a few are read at a time
-(`federation.aggregator.turns`). Small uploads are checked where they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import itertools
 from collections import defaultdict
@@ -31,36 +27,32 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from federation.aggregator.admitted import AdmittedUpdate, expected_payloads, read_admitted
+from federation.aggregator.receptions import Receptions, asking_of, key_of
 from federation.aggregator.turns import CROWD_PIECE_BYTES, Turn, Turns
 from federation.errors import MalformedMessageError, Refusal, StorageError, TransportError, UpdateRejectedError
 from federation.rounds import admission
 from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, UpdateRefused
-from federation.runtime.batches import Batches
-from federation.storage.spool import UpdateKey
 from federation.v1 import aggregator_pb2 as pb
-from federation.wire.chunks import CHUNK_BYTES, LEAST_CHUNK_BYTES
-from federation.wire.payloads import DELTA, IDENTITY_CODEC, INLINE_BYTES
+from federation.wire.chunks import CHUNK_BYTES
 from federation.wire.pieces import MessagePiece
-from federation.wire.reception import PayloadReception, check_decoded
-from federation.wire.updates import UpdateAnnouncement, announcement_from_proto, commit_from_proto
+from federation.wire.updates import UpdateAnnouncement, announcement_from_proto
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
     from concurrent.futures import Executor
 
-    from federation.names import Attempt, RoundNumber, SiteName
+    from federation.aggregator.receptions import Asking, Reception, Request
+    from federation.names import RoundNumber, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.events import Event
     from federation.runtime.clock import Clock
-    from federation.storage.spool import Spool, SpooledUpdate
+    from federation.storage.spool import Spool, UpdateKey
     from federation.telemetry.metrics import Metrics
     from federation.transport.calls import Call
 
-    _Request = pb.PushUpdateRequest | MessagePiece
-    _Asking = tuple[RoundNumber, Attempt]
 
 _CLOSED = "the round closed before the update was whole: drop it"
-_NOTHING: Mapping[SiteName, _Asking] = MappingProxyType({})
+_NOTHING: Mapping[SiteName, Asking] = MappingProxyType({})
 _ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, Refusal.CLOSED_ROUND, Refusal.NOT_ASKED})
 
 
@@ -85,26 +77,15 @@ class OpenRound(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class _Reception:
-    """An update being received; outlives a cut stream."""
-
-    announcement: UpdateAnnouncement
-    update: SpooledUpdate
-    payloads: list[PayloadReception]
-    began: float
-    is_small: bool
-
-
-@dataclass(eq=False, slots=True)
 class _Stream:
     """One call, and the task that its header says it answers; `done` once it has let go of the spool."""
 
     site: SiteName
-    asking: _Asking
+    asking: Asking
     call: Call
     done: asyncio.Event
 
-    def is_kept(self, but: Mapping[SiteName, _Asking]) -> bool:
+    def is_kept(self, but: Mapping[SiteName, Asking]) -> bool:
         return but.get(self.site) == self.asking
 
 
@@ -148,7 +129,7 @@ class Uploads:
         self._locks: defaultdict[SiteName, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._streams: dict[SiteName, _Stream] = {}
         self._in_spool: set[_Stream] = set()
-        self._receptions: dict[SiteName, _Reception] = {}
+        self._receptions = Receptions(self._plans, spool, disk=disk, pool=pool, clock=clock, metrics=metrics)
         self._announced: dict[SiteName, UpdateKey] = {}
         self._before = 0
         self._turns = Turns(clock)
@@ -183,7 +164,7 @@ class Uploads:
             raise KeyError(site)
         return read_admitted(update, self._plans)
 
-    def close_attempt(self, but: Mapping[SiteName, _Asking] = _NOTHING) -> None:
+    def close_attempt(self, but: Mapping[SiteName, Asking] = _NOTHING) -> None:
         """End uploads in progress: the attempt takes no more.
 
         Args:
@@ -191,13 +172,9 @@ class Uploads:
         """
         for stream in [stream for stream in self._streams.values() if not stream.is_kept(but)]:
             self._close(stream)
-        self._receptions = {
-            site: reception
-            for site, reception in self._receptions.items()
-            if but.get(site) == _asking_of(reception.announcement)
-        }
+        self._receptions.keep_only(but)
 
-    def turn_to(self, sites: Iterable[SiteName], asking: _Asking) -> None:
+    def turn_to(self, sites: Iterable[SiteName], asking: Asking) -> None:
         """End what sites that are given a task still send for another one."""
         for site in sites:
             stream = self._streams.get(site)
@@ -215,7 +192,7 @@ class Uploads:
         self._metrics.updates_refused_total.labels(Refusal.CLOSED_ROUND.value).inc()
         stream.call.end(UpdateRejectedError(Refusal.CLOSED_ROUND, _CLOSED))
 
-    async def settle(self, but: Mapping[SiteName, _Asking] = _NOTHING) -> None:
+    async def settle(self, but: Mapping[SiteName, Asking] = _NOTHING) -> None:
         """Return once no ended upload touches the spool any more; arguments as `close_attempt`."""
         for stream in [stream for stream in self._in_spool if not stream.is_kept(but)]:
             await stream.done.wait()
@@ -225,7 +202,7 @@ class Uploads:
         """Whether more sites upload than are read at a time, as far as can be told from the attempt before."""
         return max(self._before, len(self._streams)) > self._turns.most
 
-    def forget_ids(self, but: Mapping[SiteName, _Asking] = _NOTHING) -> None:
+    def forget_ids(self, but: Mapping[SiteName, Asking] = _NOTHING) -> None:
         """Begin a new attempt; arguments as `close_attempt`."""
         self._before = len(self._announced)
         self._announced = {
@@ -233,7 +210,7 @@ class Uploads:
         }
 
     async def receive(
-        self, site: SiteName, requests: AsyncIterator[_Request], call: Call
+        self, site: SiteName, requests: AsyncIterator[Request], call: Call
     ) -> AsyncGenerator[pb.PushUpdateReply, None]:
         """Take one upload.
 
@@ -247,7 +224,7 @@ class Uploads:
         older = self._streams.get(site)
         if older is not None:
             older.call.end(TransportError("superseded by a newer upload of the same site"))
-        stream = _Stream(site, _asking_of(announcement), call, asyncio.Event())
+        stream = _Stream(site, asking_of(announcement), call, asyncio.Event())
         self._streams[site] = stream
         try:
             async with self._locks[site]:
@@ -264,7 +241,7 @@ class Uploads:
                 del self._streams[site]
 
     async def _take(
-        self, stream: _Stream, announcement: UpdateAnnouncement, requests: AsyncIterator[_Request]
+        self, stream: _Stream, announcement: UpdateAnnouncement, requests: AsyncIterator[Request]
     ) -> AsyncGenerator[pb.PushUpdateReply, None]:
         """Rule 4."""
         site = stream.site
@@ -275,7 +252,7 @@ class Uploads:
             await self._refuse(site, announcement, error)
             raise
         except MalformedMessageError as error:
-            await self._give_up(site, announcement)
+            await self._receptions.give_up(site, announcement)
             self._tell(announcement, UpdateRefused(site, f"malformed: {error}"))
             raise
         except StorageError as error:
@@ -286,7 +263,7 @@ class Uploads:
         self,
         stream: _Stream,
         announcement: UpdateAnnouncement,
-        requests: AsyncIterator[_Request],
+        requests: AsyncIterator[Request],
     ) -> AsyncGenerator[pb.PushUpdateReply, None]:
         site = stream.site
         present = self._spool.find(site, announcement.round)
@@ -301,17 +278,17 @@ class Uploads:
         self._check(site, announcement)
         if self._streams.get(site) is not stream:
             raise TransportError("superseded by a newer upload of the same site")
-        self._announced[site] = _key_of(site, announcement)
+        self._announced[site] = key_of(site, announcement)
         self._round.handle(ModelHeld(site))
-        reception = await self._begin(site, announcement)
-        held = [payload.held for payload in reception.payloads]
-        turn = Turn(self._turns, sum(payload.encoded_bytes for payload in announcement.payloads) - sum(held))
+        reception = await self._receptions.begin(site, announcement)
+        held = reception.held
+        turn = Turn(self._turns, reception.missing)
         try:
             if not reception.is_small:
                 await turn.take()  # a sender that does not know what is held sends nothing yet
             piece_bytes = CROWD_PIECE_BYTES if self._is_crowd else CHUNK_BYTES
             yield pb.PushUpdateReply(holding=pb.UpdateHolding(bytes=held, admitted=False, piece_bytes=piece_bytes))
-            commit = await self._read_chunks(reception, turn, requests)
+            commit = await self._receptions.read(reception, turn, requests)
         finally:
             turn.release()
         await self._admit(stream, reception, commit)
@@ -337,68 +314,10 @@ class Uploads:
         admission.check_staleness(expected)
         admission.check_claim(claim, expected, examples_cap=self._round.examples_cap(site))
 
-    async def _begin(self, site: SiteName, announcement: UpdateAnnouncement) -> _Reception:
-        key = _key_of(site, announcement)
-        sizes = [payload.encoded_bytes for payload in announcement.payloads]
-        update = await self._on_disk(self._spool.begin, key, sizes, announcement.to_bytes())
-        reception = self._receptions.get(site)
-        if reception is None or reception.update is not update:
-            receptions = [
-                PayloadReception(payload, plan.schema, sink)
-                for payload, plan, sink in zip(announcement.payloads, self._plans, update.payloads, strict=True)
-            ]
-            is_small = sum(sizes) <= INLINE_BYTES
-            reception = _Reception(announcement, update, receptions, self._clock.monotonic(), is_small)
-            self._receptions[site] = reception
-        return reception
-
-    async def _read_chunks(
-        self, reception: _Reception, turn: Turn, requests: AsyncIterator[_Request]
-    ) -> pb.UpdateCommit:
-        """Take pieces until the commit, a few ahead of the thread that checks them."""
-        checks: Batches[MessagePiece] = Batches(functools.partial(self._accept_all, reception), self._pool)
-        turn.when_lost = checks.hurry
-        commit: pb.UpdateCommit | None = None
-        try:
-            while commit is None and (request := await self._read(reception, turn, requests)) is not None:
-                content = _content(request)
-                if not isinstance(content, MessagePiece):
-                    commit = content
-                elif reception.is_small:
-                    _check_piece(reception, content)
-                    self._accept_all(reception, [content])
-                else:
-                    turn.count(_check_piece(reception, content))
-                    await checks.put(content, at_once=not turn.is_held)
-                del request, content  # a piece of each upload that waits for its turn would be held, else
-            await checks.finish()
-        finally:
-            await checks.settle()  # it writes into the spool: nobody else may before it is done
-        if commit is None:
-            raise TransportError("the upload ended before its commit: resume it")
-        return commit
-
-    async def _read(self, reception: _Reception, turn: Turn, requests: AsyncIterator[_Request]) -> _Request | None:
-        if reception.is_small:
-            return await anext(requests, None)
-        return await turn.read(requests)
-
-    def _accept_all(self, reception: _Reception, pieces: Sequence[MessagePiece]) -> None:
-        for piece in pieces:
-            payload = reception.payloads[piece.payload]
-            if reception.is_small and piece.offset < payload.held:
-                continue  # a small upload is sent whole at once, before its sender learns what is held
-            before = payload.held
-            payload.accept(piece)
-            self._metrics.payload_bytes_total.labels("in", payload.payload.name).inc(payload.held - before)
-
-    async def _admit(self, stream: _Stream, reception: _Reception, commit: pb.UpdateCommit) -> None:
+    async def _admit(self, stream: _Stream, reception: Reception, commit: pb.UpdateCommit) -> None:
         """Rule 3, second half."""
         site = stream.site
-        digests = commit_from_proto(commit, len(reception.payloads))
-        for payload, digest in zip(reception.payloads, digests, strict=True):
-            payload.finish(digest)
-        norm = await self._norm(reception)
+        digests, norm = await self._receptions.finish(reception, commit)
         admission.check_norm(norm, self._plan, self._round.norms)
         self._require_open(site, reception.announcement)
         facts = {
@@ -415,23 +334,14 @@ class Uploads:
             raise
         # Its call must not be ended by the closing of the attempt, which this very update may bring about.
         self._streams.pop(site, None)
-        self._receptions.pop(site, None)
+        self._receptions.forget(site)
         self._metrics.updates_admitted_total.inc()
         self._round.handle(UpdateAdmitted(site, asked_round=stream.asking[0]))
-
-    async def _norm(self, reception: _Reception) -> float:
-        """Return the norm of the parameter change; what is compressed is decoded once and checked for it."""
-        norm = reception.payloads[0].norm
-        for plan, payload in zip(self._plans, reception.update.payloads, strict=True):
-            if plan.codec != IDENTITY_CODEC:
-                found = await asyncio.get_running_loop().run_in_executor(self._pool, check_decoded, plan, payload)
-                norm = found if plan.name == DELTA else norm
-        return norm
 
     def _is_awaited(self, site: SiteName, announcement: UpdateAnnouncement) -> bool:
         """Tell whether the task of an announcement is still the site's own, and open."""
         expected = self._round.expectation(site)
-        return self._round.is_asked(site) and _asking_of(announcement) == (expected.round, expected.attempt)
+        return self._round.is_asked(site) and asking_of(announcement) == (expected.round, expected.attempt)
 
     def _require_open(self, site: SiteName, announcement: UpdateAnnouncement) -> None:
         if not self._is_awaited(site, announcement):
@@ -448,69 +358,17 @@ class Uploads:
         if error.refusal in _ANSWERS_NO_TASK:
             return
         if self._is_awaited(site, announcement):
-            self._announced[site] = _key_of(site, announcement)
-        await self._give_up(site, announcement)
+            self._announced[site] = key_of(site, announcement)
+        await self._receptions.give_up(site, announcement)
         self._tell(announcement, UpdateRefused(site, f"{error.refusal.value}: {error}", error.norm))
-
-    async def _give_up(self, site: SiteName, announcement: UpdateAnnouncement) -> None:
-        """Forget what was received, so that it cannot be resumed."""
-        reception = self._receptions.get(site)
-        if reception is not None and reception.update.key == _key_of(site, announcement):
-            del self._receptions[site]
-            await self._on_disk(self._spool.discard, reception.update)
 
     async def _on_disk(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
 
 
-async def _read_header(requests: AsyncIterator[_Request]) -> UpdateAnnouncement:
+async def _read_header(requests: AsyncIterator[Request]) -> UpdateAnnouncement:
     async for request in requests:
         if isinstance(request, MessagePiece) or not request.HasField("header"):
             break
         return announcement_from_proto(request.header)
     raise MalformedMessageError("an upload begins with its header")
-
-
-def _check_piece(reception: _Reception, piece: MessagePiece) -> int:
-    """Return the size of a piece, bytes; what it says of itself is checked here, the rest with its content.
-
-    Raises:
-        MalformedMessageError: it is of no announced payload, or too short to be worth a message.
-    """
-    if piece.payload >= len(reception.payloads):
-        raise MalformedMessageError("expected a chunk of an announced payload, or the commit")
-    nbytes = len(piece.data)
-    payload = reception.payloads[piece.payload].payload
-    if nbytes < LEAST_CHUNK_BYTES and piece.offset + nbytes != payload.encoded_bytes:
-        raise MalformedMessageError(
-            f"chunk of {nbytes} bytes at offset {piece.offset} of payload {payload.name}; expected at least "
-            f"{LEAST_CHUNK_BYTES}, but for the last: send larger pieces"
-        )
-    return nbytes
-
-
-def _asking_of(announcement: UpdateAnnouncement) -> _Asking:
-    return (announcement.round, announcement.attempt)
-
-
-def _key_of(site: SiteName, announcement: UpdateAnnouncement) -> UpdateKey:
-    return UpdateKey(
-        site=site, round=announcement.round, attempt=announcement.attempt, update_id=announcement.update_id
-    )
-
-
-def _content(request: _Request) -> MessagePiece | pb.UpdateCommit:
-    """Return what a message after the header holds.
-
-    Raises:
-        MalformedMessageError: another header, or nothing.
-    """
-    if isinstance(request, MessagePiece):
-        return request
-    kind = request.WhichOneof("message")
-    if kind == "commit":
-        return request.commit
-    if kind != "chunk":
-        raise MalformedMessageError("expected a chunk of an announced payload, or the commit")
-    chunk = request.chunk.chunk
-    return MessagePiece(chunk.offset, memoryview(chunk.data), chunk.crc32c, request.chunk.payload)

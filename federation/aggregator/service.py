@@ -233,7 +233,7 @@ class AggregatorService:
         passed.CopyFrom(message)
         passed.peer = site
         passed.epoch = self._driver.epoch
-        if not self._sessions.send(peer, pb.ParticipateReply(sealed=passed)):
+        if not self._sessions.send(peer, pb.ParticipateReply(sealed=passed), when_ready=False):
             self._log.info("sealed message dropped: its receiver is not here", site=site, peer=peer)
 
     def _check_experiment(self, experiment: str) -> None:

@@ -216,13 +216,18 @@ class Sessions:
         session = self._sessions.get(site)
         return session.inlined if session is not None else {}
 
-    def send(self, site: SiteName, reply: pb.ParticipateReply) -> bool:
+    def send(self, site: SiteName, reply: pb.ParticipateReply, *, when_ready: bool = True) -> bool:
         """Queue a message for a site, if it is ready; tell whether it is.
 
         A site that does not read what it is sent is disconnected.
+
+        Args:
+            site: who gets it.
+            reply: the message.
+            when_ready: False: a session is enough; it reads the message after its welcome.
         """
         session = self._sessions.get(site)
-        if session is None or session.bounds is None:
+        if session is None or (when_ready and session.bounds is None):
             return False
         try:
             session.send(reply)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,12 +34,14 @@ class Line:
         points: (x, y), in x order.
         is_main: draw it bold.
         band: (x, lowest, highest), in x order: a shade behind the line; empty: none.
+        colour: place in the palette, for what has the same in several charts; None: by its place in this one.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     is_main: bool = False
     band: Sequence[tuple[float, float, float]] = ()
+    colour: int | None = None
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
@@ -82,7 +84,7 @@ def _drawable(line: Line, *, is_log: bool) -> Line:
         for x, low, high in line.band
         if max(abs(x), abs(low), abs(high)) <= LARGEST and (low > 0 or not is_log)
     ]
-    return Line(name=line.name, points=points, is_main=line.is_main, band=band)
+    return replace(line, points=points, band=band)
 
 
 def line_chart(title: str, lines: Sequence[Line], *, x_label: str = "round", is_log: bool = False) -> str:
@@ -104,12 +106,13 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str = "round", is_
     parts.append(f'<text x="{LEFT}" y="18" class="title">{html.escape(title)}</text>')
     parts += _axes(scale, x_ticks, y_ticks, is_log=is_log)
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(x_label)}</text>')
-    for index, line in enumerate(drawn):
-        parts += _drawing(line, scale, PALETTE[index % len(PALETTE)], DASHES[(index // len(PALETTE)) % len(DASHES)])
+    places = [index if line.colour is None else line.colour for index, line in enumerate(drawn)]
+    for place, line in zip(places, drawn, strict=True):
+        parts += _drawing(line, scale, PALETTE[place % len(PALETTE)], DASHES[(place // len(PALETTE)) % len(DASHES)])
     parts.append("</svg>")
     legend = "".join(
-        f'<span><i style="background:{PALETTE[index % len(PALETTE)]}"></i>{html.escape(line.name)}</span>'
-        for index, line in enumerate(drawn)
+        f'<span><i style="background:{PALETTE[place % len(PALETTE)]}"></i>{html.escape(line.name)}</span>'
+        for place, line in zip(places, drawn, strict=True)
     )
     return f"<figure>{''.join(parts)}<figcaption>{legend}</figcaption></figure>"
 

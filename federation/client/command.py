@@ -137,13 +137,10 @@ def show(experiment: ExperimentArgument, profile: ProfileOption = None, as_json:
     )
     sites = Table("site", "answer", "examples", "shards", "reason")
     for site in details.sites:
-        answer, reason = site.answer, site.reason
-        if site.quarantined_since:
-            answer = f"{answer}, in quarantine since round {site.quarantined_since}"
-            reason = site.quarantine_reason
-            if not summary.is_over:
-                reason += f"; `federation release {summary.experiment} {site.site}`"
-        sites.add_row(site.site, answer, str(site.examples), ", ".join(site.shards), printable(reason))
+        reason = site.quarantine_reason or site.reason
+        if site.quarantined_since and not summary.is_over:
+            reason += f"; `federation release {summary.experiment} {site.site}`"
+        sites.add_row(site.site, site.standing, str(site.examples), ", ".join(site.shards), printable(reason))
     rounds = Table("round", "seconds", "counted", "metrics", "best")
     for report in details.rounds:
         counted = sum(contribution.outcome == "counted" for contribution in report.contributions)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from federation.client.charts import Line, line_chart
 from federation.client.suspicion import STYLE as TRUST_STYLE
-from federation.client.suspicion import trust_section
+from federation.client.suspicion import is_held, rule_weights, trust_section
+from federation.client.tables import STYLE as TABLE_STYLE
+from federation.client.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,9 +28,7 @@ PAGE_STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:2em auto;padding:0 1em;color:#1a1a1a}
 h1{margin-bottom:0}h2{margin-top:2em;border-bottom:1px solid #ddd}.lead{color:#555;margin-top:.2em}
 .state{padding:.1em .6em;border-radius:1em;color:#fff;background:#009E73}.failed,.cancelled{background:#D55E00}
-.degraded{color:#a04000;font-weight:600}table{border-collapse:collapse;font-size:13px;margin:.6em 0}
-th,td{padding:.25em .7em;border-bottom:1px solid #eee;text-align:right}th{background:#f6f6f6}
-th:first-child,td:first-child,td.text{text-align:left}.scroll{overflow-x:auto}
+.degraded{color:#a04000;font-weight:600}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(460px,1fr));gap:1em}figure{margin:0}
 svg{width:100%;height:auto;font-size:11px}svg .title{font-size:14px;font-weight:600}.grid{stroke:#e4e4e4}
 figcaption span{margin-right:1em;font-size:12px}figcaption
@@ -47,20 +47,19 @@ def write_report(details: ExperimentDetails, target: Path) -> None:
 def render_report(details: ExperimentDetails) -> str:
     """Return the page as HTML text."""
     summary = details.summary
-    degraded = (
-        ' <span class="degraded">degraded: some rounds counted fewer sites than were asked</span>'
-        if summary.degraded
-        else ""
-    )
+    marks = ["degraded: some rounds had fewer sites than planned"] if summary.degraded else []
+    held = [site.site for site in details.sites if site.quarantined_since]
+    marks += [f"in quarantine: {', '.join(held)}"] if held else []
+    marked = f' <span class="degraded">{html.escape("; ".join(marks))}</span>' if marks else ""
     lead = (
         f'<span class="state {html.escape(summary.state)}">{html.escape(summary.state)}</span> '
-        f"{html.escape(summary.reason)}{degraded}<br>submitted by {html.escape(summary.submitted_by)} on "
+        f"{html.escape(summary.reason)}{marked}<br>submitted by {html.escape(summary.submitted_by)} on "
         f"{_time(summary.submitted_at)}, project {html.escape(summary.project)}; {summary.rounds_done} of "
         f"{summary.rounds_planned} rounds; sites: {html.escape(', '.join(summary.sites) or 'none')}"
     )
     sections = [
         ("Curves", f'<div class="charts">{"".join(_curves(details.rounds))}</div>'),
-        ("Contributions", _contributions(details.rounds) + _sites(details)),
+        ("Contributions", _contributions(details) + _sites(details)),
         ("Trust", trust_section(details)),
         ("Time and bytes", _rounds(details.rounds)),
         ("Plan", f"<pre>{html.escape(json.dumps(details.plan, indent=2, sort_keys=True))}</pre>"),
@@ -70,7 +69,7 @@ def render_report(details: ExperimentDetails) -> str:
     body = "".join(f"<h2>{title}</h2>{content}" for title, content in sections if content)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(summary.experiment)}</title>'
-        f"<style>{PAGE_STYLE}{TRUST_STYLE}</style></head><body><h1>{html.escape(summary.name)}</h1>"
+        f"<style>{PAGE_STYLE}{TABLE_STYLE}{TRUST_STYLE}</style></head><body><h1>{html.escape(summary.name)}</h1>"
         f'<p class="lead"><code>{html.escape(summary.experiment)}</code> {lead}</p>{body}</body></html>\n'
     )
 
@@ -89,9 +88,9 @@ def _metric_curves(rounds: Sequence[Round], kind: str, title: str, *, whole: str
     for metric in sorted({name for report in rounds for name in _values(report, kind)}):
         federated = _points((report.round, _values(report, kind).get(metric)) for report in rounds)
         lines = [Line(name=whole, points=federated, is_main=True)]
-        for site in _site_names(rounds):
+        for place, site in enumerate(_site_names(rounds), start=1):
             own = _points((report.round, _of(report, site, metric, kind)) for report in rounds)
-            lines.append(Line(name=site, points=own))
+            lines.append(Line(name=site, points=own, colour=place))
         yield line_chart(f"{title}: {metric}", lines)
 
 
@@ -112,31 +111,47 @@ def _of(report: Round, site: str, metric: str, kind: str) -> float | None:
     return None if entry is None else _values(entry, kind).get(metric)
 
 
-def _contributions(rounds: Sequence[Round]) -> str:
-    sites = _site_names(rounds)
+def _contributions(details: ExperimentDetails) -> str:
+    rounds, sites = details.rounds, _site_names(details.rounds)
     if not sites:
         return "<p>No round was committed.</p>"
+    is_mean = details.plan.get("rule", "mean") == "mean"
     rows = []
     for site in sites:
         cells = []
-        for report in rounds:
+        for at, report in enumerate(rounds):
             found = next((entry for entry in report.contributions if entry.site == site), None)
-            cells.append(_cell(found))
+            if found is None and is_held(rounds, at, site):
+                cells.append('<td class="held" title="in quarantine: not asked">held</td>')
+            else:
+                cells.append(_cell(found, _share(report, found, is_mean=is_mean)))
         rows.append(f"<tr><td>{html.escape(site)}</td>{''.join(cells)}</tr>")
     head = "".join(f"<th>{report.round}</th>" for report in rounds)
+    what = (
+        "Share of each site in each round's model"
+        if is_mean
+        else "Share of each site in what the rule made of each round, ✓ where it took an update and has no shares"
+    )
     return (
-        "<p>Share of each site in each round's model; a word where it did not count. Where rounds overlap, also how"
-        " many steps old its update was.</p>"
+        f"<p>{what}; a word where it did not count. Where rounds overlap, also how many steps old its update was.</p>"
         f'<div class="scroll"><table><tr><th>site</th>{head}</tr>{"".join(rows)}</table></div>'
     )
 
 
-def _cell(entry: Contribution | None) -> str:
+def _share(report: Round, entry: Contribution | None, *, is_mean: bool) -> str:
+    """Return what an update had of the model; only the mean goes by the weights that sites' examples give."""
+    if entry is None or is_mean:
+        return "" if entry is None else f"{entry.weight:.2f}"
+    share = rule_weights(report).get(entry.site)
+    return "✓" if share is None else f"{share:.2f}"
+
+
+def _cell(entry: Contribution | None, share: str) -> str:
     if entry is None:
         return "<td></td>"
     if entry.outcome == "counted":
         age = f", {entry.staleness} old" if entry.staleness else ""
-        return f'<td class="counted" title="{entry.examples} examples">{entry.weight:.2f}{age}</td>'
+        return f'<td class="counted" title="{entry.examples} examples">{share}{age}</td>'
     kind = "failed-site" if entry.outcome == "failed" else html.escape(entry.outcome)
     return f'<td class="{kind}" title="{html.escape(entry.reason)}">{html.escape(entry.outcome)}</td>'
 
@@ -147,7 +162,7 @@ def _sites(details: ExperimentDetails) -> str:
         entries = [entry for report in details.rounds for entry in report.contributions if entry.site == site.site]
         rows.append(
             (
-                site.site, site.answer, site.reason, site.examples,
+                site.site, site.standing, site.quarantine_reason or site.reason, site.examples,
                 sum(entry.outcome == "counted" for entry in entries),
                 _size(sum(entry.bytes_up for entry in entries)), _size(sum(entry.bytes_down for entry in entries)),
                 f"{sum(entry.train_seconds for entry in entries):.2f}",
@@ -155,7 +170,7 @@ def _sites(details: ExperimentDetails) -> str:
             )
         )  # fmt: skip
     head = ("site", "answer", "reason", "examples", "rounds counted", "sent", "fetched", "training s", "upload s")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _rounds(rounds: Sequence[Round]) -> str:
@@ -170,7 +185,7 @@ def _rounds(rounds: Sequence[Round]) -> str:
         )
         for report in rounds
     ]  # fmt: skip
-    return f'<div class="scroll">{_table(head, rows)}</div>'
+    return f'<div class="scroll">{table(head, rows)}</div>'
 
 
 def _phase_order(phase: str) -> int:
@@ -184,18 +199,12 @@ def _digests(details: ExperimentDetails) -> str:
         ("submitter's signing key", details.signing_fingerprint, ""),
     ]
     rows += [(artifact.name, artifact.digest, _size(artifact.bytes)) for artifact in details.artifacts]
-    return _table(("what", "SHA-256", "size"), rows)
+    return table(("what", "SHA-256", "size"), rows)
 
 
 def _transitions(details: ExperimentDetails) -> str:
     rows = [(_time(entry.at), entry.state, entry.reason, entry.actor) for entry in details.transitions]
-    return _table(("time (UTC)", "state", "reason", "asked by"), rows)
-
-
-def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    top = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{body}</table>"
+    return table(("time (UTC)", "state", "reason", "asked by"), rows)
 
 
 def _time(at: float) -> str:

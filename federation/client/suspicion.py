@@ -15,11 +15,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from federation.client.charts import Line, line_chart
+from federation.client.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from federation.client.views import Contribution, ExperimentDetails, Round
+    from federation.client.views import Contribution, ExperimentDetails, Quarantine, Round
 
 STYLE = """
 .heat td{padding:.15em .35em;min-width:2.6em;text-align:center;font-variant-numeric:tabular-nums}
@@ -45,7 +46,7 @@ def trust_section(details: ExperimentDetails) -> str:
         return ""
     parts = [_rule(details)]
     if has_scores:
-        parts += [_heat_map(details, sites), _summary(rounds, sites), _charts(rounds, sites)]
+        parts += [_heat_map(details, sites), _summary(details, sites), _charts(rounds, sites)]
     return "".join([*parts, refusals, _timeline(details, held)])
 
 
@@ -57,12 +58,39 @@ def _rule(details: ExperimentDetails) -> str:
     before = plan.get("pre_aggregation")
     if isinstance(before, (list, tuple)) and before:
         said.append(f"after <code>{html.escape(', '.join(map(str, before)))}</code>")
+    policy = plan.get("quarantine")
+    if isinstance(policy, dict):
+        said.append(f"quarantine after {html.escape(_policy(policy))}")
     note = next((report.rule_note for report in reversed(details.rounds) if report.rule_note), "")
     last = f" In the last round: {html.escape(note)}." if note else ""
     return f"<p>{', '.join(said)}.{last}</p>"
 
 
+def _policy(policy: Mapping[str, object]) -> str:
+    score, threshold, rounds = (policy.get(name) for name in ("score", "threshold", "rounds"))
+    beyond = f"below {threshold}" if score == "cosine" else f"above {threshold} times the round's median"
+    return f"{rounds} rounds in a row of {score} {beyond}"
+
+
 # --- how an update stood in its round
+
+
+def is_held(rounds: Sequence[Round], at: int, site: str) -> bool:
+    """Tell whether a site was not asked in a round because it was in quarantine.
+
+    Args:
+        rounds: all committed ones.
+        at: index of the round. One that was under way when the site was released was drawn without it.
+        site: its name, of no contribution to that round.
+    """
+    return any(row.site == site for report in rounds[max(at - 1, 0) : at + 1] for row in report.quarantined)
+
+
+def rule_weights(report: Round) -> dict[str, float]:
+    """Return each site's share of what the rule multiplied updates by; empty where it does not work so."""
+    weights = {row.site: row.scores["rule_weight"] for row in report.contributions if "rule_weight" in row.scores}
+    total = sum(weights.values())
+    return {site: weight / total for site, weight in weights.items()} if total > 0 else {}
 
 
 def _entry(report: Round, site: str) -> Contribution | None:
@@ -78,18 +106,21 @@ def _ratio(report: Round, entry: Contribution, name: str) -> float | None:
 
 def _equal_shares(report: Round, entry: Contribution) -> float | None:
     """Return the weight the rule gave, in units of what each would have had if all had had the same."""
-    weights = [other.scores["rule_weight"] for other in report.contributions if "rule_weight" in other.scores]
-    total = sum(weights)
-    return entry.scores["rule_weight"] * len(weights) / total if "rule_weight" in entry.scores and total > 0 else None
+    shares = rule_weights(report)
+    return shares[entry.site] * len(shares) if entry.site in shares else None
+
+
+def _weighs_by_trust(details: ExperimentDetails) -> bool:
+    """Tell whether the rule gives weights that say something: the mean's are examples."""
+    is_mean = details.plan.get("rule", "mean") == "mean"
+    return not is_mean and any(rule_weights(report) for report in details.rounds)
 
 
 def _heat_map(details: ExperimentDetails, sites: Sequence[str]) -> str:
-    rounds, is_mean = details.rounds, details.plan.get("rule", "mean") == "mean"
-    # The mean's weights are examples, which say nothing of trust.
-    is_weighted = not is_mean and any("rule_weight" in row.scores for each in rounds for row in each.contributions)
+    rounds, is_weighted = details.rounds, _weighs_by_trust(details)
     rows = []
     for site in sites:
-        cells = "".join(_cell(report, site, is_weighted=is_weighted) for report in rounds)
+        cells = "".join(_cell(rounds, at, site, is_weighted=is_weighted) for at in range(len(rounds)))
         rows.append(f"<tr><td>{html.escape(site)}</td>{cells}</tr>")
     head = "".join(f"<th>{report.round}</th>" for report in rounds)
     what = (
@@ -104,10 +135,11 @@ def _heat_map(details: ExperimentDetails, sites: Sequence[str]) -> str:
     )
 
 
-def _cell(report: Round, site: str, *, is_weighted: bool) -> str:
+def _cell(rounds: Sequence[Round], at: int, site: str, *, is_weighted: bool) -> str:
+    report = rounds[at]
     entry = _entry(report, site)
     if entry is None:
-        held = any(row.site == site for row in report.quarantined)
+        held = is_held(rounds, at, site)
         return '<td class="held" title="in quarantine: not asked">held</td>' if held else "<td></td>"
     if entry.outcome != "counted":
         return f'<td class="refused-cell" title="{html.escape(entry.reason)}">{html.escape(entry.outcome)}</td>'
@@ -143,26 +175,29 @@ def _short(value: float) -> str:
 # --- site by site
 
 
-def _summary(rounds: Sequence[Round], sites: Sequence[str]) -> str:
+def _summary(details: ExperimentDetails, sites: Sequence[str]) -> str:
+    rounds, is_weighted = details.rounds, _weighs_by_trust(details)
     rows = []
     for site in sites:
         pairs = [(report, entry) for report in rounds if (entry := _entry(report, site)) is not None]
         scored = [(report, entry) for report, entry in pairs if entry.scores]
+        shares = [_middle(_equal_shares(report, entry) for report, entry in scored)] if is_weighted else []
         rows.append(
             (
                 site,
                 len(scored),
-                _middle(_equal_shares(report, entry) for report, entry in scored),
+                *shares,
                 _middle(_ratio(report, entry, "distance") for report, entry in scored),
                 _middle(entry.scores.get("cosine") for _, entry in scored),
                 _middle(_ratio(report, entry, "krum") for report, entry in scored),
                 sum(entry.outcome == "refused" for _, entry in pairs),
             )
         )
-    head = ("site", "rounds scored", "rule's weight", "distance", "cosine", "Krum score", "refused")
+    weight, said = (["rule's weight"], "the rule's weight in equal shares, ") if is_weighted else ([], "")
+    head = ("site", "rounds scored", *weight, "distance", "cosine", "Krum score", "refused")
     return (
-        "<p>Medians over the rounds: the rule's weight in equal shares, distance and Krum score in units of each "
-        "round's median, so an ordinary site has about 1.</p>" + _table(head, rows)
+        f"<p>Medians over the rounds: {said}distance and Krum score in units of each round's median, so an ordinary "
+        "site has about 1.</p>" + table(head, rows)
     )
 
 
@@ -175,10 +210,10 @@ def _charts(rounds: Sequence[Round], sites: Sequence[str]) -> str:
     charts = []
     for name in _SCORES:
         lines = []
-        for site in sites:
+        for place, site in enumerate(sites, start=1):  # as in the report's other curves, where 0 is the federation's
             entries = [(report.round, _entry(report, site)) for report in rounds]
             points = [(float(at), row.scores[name]) for at, row in entries if row is not None and name in row.scores]
-            lines.append(Line(name=site, points=points))
+            lines.append(Line(name=site, points=points, colour=place))
         charts.append(line_chart(_TITLES[name], lines, is_log=name != "cosine"))
     return f'<div class="charts">{"".join(charts)}</div>'
 
@@ -199,7 +234,7 @@ def _refusals(rounds: Sequence[Round]) -> str:
     if not counted:
         return ""
     rows = [(reason, site, counted[reason, site], last[reason, site]) for reason, site in sorted(counted)]
-    return "<h3>Refusals</h3>" + _table(("reason", "site", "updates", "the last"), rows)
+    return "<h3>Refusals</h3>" + table(("reason", "site", "updates", "the last"), rows)
 
 
 def _timeline(details: ExperimentDetails, held: Sequence[str]) -> str:
@@ -208,40 +243,39 @@ def _timeline(details: ExperimentDetails, held: Sequence[str]) -> str:
     rounds = details.rounds
     rows = []
     for site in held:
-        cells = []
-        for report in rounds:
-            entry, row = _entry(report, site), next((row for row in report.quarantined if row.site == site), None)
-            if row is not None and row.since_round == report.round:
-                cells.append(f'<td class="held" title="{html.escape(row.reason)}">in</td>')
-            elif row is not None:
-                cells.append('<td class="held" title="not asked"></td>')
-            else:
-                cells.append(f"<td>{'·' if entry is not None else ''}</td>")
-        rows.append(f"<tr><td>{html.escape(site)}</td>{''.join(cells)}</tr>")
+        cells = "".join(_time_cell(rounds, at, site) for at in range(len(rounds)))
+        rows.append(f"<tr><td>{html.escape(site)}</td>{cells}</tr>")
     head = "".join(f"<th>{report.round}</th>" for report in rounds)
-    told = _table(("site", "since round", "released before", "why"), _spells(rounds))
+    told = table(("site", "since round", "until", "released before", "why"), _spells(details))
     return (
         '<h3>Quarantine</h3><div class="scroll"><table class="heat">'
         f"<tr><th>site</th>{head}</tr>{''.join(rows)}</table></div>{told}"
     )
 
 
-def _spells(rounds: Sequence[Round]) -> list[tuple[object, ...]]:
+def _time_cell(rounds: Sequence[Round], at: int, site: str) -> str:
+    report = rounds[at]
+    row = next((row for row in report.quarantined if row.site == site), None)
+    if row is not None and row.since_round == report.round:
+        return f'<td class="held" title="{html.escape(row.reason)}">in</td>'
+    if row is not None:
+        return '<td class="held" title="not asked"></td>'
+    if _entry(report, site) is None and is_held(rounds, at, site):
+        return '<td class="held" title="released in this round, which was drawn without it">out</td>'
+    return f"<td>{'·' if _entry(report, site) is not None else ''}</td>"
+
+
+def _spells(details: ExperimentDetails) -> list[tuple[object, ...]]:
     """Return one row for each time a site was quarantined, in the order of the rounds."""
-    seen: Mapping[tuple[str, int], tuple[object, ...]] = {
-        (row.site, row.since_round): (row.site, row.since_round, row.releases, row.reason)
-        for report in rounds
-        for row in report.quarantined
-    }
-    return [seen[key] for key in sorted(seen, key=lambda key: (key[1], key[0]))]
-
-
-def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    top = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(_text_or_number(cell) for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{body}</table>"
-
-
-def _text_or_number(cell: object) -> str:
-    shown = html.escape(str(cell))
-    return f'<td class="text">{shown}</td>' if " " in shown else f"<td>{shown}</td>"
+    last: dict[tuple[str, int], int] = {}
+    held: dict[tuple[str, int], Quarantine] = {}
+    for at, report in enumerate(details.rounds):
+        for row in report.quarantined:
+            last[row.site, row.since_round], held[row.site, row.since_round] = at, row
+    rows: list[tuple[object, ...]] = []
+    for key in sorted(held, key=lambda key: (key[1], key[0])):
+        row, after = held[key], details.rounds[last[key] + 1 :]
+        still = "the end" if details.summary.is_over else "now"
+        until = f"a release in round {after[0].round}" if after else still
+        rows.append((row.site, row.since_round, until, row.releases, row.reason))
+    return rows

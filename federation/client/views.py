@@ -60,6 +60,12 @@ class SiteParticipation:
     quarantine_reason: str
     releases: int
 
+    @property
+    def standing(self) -> str:
+        """Its answer, and whether it is in quarantine."""
+        since = self.quarantined_since
+        return f"{self.answer}, in quarantine since round {since}" if since else self.answer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:

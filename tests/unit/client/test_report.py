@@ -85,6 +85,32 @@ def test_contributions_say_how_old_an_update_was_where_it_was(details: views.Exp
     assert "1.00, 2 old" in text and "0.50" in text
 
 
+def test_shares_are_the_rules_and_not_by_examples_where_it_is_not_the_mean(details: views.ExperimentDetails) -> None:
+    robust = replace(details, plan={**details.plan, "rule": "median"})
+    text = Page(render_report(robust)).text
+    assert "✓, 2 old" in text and "1.00, 2 old" not in text
+    entries = tuple(
+        replace(entry, scores={"rule_weight": 3.0 if entry.site == "north" else 1.0})
+        for entry in details.rounds[0].contributions
+    )
+    weighed = replace(robust, rounds=(replace(details.rounds[0], contributions=entries),))
+    assert f"{3 / (len(entries) + 2):.2f}" in Page(render_report(weighed)).text
+
+
+def test_a_site_in_quarantine_is_said_at_the_top_and_why_beside_its_name(details: views.ExperimentDetails) -> None:
+    held = replace(details.sites[0], quarantined_since=2, quarantine_reason="far <from> the others")
+    text = Page(render_report(replace(details, sites=(held, *details.sites[1:])))).text
+    assert any(line.endswith(f"; in quarantine: {held.site}") for line in text)
+    assert f"{held.answer}, in quarantine since round 2" in text and "far <from> the others" in text
+
+
+def test_a_site_has_one_colour_in_all_curves(details: views.ExperimentDetails) -> None:
+    entries = tuple(replace(entry, scores={"distance": 1.0}) for entry in details.rounds[0].contributions)
+    page = render_report(replace(details, rounds=(replace(details.rounds[0], contributions=entries),)))
+    colours = re.findall(r'<i style="background:(#\w+)"></i>north<', page)
+    assert len(colours) >= 3 and len(set(colours)) == 1
+
+
 def test_curves_are_drawn_for_each_metric_and_site(details: views.ExperimentDetails) -> None:
     page = Page(render_report(details))
     titles = {value for name, value in page.attributes if name == "aria-label"}

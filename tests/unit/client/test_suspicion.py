@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import replace
 from typing import Any
 
@@ -88,7 +89,27 @@ def test_refusals_are_counted_by_reason_and_the_last_is_quoted_safely():
 def test_quarantine_has_a_time_line_with_the_reason():
     page = trust_section(details(report(1), report(2), report(3), report(4, held=True)))
     assert 'title="krum above 3 times">in</td>' in page and 'title="in quarantine: not asked">held</td>' in page
-    assert "<td>site-x</td><td>3</td><td>0</td>" in page
+    assert "<td>site-x</td><td>3</td><td>the end</td><td>0</td>" in page
+
+
+def test_a_round_drawn_before_a_release_shows_the_site_as_held_and_the_spell_ends_in_it():
+    reports = [report(number, held=number in (4, 5)) for number in range(1, 7)]
+    for after in reports[4:]:
+        del after.quarantined[:]
+    page = trust_section(details(*reports))
+    assert page.count(">held</td>") == 2, "round 5 was drawn while it was held"
+    assert ">out</td>" in page and "a release in round 5" in page
+
+
+def test_it_says_when_the_plan_quarantines_and_weighs_nobody_where_the_rule_does_not():
+    policy = {"score": "distance", "threshold": 2.0, "rounds": 3}
+    page = trust_section(details(report(1, weights=False), rule="median", quarantine=policy))
+    assert "quarantine after 3 rounds in a row of distance above 2.0 times the round's median." in html.unescape(page)
+    assert "rule's weight" not in page
+    assert "of cosine below 0.1" in trust_section(
+        details(report(1), quarantine={**policy, "score": "cosine", "threshold": 0.1})
+    )
+    assert "rule's weight" not in trust_section(details(report(1), rule="mean"))
 
 
 @pytest.mark.parametrize("rounds", [(), (pb.RoundReport(round=1),)], ids=["no round", "no scores"])

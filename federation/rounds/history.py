@@ -33,7 +33,8 @@ class SiteRecord:
         outcome: whether its update counted, or why not.
         reason: why it did not count; empty if it did.
         examples: training examples behind its update.
-        weight: its share of the aggregate, 0 to 1.
+        weight: its share of the weights that the method gives, 0 to 1: of the aggregate with the mean, and nothing more
+            with other rules, whose own weights are in `scores` as ``rule_weight``.
         update_norm: L2 norm of its parameter change, also where it was refused for that; 0 where none came.
         train_seconds: what its trainer took, seconds.
         transfer_seconds: from header to admission of its upload, seconds.

@@ -93,3 +93,19 @@ def test_finish_refuses_a_buffer_that_was_not_seen_whole() -> None:
     scan.feed(bytes(SCHEMA.nbytes - 1))
     with pytest.raises(ValueError, match="were seen"):
         scan.finish()
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.FLOAT64], ids=lambda dtype: dtype.value)
+@pytest.mark.parametrize("shift", [1, 3])
+def test_a_piece_that_lies_askew_in_memory_counts_to_the_bit_as_one_that_does_not(dtype: DType, shift: int) -> None:
+    schema = TensorSchema.of([TensorSpec(name="w", dtype=dtype, shape=(90_000,))])
+    buffer = pack(schema, {"w": np.random.default_rng(0).standard_normal(90_000).astype(dtype.numpy)})
+    askew = memoryview(bytes(shift) + buffer)[shift:]
+    straight, shifted = TensorScan(schema), TensorScan(schema)
+    straight.feed(buffer)
+    shifted.feed(askew)
+    assert shifted.squared_norm == straight.squared_norm
+    spoiled = bytearray(bytes(shift) + buffer)
+    spoiled[-dtype.itemsize :] = np.array(math.inf, dtype=dtype.numpy).tobytes()
+    with pytest.raises(NotFiniteError):
+        TensorScan(schema).feed(memoryview(spoiled)[shift:])

@@ -1,0 +1,45 @@
+"""What the models of a plan have in common: frozen, nothing unknown, every problem named with its place."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from federation.errors import InvalidNameError
+from federation.names import check_name
+
+MetricName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z][a-zA-Z0-9_]{0,63}$")]
+_CHOICE = re.compile(r"[a-z0-9_]+(:[-+0-9.e,a-z]+)*")
+
+
+class Frozen(BaseModel):
+    """A model that never changes and takes no field it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def check_written_name(text: str, what: str) -> None:
+    """Check a name as a validator must: pydantic gathers ValueErrors and names the place of each."""
+    try:
+        check_name(text, what)
+    except InvalidNameError as error:
+        raise ValueError(str(error)) from error
+
+
+def check_choice(text: str, what: str) -> None:
+    """Check that a codec, schedule or sampler is written as one; whether it exists, those who know them say."""
+    if not _CHOICE.fullmatch(text):
+        raise ValueError(f"{what} is {text[:80]!r}, expected a name and its parameters such as 'name:0.1'")
+
+
+def explain(error: ValidationError, what: str) -> str:
+    """Return what is wrong with a plan or a spec, each problem with its place and what was got."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = ".".join(str(part) for part in problem["loc"]) or what
+        got = problem.get("input")
+        shown = "" if isinstance(got, dict) else f" (got {str(got)[:80]!r})"
+        lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}{shown}")
+    return f"the {what} is not valid: " + "; ".join(lines)

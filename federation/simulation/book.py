@@ -57,6 +57,9 @@ class RoundBook:
 
     Args:
         byzantine: f of the plan, which says how training metrics of the sites become one.
+
+    Attributes:
+        held: digest of each payload that a site holds, by site; what is in it is replaced, never written into.
     """
 
     def __init__(self, *, byzantine: int = 0) -> None:
@@ -64,20 +67,20 @@ class RoundBook:
         self.held: dict[SiteName, dict[PayloadName, bytes]] = {}
         self._phase: Phase | None = None
         self._entered = 0.0
-        self.begin()
+        self._page = Page(byzantine)
 
-    def begin(self) -> None:
-        """Begin a round."""
-        self._started_at = time.time()
-        self._started = time.perf_counter()
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._down: defaultdict[SiteName, int] = defaultdict(int)
+    def close(self) -> Page:
+        """End the round, return what was noted of it, and begin the next."""
+        self.enter(self._phase)
+        page, self._page = self._page, Page(self._byzantine)
+        page.ended = self._page.started
+        return page
 
-    def enter(self, phase: Phase) -> None:
+    def enter(self, phase: Phase | None) -> None:
         """Note that a phase begins, and so the one before ends."""
         now = time.perf_counter()
         if self._phase in _TIMED:
-            self._seconds[self._phase.value] += now - self._entered
+            self._page.seconds[self._phase.value] += now - self._entered
         self._phase, self._entered = phase, now
 
     def send(
@@ -90,15 +93,26 @@ class RoundBook:
             payloads: by name their digest and size.
             step: what a site that holds the model before is sent instead of the model.
         """
-        held = self.held.setdefault(site, {})
+        held = self.held.get(site, {})
         sent = 0
         for name, (digest, nbytes) in payloads.items():
             if held.get(name) != digest:
                 is_step = step is not None and name == MODEL and held.get(name) == step.from_digest
-                held[name] = digest
                 sent += step.nbytes if step is not None and is_step else nbytes
-        self._down[site] += sent
+        self.held[site] = {**held, **{name: digest for name, (digest, _) in payloads.items()}}
+        self._page.down[site] += sent
         return sent
+
+
+class Page:
+    """Times and bytes of one round. Once it is closed its record can be made at any time."""
+
+    def __init__(self, byzantine: int) -> None:
+        self._byzantine = byzantine
+        self.started_at = time.time()
+        self.started = self.ended = time.perf_counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.down: defaultdict[SiteName, int] = defaultdict(int)
 
     def record(
         self,
@@ -109,7 +123,7 @@ class RoundBook:
         simulated_seconds: float,
         total_sites: int,
     ) -> RoundRecord:
-        """Return the record of the round that is about to be committed.
+        """Return the record of the round.
 
         Args:
             commit: what the round machine decided.
@@ -118,10 +132,6 @@ class RoundBook:
             simulated_seconds: what the round took, by the time model.
             total_sites: N.
         """
-        now = time.perf_counter()
-        seconds = dict(self._seconds)
-        if self._phase in _TIMED:
-            seconds[self._phase.value] = seconds.get(self._phase.value, 0.0) + now - self._entered
         whole = sum(candidate.weights)
         shares = {site: weight / whole for site, weight in zip(updates, candidate.weights, strict=True)}
         sites = [
@@ -132,15 +142,15 @@ class RoundBook:
         return RoundRecord(
             round=commit.round,
             epoch=_EPOCH,
-            started_at=self._started_at,
-            seconds=now - self._started,
-            phase_seconds=seconds,
+            started_at=self.started_at,
+            seconds=self.ended - self.started,
+            phase_seconds=dict(self.seconds),
             sites=tuple(sites),
             train_metrics=combined([(row.examples, row.metrics) for row in trained], byzantine=self._byzantine),
             metrics=commit.metrics,
             model_digest=candidate.digest.hex(),
             is_best=commit.is_best,
-            bytes_down=sum(self._down.values()),
+            bytes_down=sum(self.down.values()),
             bytes_up=sum(row.bytes_up for row in sites),
             update_norm=candidate.update_norm,
             simulated_seconds=simulated_seconds,
@@ -169,7 +179,7 @@ class RoundBook:
             update_norm=update.norm if update else standing.norm,
             train_seconds=trained.seconds if trained else 0.0,
             bytes_up=sum(trained.payload_bytes.values()) if trained else 0,
-            bytes_down=self._down.get(site, 0),
+            bytes_down=self.down.get(site, 0),
             train_metrics=dict(trained.metrics) if trained else {},
             metrics=evaluated.metrics if evaluated else {},
             validation_examples=evaluated.examples if evaluated else 0,

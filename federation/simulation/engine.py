@@ -9,7 +9,10 @@ Rules:
    without one nobody asked for stragglers, and the default times are merely reported.
 4. A site that a script took away is ready again before the round it comes back in is drawn, or, while the experiment is
    paused for want of sites, next of all.
-5. Between two synchronous rounds nothing is under way. Between two steps of an asynchronous method much is: `under_way`
+5. What a committed synchronous round leaves to be written down (its record, the run folder, whoever listens) is done
+   when the tasks of the next round are with the workers, or when there are none; always before an answer of theirs is
+   looked at. If the run is to stop by then, those tasks are as if they had never been given.
+6. Between two synchronous rounds nothing is under way. Between two steps of an asynchronous method much is: `under_way`
    says what, and `resume` goes on with it.
 """
 
@@ -62,8 +65,9 @@ class Engine:
         times: what takes how long.
         script: what goes wrong.
         enforces_deadlines: rule 3.
-        on_commit: told of each committed round, after the models have changed places.
-        is_stopping: asked after each commit; True ends the run, to be resumed.
+        on_commit: told of each commit after the models have changed places, to take note of where the run is; returns
+            what is called with the round's record, by rule 5.
+        is_stopping: asked after each commit and when it is written down; True ends the run, to be resumed.
         profile: where times are noted.
         tampering: writes the updates of hostile sites; None: all are honest.
 
@@ -84,7 +88,7 @@ class Engine:
         times: TimeModel,
         script: Script,
         enforces_deadlines: bool,
-        on_commit: Callable[[RoundRecord, events.Commit], None],
+        on_commit: Callable[[events.Commit], Callable[[RoundRecord], None]],
         is_stopping: Callable[[], bool] = lambda: False,
         profile: Spans | None = None,
         tampering: Tampering | None = None,
@@ -119,6 +123,7 @@ class Engine:
         self._free = list(range(executor.arena.layout.slots - 1, -1, -1))
         self._round_began = 0.0
         self._finish: events.Finish | None = None
+        self._unwritten: Callable[[], None] | None = None
 
     def run(self) -> events.Finish | None:
         """Run to the end and return it; None if `is_stopping` said so first.
@@ -140,9 +145,12 @@ class Engine:
                 while self._actions:
                     if self._perform(self._actions.popleft()):
                         return None
+                if self._write_down() and self._finish is None:
+                    return None
                 if self._finish is None:
                     self._actions.extend(self._machine.step(self._next_event()))
         except PlanError as error:
+            self._write_down()
             return events.Finish("failed", f"round {self._machine.round}: {error}", True)
         return self._finish
 
@@ -273,7 +281,7 @@ class Engine:
         elif isinstance(action, events.StopTimer):
             self._timer = None
         elif isinstance(action, events.AskTrain):
-            self._train(action)
+            return self._train(action)
         elif isinstance(action, events.AskEvaluate):
             self._evaluate(action)
         elif isinstance(action, events.Combine):
@@ -290,7 +298,7 @@ class Engine:
             raise RuntimeError(f"nobody releases sites in a simulation, but the machine says {action}")
         return False
 
-    def _train(self, action: events.AskTrain) -> None:
+    def _train(self, action: events.AskTrain) -> bool:
         fates: dict[SiteName, Fate] = {}
         downs: dict[SiteName, int] = {}
         orders = []
@@ -317,10 +325,13 @@ class Engine:
         slots = {order.site: order.slot for order in orders}
         with self._spans.span("train"):
             answers: Iterable[TrainAnswer] = self._executor.train(orders)
+            if self._write_down():
+                return True
             if self._tampering is not None:
                 answers = self._tampered(self._tampering, action, list(answers), slots)
             for answer in answers:
                 self._take(answer, action, slots[answer.site], fates[answer.site], downs[answer.site])
+        return False
 
     def _tampered(
         self, tampering: Tampering, action: events.AskTrain, answers: list[TrainAnswer], slots: Mapping[SiteName, int]
@@ -423,28 +434,40 @@ class Engine:
         candidate = self._models.candidate
         if candidate is None:
             raise RuntimeError("there is no candidate to commit")
+        self._write_down()
         total = count_sites(self._models.total, len(self._machine.connected), self._spec.plan)
-        record = self.book.record(
-            action,
-            candidate,
-            self._combined,
-            simulated_seconds=self.clock - self._round_began,
-            total_sites=total,
-        )
-        self.norms = self.norms.after(record)
+        simulated, combined, self._round_began = self.clock - self._round_began, self._combined, self.clock
         self._forget_evaluations()
         with self._spans.span("commit"):
             self._models.commit()
-            self._settle_counted(action)
-            self._on_commit(record, action)
-        self.book.begin()
-        self._round_began = self.clock
+            self._settle_counted()
+            on_record = self._on_commit(action)
+        page = self.book.close()
+
+        def write_down() -> None:
+            with self._spans.span("record"):
+                record = page.record(action, candidate, combined, simulated_seconds=simulated, total_sites=total)
+                self.norms = self.norms.after(record)
+                on_record(record)
+
+        self._unwritten = write_down
         is_last = action.round >= self._spec.plan.rounds
-        if self._is_stopping() and not is_last:
-            return True
+        # What is under way between asynchronous rounds could not be taken back.
+        if self._is_stopping() or isinstance(self._machine, AsyncMachine):
+            self._write_down()
+            if self._is_stopping() and not is_last:
+                return True
         self._return(action.round + 1)
         self._actions.extend(self._machine.step(events.Committed()))
         return False
+
+    def _write_down(self) -> bool:
+        """Write down what a commit left, if it left something; returns whether the run is to stop where that was."""
+        todo, self._unwritten = self._unwritten, None
+        if todo is None:
+            return False
+        todo()
+        return self._is_stopping()
 
     def _forget_evaluations(self) -> None:
         """Drop answers about a candidate that come after the deadline: they must not pass for those about the next."""
@@ -459,7 +482,7 @@ class Engine:
             del self.absent[site]
             self._actions.extend(self._machine.step(events.SiteReady(site)))
 
-    def _settle_counted(self, action: events.Commit) -> None:
+    def _settle_counted(self) -> None:
         """Promote the state of sites that counted before the round is recorded: a checkpoint has both or neither."""
         self._keep([update for update in self._combined.values()], counted=True)
 

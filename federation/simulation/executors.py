@@ -43,6 +43,9 @@ class Executor(Protocol):
     def train(self, orders: Sequence[TrainOrder]) -> Iterator[TrainAnswer]:
         """Train; answers come as they are ready, one per order.
 
+        Workers beside this process begin at once; where this process works itself, it begins when it is first asked for
+        an answer.
+
         Raises:
             SimulationError: a worker died, twice.
         """
@@ -89,7 +92,7 @@ class SerialExecutor:
 
     def train(self, orders: Sequence[TrainOrder]) -> Iterator[TrainAnswer]:
         """See `Executor.train`."""
-        return iter(self._bench.train_all(orders))
+        yield from self._bench.train_all(orders)
 
     def evaluate(self, orders: Sequence[EvaluateOrder]) -> Iterator[EvaluateAnswer]:
         """See `Executor.evaluate`."""

@@ -41,6 +41,7 @@ from federation.simulation.roles import Machine, NoSpans, Spans
 from federation.simulation.run_folder import FORMAT, RunFolder, Standpoint
 from federation.simulation.script import Script
 from federation.simulation.times import TimeModel
+from federation.simulation.under_way import UnderWay
 from federation.tensors import pack
 from federation.tracking import Together
 from federation.training.experiment import Built, Experiment
@@ -392,7 +393,7 @@ class _Run:
             times=setting.times,
             script=setting.script,
             enforces_deadlines=setting.enforces_deadlines,
-            on_commit=lambda record, commit: self._committed(record, commit, engine, models, folder),
+            on_commit=lambda commit: self._committed(commit, engine, models, folder),
             is_stopping=self._interruption.is_set,
             profile=self._profile,
             tampering=HostileSites(setting.threat, self._spec, executor.arena) if setting.threat else None,
@@ -410,28 +411,38 @@ class _Run:
         self._best = folder.read("best") if self._standpoint.score.best_round else None
 
     def _committed(
-        self, record: RoundRecord, commit: events.Commit, engine: Engine, models: Models, folder: RunFolder | None
-    ) -> None:
-        self._records.append(record)
-        if record.is_best:
-            self._best = models.arrays()
+        self, commit: events.Commit, engine: Engine, models: Models, folder: RunFolder | None
+    ) -> Callable[[RoundRecord], None]:
+        """Take note of where the run is now; returns what writes it down, while it goes on."""
+        is_saving = folder is not None and self._is_due(commit.round)
         self._standpoint = Standpoint(
-            round=record.round,
+            round=commit.round,
             score=commit.score,
             total=models.total,
             clock=engine.clock,
             absent=dict(engine.absent),
-            held=engine.book.held,
+            held=dict(engine.book.held),
             step=models.sent_step,
+            under_way=engine.under_way() if is_saving else UnderWay(),
         )
+        return lambda record: self._recorded(record, engine, models, folder, is_saving=is_saving)
+
+    def _is_due(self, number: RoundNumber) -> bool:
+        since_s = time.monotonic() - self._saved_at
+        is_time = number % CHECKPOINT_ROUNDS == 0 or since_s >= CHECKPOINT_S
+        return (is_time and since_s >= CHECKPOINT_SHARE * self._save_s) or self._interruption.is_set()
+
+    def _recorded(
+        self, record: RoundRecord, engine: Engine, models: Models, folder: RunFolder | None, *, is_saving: bool
+    ) -> None:
+        self._records.append(record)
+        if record.is_best:
+            self._best = models.arrays()
         if folder is not None:
             folder.append(record)
             self._note(engine, folder)
-            since_s = time.monotonic() - self._saved_at
-            due = record.round % CHECKPOINT_ROUNDS == 0 or since_s >= CHECKPOINT_S
-            if (due and since_s >= CHECKPOINT_SHARE * self._save_s) or self._interruption.is_set():
+            if is_saving:
                 began = time.monotonic()
-                self._standpoint = replace(self._standpoint, under_way=engine.under_way())
                 folder.save(self._standpoint, models, self._best, self._spec.schema_)
                 self._saved_at = time.monotonic()
                 self._save_s = self._saved_at - began

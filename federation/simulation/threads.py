@@ -98,7 +98,7 @@ class ThreadExecutor:
         Raises:
             ConfigurationError: the task draws from a global generator as no thread can (rule 3).
         """
-        return iter(self._serve(orders))
+        yield from self._serve(orders)
 
     def evaluate(self, orders: Sequence[EvaluateOrder]) -> Iterator[EvaluateAnswer]:
         """See `Executor.evaluate`.

@@ -52,8 +52,9 @@ def test_what_sites_keep_is_the_same_whoever_serves_them(make: Make, workers: in
     assert sorted(path.name for path in (tmp_path / "run" / "state").iterdir()) == [f"site-{n:03d}" for n in range(5)]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("stop", [2, 5])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(make: Make, tmp_path: Path, stop: int) -> None:
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(make: Make, tmp_path: Path, stop: int, workers: int) -> None:
     plan: dict[str, Any] = {"local": ("own",), "sample": 3, "sites": 5}
     script = Script(rules=(Rule(do="drop", probability=0.3),))
     whole = simulate(make(**plan, quorum=1), sites=5, script=script)
@@ -62,7 +63,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(make: Make, tmp_path: P
         if record.round == stop:
             os.kill(os.getpid(), signal.SIGINT)
 
-    arguments: dict[str, Any] = {"sites": 5, "script": script, "folder": tmp_path / "run"}
+    arguments: dict[str, Any] = {"sites": 5, "script": script, "folder": tmp_path / "run", "workers": workers}
     with pytest.raises(KeyboardInterrupt, match=f"stopped after round {stop}; run the same command again"):
         simulate(make(**plan, quorum=1), **arguments, on_round=press)
     rest = simulate(make(**plan, quorum=1), **arguments)
@@ -75,7 +76,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(make: Make, tmp_path: P
     )
 
 
-def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(make: Make, tmp_path: Path, workers: int) -> None:
     class KilledError(Exception):
         pass
 
@@ -83,13 +85,16 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(make: Make, tmp_
         if record.round == 13:
             raise KilledError
 
-    plan: dict[str, Any] = {"rounds": 15, "local": ("own",)}
+    plan: dict[str, Any] = {"rounds": 15, "local": ("own",), "sites": 3, "sample": 2, "evaluate_every": 0}
+    arguments: dict[str, Any] = {"sites": 3, "workers": workers}
     with pytest.raises(KilledError):
-        simulate(make(**plan), sites=3, folder=tmp_path, on_round=kill)
+        simulate(make(**plan), **arguments, folder=tmp_path, on_round=kill)
     seen: list[int] = []
-    rest = simulate(make(**plan), sites=3, folder=tmp_path, on_round=lambda record: seen.append(record.round))
+    rest = simulate(make(**plan), **arguments, folder=tmp_path, on_round=lambda record: seen.append(record.round))
     assert seen == [11, 12, 13, 14, 15]
-    assert digests(rest) == digests(simulate(make(**plan), sites=3))
+    whole = simulate(make(**plan), sites=3)
+    assert digests(rest) == digests(whole)
+    assert [record.bytes_down for record in rest.records] == [record.bytes_down for record in whole.records]
 
 
 def test_a_finished_run_is_read_and_not_run_again(make: Make, tmp_path: Path) -> None:

@@ -6,50 +6,62 @@ Rules:
    pickled and nothing loaded twice. Elsewhere, and where they compute on CUDA, which does not survive a fork, they are
    spawned: each is sent what it needs, and loads the experiment from its folder (`federation.simulation.luggage`).
 2. Orders and answers are small; models and updates lie in shared memory and are read and written in place.
-3. A worker has two parcels of orders at hand and gets the next when it answers: it does not wait for the parent, and
-   all finish together. A parcel is one order, or as many as are worth a message (`federation.simulation.parcels`). Any
-   worker may serve any site, and the parent settles what they keep, so it is in files, even with one worker.
+3. Each worker is sent all orders of a batch, once, and takes the next ones from a board when it is free
+   (`federation.simulation.board`). It answers when nothing is left, or when what it did is worth a message; so the
+   parent, who needs a core for that, is not woken for each. Any worker may serve any site, and the parent settles what
+   they keep, so it is in files, even with one worker.
 4. A worker that dies is started again once, and its orders are given again, one by one, before others: they give the
    same answers. The second time the run ends, with the site named.
 5. Workers do not see Ctrl-C, and end when the parent does, however it ends: their pipe closes.
+6. Waking a worker does not push the parent from its core, which has others to wake and a round to write down.
+7. A worker that is done looks for the next batch for `LOOK_S` before it sleeps, and lets others have the core then: a
+   core that slept is slow to wake, and begins with cold caches.
+8. Where workers have all cores of this process between them, each has one to itself: else two share one for a while.
 """
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import pickle
+import select
 import signal
 import sys
 import tempfile
 import time
 import warnings
-from collections import deque
 from dataclasses import replace
 from multiprocessing import connection, shared_memory
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from federation.simulation import luggage
 from federation.simulation.bench import Bench, EvaluateAnswer, EvaluateOrder, TrainAnswer, TrainOrder, settle
+from federation.simulation.board import Board
 from federation.simulation.devices import device_of
 from federation.simulation.executors import SimulationError
 from federation.simulation.memory import Arena
-from federation.simulation.parcels import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
+    from multiprocessing.synchronize import Lock
 
+    from federation.names import SiteName
     from federation.simulation.bench import KeepOrder, Premises
     from federation.simulation.memory import Layout
 
 _Order = TypeVar("_Order", TrainOrder, EvaluateOrder)
 _PROTOCOL = 5
 """Of pickle, used as it is: a pipe's own pickler is made anew for each message, which takes longer than a small one."""
-_AT_HAND = 2
-"""Parcels a worker holds: the one it works on, and the next."""
+ANSWER_S = 0.01
+"""Seconds of work worth a message, and taken at once: telling the parent costs a thirtieth of it."""
+LOOK_S = 0.002
+"""Seconds (rule 7): as long as the parent takes between two rounds of a small model."""
+_ALONE = 0
+"""In place of a batch: orders that are not on the board, but the worker's own."""
 START_METHOD: Literal["fork", "spawn"] = "fork" if sys.platform == "linux" else "spawn"
 """How workers begin (rule 1). macOS can fork, but its own libraries do not survive it."""
 
@@ -76,10 +88,17 @@ class ProcessExecutor:
         self._premises = replace(premises, is_shared=True)  # `keep` settles in their files from here
         self._layout = layout
         self._source = source
-        self._memory = shared_memory.SharedMemory(create=True, size=layout.nbytes)
-        self.arena = Arena(layout, self._memory.buf)
+        self._memory = shared_memory.SharedMemory(
+            create=True, size=_board_at(layout) + Board.nbytes(len(premises.shards))
+        )
+        memory = _parts(self._memory, layout)
+        self.arena = Arena(layout, memory[0])
+        method = "spawn" if device_of(premises.experiment).startswith("cuda") else START_METHOD
+        self._context: Any = multiprocessing.get_context(method)
+        self._lock = self._context.Lock()
+        self._board = Board(memory[1], self._lock, workers)
+        self._count = workers
         self._workers: list[_Worker] = []
-        self._pace = Pace(workers)
         try:
             for number in range(workers):
                 self._workers.append(self._start(number))
@@ -105,10 +124,12 @@ class ProcessExecutor:
 
     def close(self) -> None:
         """See `Executor.close`."""
+        self._board.close()
         for worker in self._workers:
             worker.end()
         self._workers.clear()
         self.arena.release()
+        self._board.release()
         with contextlib.suppress(BufferError):  # a view that somebody still holds keeps the mapping, not the name
             self._memory.close()
         with contextlib.suppress(FileNotFoundError):
@@ -117,59 +138,110 @@ class ProcessExecutor:
             self._temporary.cleanup()
 
     def _start(self, number: int) -> _Worker:
-        pipes = [worker.pipe for worker in self._workers]
-        return _Worker.start(number, self._premises, self.arena, self._memory.name, self._source, pipes)
+        ours, theirs = self._context.Pipe()
+        if self._context.get_start_method() == "fork":
+            others = [ours, *(worker.pipe for worker in self._workers)]
+            start: Any = (self._place(number), self._premises, (self.arena, self._board), theirs, others)
+        else:
+            memory = (self._memory.name, self._layout, self._lock, self._count)
+            start = (self._place(number), luggage.pack(self._premises, self._source), memory, theirs, [])
+        process = self._context.Process(target=_work, args=start, daemon=True)
+        with warnings.catch_warnings():
+            # BLAS keeps threads that idle; it looks after itself across a fork, and torch has not started any.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        theirs.close()
+        return _Worker(number, process, ours)
+
+    def _place(self, number: int) -> _Place:
+        """Rule 8; torch's threads, or those of a GPU's driver, would have to share the core."""
+        cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+        is_alone = self._premises.spec.plan.threads == 1 and not device_of(self._premises.experiment).startswith("cuda")
+        has_own = is_alone and 0 < len(cores) <= self._count
+        return _Place(number, cores[number % len(cores)] if has_own else None)
 
     def _serve(self, orders: Sequence[_Order]) -> Iterator[Any]:
-        waiting = self._pace.parcels(orders)
-        began, left = time.perf_counter(), len(orders)
-        self._give(waiting)
-        while left:
-            for worker in self._answering(is_any=bool(waiting)):
+        """Show the orders to the workers, who begin; their answers come as they are asked for."""
+        if not orders:
+            return iter(())
+        message = pickle.dumps((self._board.show(len(orders)), orders), _PROTOCOL)
+        for worker in self._workers[: len(orders)]:
+            worker.send(message)
+        return self._answers(orders, message)
+
+    def _answers(self, orders: Sequence[_Order], message: bytes) -> Iterator[Any]:
+        unanswered = {order.site for order in orders}
+        while unanswered:
+            for worker in self._answering(orders, unanswered):
                 try:
                     answers = worker.take()
                 except (EOFError, ConnectionError):
-                    lost = self._replace(worker)
-                    # One by one: should another die, it is known where.
-                    waiting.extendleft([order] for parcel in reversed(lost) for order in reversed(parcel))
-                    self._give(waiting)
-                    continue
-                self._give(waiting)
-                left -= len(answers)
-                if not left:
-                    self._pace.learn(orders, time.perf_counter() - began)
+                    lost = self._lost(worker, orders, unanswered)
+                    fresh = self._replace(worker, lost)
+                    answers = [self._again(fresh, order) for order in lost]
+                    fresh.send(message)
+                unanswered.difference_update(answer.site for answer in answers)
                 yield from answers
 
-    def _give(self, waiting: deque[Sequence[_Order]]) -> None:
-        """Give workers what they may have at hand: never more, as nobody reads answers meanwhile and pipes fill up."""
-        for held in range(_AT_HAND):
-            for worker in self._workers:
-                if waiting and len(worker.orders) <= held:
-                    worker.give(waiting.popleft())
+    def _answering(self, orders: Sequence[_Order], unanswered: set[SiteName]) -> list[_Worker]:
+        """Return whom to hear: who has something to say, or, where all orders are taken, who will have, in turn."""
+        if self._board.is_empty:
+            return [worker for worker in self._workers if self._lost(worker, orders, unanswered)]
+        asked = self._workers[: len(orders)]
+        ready = connection.wait([worker.pipe for worker in asked])
+        return [worker for worker in asked if worker.pipe in ready]
 
-    def _answering(self, *, is_any: bool) -> list[_Worker]:
-        """Return whom to hear: who has answered, or, where nobody is to be given more, all that will, in turn."""
-        busy = [worker for worker in self._workers if worker.orders]
-        if not is_any:
-            return busy
-        ready = connection.wait([worker.pipe for worker in busy])
-        return [worker for worker in busy if worker.pipe in ready]
+    def _lost(self, worker: _Worker, orders: Sequence[_Order], unanswered: set[SiteName]) -> list[_Order]:
+        """Return the orders that a worker took and did not answer."""
+        taken = [orders[number] for number in self._board.taken_by(worker.number)]
+        return [order for order in taken if order.site in unanswered]
 
-    def _replace(self, worker: _Worker) -> list[Any]:
-        """Start a worker instead of one that died, and return the parcels that were lost with it (rule 4)."""
-        place = self._workers.index(worker)
-        lost, site = list(worker.orders), worker.orders[0][0].site
+    def _replace(self, worker: _Worker, lost: Sequence[_Order]) -> _Worker:
+        """Start a worker instead of one that died (rule 4)."""
         worker.end()
+        self._board.mend()
         if worker.is_second:
-            raise SimulationError(
-                f"a worker died while site {site} worked (exit code {worker.process.exitcode}), as did the one before; "
-                "look for what ends it, such as too little memory, or use fewer workers"
-            )
+            raise _died(worker, lost[-1].site if lost else None)
         fresh = self._start(worker.number)
         fresh.wait()
         fresh.is_second = True
-        self._workers[place] = fresh
-        return lost
+        self._workers[worker.number] = fresh
+        return fresh
+
+    def _again(self, fresh: _Worker, order: _Order) -> Any:
+        """Give an order that was lost again, alone: should this one die too, it is known where."""
+        fresh.send(pickle.dumps((_ALONE, [order]), _PROTOCOL))
+        try:
+            (answer,) = fresh.take()
+        except (EOFError, ConnectionError):
+            fresh.end()
+            raise _died(fresh, order.site) from None
+        return answer
+
+
+def _died(worker: _Worker, site: SiteName | None) -> SimulationError:
+    return SimulationError(
+        f"a worker died while {f'site {site} worked' if site else 'it had no order'} (exit code "
+        f"{worker.process.exitcode}), as did the one before; look for what ends it, such as too little memory, or use "
+        "fewer workers"
+    )
+
+
+def _board_at(layout: Layout) -> int:
+    return -(-layout.nbytes // 64) * 64
+
+
+def _parts(block: shared_memory.SharedMemory, layout: Layout) -> tuple[memoryview, memoryview]:
+    """Return the arena's and the board's part of the block."""
+    assert block.buf is not None  # noqa: S101 - it is open
+    return block.buf[: layout.nbytes], block.buf[_board_at(layout) :]
+
+
+class _Place(NamedTuple):
+    """Which worker one is, and the core it has to itself, if any."""
+
+    number: int
+    core: int | None
 
 
 class _Worker:
@@ -179,33 +251,7 @@ class _Worker:
         self.number = number
         self.process = process
         self.pipe = pipe
-        self.orders: deque[Any] = deque()
         self.is_second = False
-
-    @classmethod
-    def start(
-        cls,
-        number: int,
-        premises: Premises,
-        arena: Arena,
-        memory: str,
-        source: Path | None,
-        pipes: Sequence[Connection],
-    ) -> _Worker:
-        method = "spawn" if device_of(premises.experiment).startswith("cuda") else START_METHOD
-        context = multiprocessing.get_context(method)
-        ours, theirs = context.Pipe()
-        if method == "fork":
-            start: Any = (premises, arena, theirs, [ours, *pipes])
-        else:
-            start = (luggage.pack(premises, source), (arena.layout, memory), theirs, [])
-        process = context.Process(target=_work, args=start, daemon=True)  # type: ignore[attr-defined]  # both have it
-        with warnings.catch_warnings():
-            # BLAS keeps threads that idle; it looks after itself across a fork, and torch has not started any.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            process.start()
-        theirs.close()
-        return cls(number, process, ours)
 
     def wait(self) -> None:
         """Wait until it is ready for orders."""
@@ -216,15 +262,13 @@ class _Worker:
         if problem is not None:
             raise SimulationError(f"worker {self.number} could not load the experiment: {problem}")
 
-    def give(self, order: Any) -> None:
-        self.orders.append(order)
-        with contextlib.suppress(BrokenPipeError):  # it died: the next `take` finds out
-            self.pipe.send_bytes(pickle.dumps(order, _PROTOCOL))
+    def send(self, message: bytes) -> None:
+        with contextlib.suppress(ConnectionError):  # it died: the next `take` finds out
+            self.pipe.send_bytes(message)
 
-    def take(self) -> Any:
-        answer = pickle.loads(self.pipe.recv_bytes())  # noqa: S301 - of our own child
-        self.orders.popleft()
-        return answer
+    def take(self) -> list[Any]:
+        answers: list[Any] = pickle.loads(self.pipe.recv_bytes())  # noqa: S301 - of our own child
+        return answers
 
     def end(self) -> None:
         self.pipe.close()
@@ -232,33 +276,101 @@ class _Worker:
 
 
 def _work(
+    place: _Place,
     premises: Premises | luggage.Luggage,
-    memory: Arena | tuple[Layout, str],
+    memory: tuple[Arena, Board] | tuple[str, Layout, Lock, int],
     pipe: Connection,
     inherited: Sequence[Connection],
 ) -> None:
     """A worker's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _settle_down(place)
     for other in inherited:
         other.close()  # else our copies of the parent's ends would keep pipes open when the parent is gone
     block: shared_memory.SharedMemory | None = None
     try:
         if isinstance(premises, luggage.Luggage):
             premises = luggage.unpack(premises, contextlib.ExitStack())
-        if isinstance(memory, Arena):
-            arena = memory
+        if len(memory) == 2:
+            arena, board = memory
         else:
-            block = shared_memory.SharedMemory(memory[1])
-            arena = Arena(memory[0], block.buf)
-        bench = Bench(premises, arena)
+            name, layout, lock, workers = memory
+            block = shared_memory.SharedMemory(name)
+            parts = _parts(block, layout)
+            arena, board = Arena(layout, parts[0]), Board(parts[1], lock, workers)
+        turn = _Turn(place.number, Bench(premises, arena), board, pipe)
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")
         return
     pipe.send(None)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            orders = pickle.loads(pipe.recv_bytes())  # noqa: S301 - of our own parent
-            pipe.send_bytes(pickle.dumps(bench.serve(orders), _PROTOCOL))
+            _look(pipe)
+            turn.serve(*pickle.loads(pipe.recv_bytes()))  # noqa: S301 - of our own parent
     if block is not None:  # else it is closed at some moment of the interpreter's end, with views still there
         arena.release()
+        board.release()
         block.close()
+
+
+class _Turn:
+    """A worker's way with batches: takes, does and answers."""
+
+    def __init__(self, number: int, bench: Bench, board: Board, pipe: Connection) -> None:
+        self._number = number
+        self._bench = bench
+        self._board = board
+        self._pipe = pipe
+        self._seconds: dict[type, float] = {}
+
+    def serve(self, batch: int, orders: Sequence[Any]) -> None:
+        """Do what can be had of a batch, and answer.
+
+        Raises:
+            ConnectionError: the parent is gone.
+        """
+        if batch == _ALONE:
+            self._answer(self._bench.serve(orders))
+            return
+        kind = type(orders[0])
+        began, answers = time.perf_counter(), list[Any]()
+        while taken := self._board.take(batch, self._number, self._most(kind)):
+            answers += self._bench.serve([orders[place] for place in taken])
+            now = time.perf_counter()
+            self._seconds[kind] = (now - began) / len(answers)
+            if now - began >= ANSWER_S:
+                self._answer(answers)
+                began, answers = time.perf_counter(), []
+        if answers:
+            self._answer(answers)
+
+    def _most(self, kind: type) -> int:
+        """Return how many orders of a kind are taken at once: what they took before says how many `ANSWER_S` is.
+
+        Nothing says what the first takes; and evaluating may take a thousandth of what training takes.
+        """
+        seconds = self._seconds.get(kind)
+        return 1 if seconds is None else max(1, int(ANSWER_S / max(seconds, 1e-9)))
+
+    def _answer(self, answers: Sequence[Any]) -> None:
+        self._pipe.send_bytes(pickle.dumps(answers, _PROTOCOL))
+
+
+def _settle_down(place: _Place) -> None:
+    """Rules 6 and 8."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            if place.core is not None:
+                os.sched_setaffinity(0, {place.core})
+
+
+def _look(pipe: Connection) -> None:
+    """Rule 7."""
+    if sys.platform != "linux":
+        return
+    poll = select.poll()
+    poll.register(pipe.fileno(), select.POLLIN)
+    until = time.perf_counter() + LOOK_S
+    while not poll.poll(0) and time.perf_counter() < until:
+        os.sched_yield()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from federation.names import PayloadName
     from federation.plan import ExperimentSpec, PayloadPlan
-    from federation.simulation.models import Payload
+    from federation.simulation.memory import Payload
 
 _PIECE_BYTES = 1 << 19
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from federation.data.local import LocalData
+from federation.errors import TaskError, UpdateRejectedError
+from federation.simulation.admission import Admission
 from federation.simulation.memory import Arena, MemoryExchange
 from federation.training.state import StateStore
 from federation.training.work import Resident, SiteWork
@@ -67,12 +69,17 @@ class Failure:
 
 
 class TrainAnswer(NamedTuple):
-    """The answer to a `TrainOrder`."""
+    """The answer to a `TrainOrder`.
+
+    Attributes:
+        norm: of the change, if the update as the site wrote it passes the checks of `federation.simulation.admission`.
+    """
 
     site: SiteName
     trained: Trained | None = None
     failure: Failure | None = None
     has_pending: bool = False
+    norm: float | None = None
 
 
 class EvaluateAnswer(NamedTuple):
@@ -123,6 +130,7 @@ class Bench:
         self._premises = premises
         self._arena = arena
         self._stores = stores
+        self._admission = Admission(premises.spec)
         self._resident = Resident(experiment=premises.experiment, spec=premises.spec, base=premises.base)
         self._data: dict[SiteName, LocalData] = {}
         self._works: dict[SiteName, SiteWork] = {}
@@ -136,7 +144,8 @@ class Bench:
         for start in range(0, len(orders), FORESEEN):
             parcel = orders[start : start + FORESEEN]
             works = [self._prepared(order) for order in parcel]
-            answers += map(self._train, parcel, works)
+            trained = list(map(self._train, parcel, works))
+            answers += map(self._checked, parcel, trained)
         return answers
 
     def serve(self, orders: Sequence[TrainOrder] | Sequence[EvaluateOrder]) -> Sequence[TrainAnswer | EvaluateAnswer]:
@@ -167,6 +176,15 @@ class Bench:
         except Exception as error:
             return TrainAnswer(order.site, failure=_failure(error))
         return TrainAnswer(order.site, trained, has_pending=work.has_pending)
+
+    def _checked(self, order: TrainOrder, answer: TrainAnswer) -> TrainAnswer:
+        if answer.trained is None:
+            return answer
+        payloads = self._arena.payloads(order.slot, answer.trained.payload_bytes)
+        try:
+            return answer._replace(norm=self._admission.check(payloads, answer.trained.examples))
+        except (TaskError, UpdateRejectedError):
+            return answer  # who admits it looks again, and says what is wrong
 
     def evaluate(self, order: EvaluateOrder) -> EvaluateAnswer:
         """Evaluate the model of a round at one site."""

@@ -34,14 +34,13 @@ from federation.rounds.events import Phase
 from federation.simulation.admission import Admission
 from federation.simulation.bench import EvaluateOrder, KeepOrder, TrainOrder
 from federation.simulation.book import RoundBook, Update
-from federation.simulation.models import Payload
 from federation.simulation.roles import NoSpans
 from federation.simulation.under_way import Flight, UnderWay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from federation.names import Attempt, PayloadName, RoundNumber, SiteName
+    from federation.names import Attempt, RoundNumber, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.history import RoundRecord
     from federation.simulation.bench import EvaluateAnswer, Failure, TrainAnswer
@@ -192,7 +191,10 @@ class Engine:
             trained=update.trained,
             norm=update.norm,
             has_pending=update.has_pending,
-            payloads={name: bytes(self._payload(update.slot, name, size).bytes()) for name, size in sizes.items()},
+            payloads={
+                name: bytes(payload.bytes())
+                for name, payload in self._executor.arena.payloads(update.slot, sizes).items()
+            },
         )
 
     def resume(self, under_way: UnderWay) -> None:
@@ -375,11 +377,15 @@ class Engine:
             bytes_up=sum(trained.payload_bytes.values()),
             oracle_calls=trained.oracle_calls,
         )
-        payloads = {name: self._payload(slot, name, size) for name, size in trained.payload_bytes.items()}
         event: events.Event = events.UpdateAdmitted(site, asked_round=action.round)
         norm = 0.0
         try:
-            norm = self._admission.check(payloads, trained.examples)
+            # The site's worker looked already; where it found something wrong, or an update is another since, so do we.
+            if answer.norm is not None and self._tampering is None:
+                norm = answer.norm
+            else:
+                payloads = self._executor.arena.payloads(slot, trained.payload_bytes)
+                norm = self._admission.check(payloads, trained.examples)
         except TaskError as error:
             if self._tampering is not None and site in self._tampering.sites:
                 event = events.UpdateRefused(site, error.traceback)
@@ -392,9 +398,6 @@ class Engine:
         else:
             self._updates[site] = Update(site, action.round, action.attempt, slot, trained, norm, answer.has_pending)
         self._due[site] = self._push_end(at, site, event, action)
-
-    def _payload(self, slot: int, name: PayloadName, size: int) -> Payload:
-        return Payload(self._executor.arena.update(slot, name)[:size])
 
     def _fail(self, round_number: RoundNumber, site: SiteName, failure: Failure) -> None:
         self.failures.append((round_number, site, failure))

@@ -28,7 +28,7 @@ from federation.data.shard import ArrayShard, is_pair
 from federation.errors import PlanError
 from federation.names import SiteName
 from federation.rounds.randomness import derive_seed
-from federation.simulation.models import Payload
+from federation.simulation.memory import Payload
 from federation.storage.encoded import IDENTITY, decoded
 from federation.training.exchange import DELTA
 

@@ -114,11 +114,34 @@ class Arena:
             self._slots[slot, name] = found
         return found[1]
 
+    def payloads(self, slot: int, sizes: Mapping[PayloadName, int]) -> dict[PayloadName, Payload]:
+        """Return the payloads of an update, of so many bytes each, as they lie in its slot."""
+        return {name: Payload(self.update(slot, name)[:size]) for name, size in sizes.items()}
+
     def release(self) -> None:
         """Let go of every view, so that shared memory can be closed."""
         self._arrays.clear()
         self._slots.clear()
         self._memory.release()
+
+
+class Payload:
+    """One payload of an update as it lies in its slot. Implements `Readable`."""
+
+    __slots__ = ("_view", "nbytes")
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self.nbytes = view.nbytes
+
+    def pread_into(self, offset: int, view: Buffer) -> None:
+        """Fill `view` with the payload's bytes from `offset` on."""
+        target = memoryview(view).cast("B")
+        target[:] = self._view[offset : offset + target.nbytes]
+
+    def bytes(self) -> memoryview:
+        """Return the payload's memory."""
+        return self._view
 
 
 class MemoryExchange:

@@ -19,7 +19,7 @@ from federation.aggregation.tiles import ArrayTiles
 from federation.algorithms.server import ServerRound, SiteFacts
 from federation.names import PayloadName
 from federation.rounds.schedules import server_rate
-from federation.simulation.memory import GENERATIONS
+from federation.simulation.memory import GENERATIONS, Payload
 from federation.storage import combination
 from federation.storage.encoded import IDENTITY, RoleOf
 from federation.storage.memory import MemoryBytes, MemoryModel, MemoryWriter
@@ -207,6 +207,7 @@ class Models:
             master_writer=self._writer(_MASTER) if has_master else None,
             rule_state={own: self.model(name) for own, name in self.rule_state.items()},
             rule_writers={own: self._writer(name) for own, name in self.rule_state.items()},
+            scores_later=True,
         )
         weights = combined.weights or tuple(self._algorithm.server().weights(server_round)["delta"])
         if OPTIMIZER in self._uploads:
@@ -364,10 +365,7 @@ class Models:
         return sent
 
     def _payloads(self, update: Update) -> dict[PayloadName, Payload]:
-        return {
-            name: Payload(self._arena.update(update.slot, name)[:nbytes])
-            for name, nbytes in update.trained.payload_bytes.items()
-        }
+        return self._arena.payloads(update.slot, update.trained.payload_bytes)
 
     def _facts(self, update: Update, round_number: RoundNumber, payloads: Mapping[PayloadName, Payload]) -> SiteFacts:
         scalars = read_scalars(self._uploads[SCALARS], payloads[SCALARS]) if SCALARS in self._uploads else {}
@@ -384,22 +382,3 @@ class Models:
             return None
         schema = self._schema.federated
         return {update.site: MemoryModel(schema, self.versions[update.round]) for update in updates}
-
-
-class Payload:
-    """One payload of an update as it lies in its slot. Implements `Readable`."""
-
-    __slots__ = ("_view", "nbytes")
-
-    def __init__(self, view: memoryview) -> None:
-        self._view = view
-        self.nbytes = view.nbytes
-
-    def pread_into(self, offset: int, view: Buffer) -> None:
-        """Fill `view` with the payload's bytes from `offset` on."""
-        target = memoryview(view).cast("B")
-        target[:] = self._view[offset : offset + target.nbytes]
-
-    def bytes(self) -> memoryview:
-        """Return the payload's memory."""
-        return self._view

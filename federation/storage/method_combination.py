@@ -77,6 +77,7 @@ def combine_round(
     master_writer: ModelSink | None = None,
     rule_state: Mapping[str, ModelSource] | None = None,
     rule_writers: Mapping[str, ModelSink] | None = None,
+    scores_later: bool = False,
 ) -> Combined:
     """Write the candidate for the next model and the next slots. Blocks; call it in a thread.
 
@@ -96,6 +97,7 @@ def combine_round(
         master_writer: for the next master; finished here.
         rule_state: the rule's vectors of the round before, each with the schema of the parameters.
         rule_writers: for the next ones; finished here.
+        scores_later: scores of small models are computed when somebody first looks at them.
 
     Raises:
         ValueError: no update has a weight above 0, a payload is missing or not well-formed, or sites differ.
@@ -118,7 +120,7 @@ def combine_round(
     rule = KeepingCombiner(combiner, aggregation.rule, rule_state or {}, rule_writers or {})
     delta_weights = weights[DELTA]
     is_plain = spec.plan.compression == IDENTITY and not algorithm.needs_base
-    scoring = Scoring(byzantine=spec.plan.byzantine, is_shared=is_plain)
+    scoring = Scoring(byzantine=spec.plan.byzantine, is_shared=is_plain, is_late=scores_later)
     if type(server) is ServerHalf and not slots and round.learning_rate == 1.0:
         weighed = [
             SiteUpdate(site=update.site, payloads=update.payloads, weight=weight)

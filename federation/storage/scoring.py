@@ -4,12 +4,17 @@ The rule's results pass through `Scoring.watch` as they come. While the rule wor
 reads the one before once more, from the page cache, and adds it to the scores: with two cores the pass costs little of
 a round's time. Payloads that only one reader at a time may decode are read between the rule's steps instead, and a
 model of a few tiles is not worth a thread. Sums run in tile order in one thread: the same bytes every time.
+
+Who has better to do than to wait for the scores of a small model gets them late: what they are computed from is kept,
+and looked at when they are.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +22,7 @@ import numpy as np
 from federation.aggregation.scores import RULE_WEIGHT, Scores, SiteScores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
     from federation.aggregation.rule import RuleReport
@@ -25,6 +30,32 @@ if TYPE_CHECKING:
     from federation.names import SiteName
 
 _FEW_TILES = 4
+_KEPT_BYTES = 1 << 20
+"""Of updates that are kept for late scores."""
+
+
+class LateScores(Mapping["SiteName", Scores]):
+    """Scores by site, computed when somebody first looks.
+
+    Args:
+        compute: called once.
+    """
+
+    def __init__(self, compute: Callable[[], dict[SiteName, Scores]]) -> None:
+        self._compute = compute
+
+    @cached_property
+    def _found(self) -> dict[SiteName, Scores]:
+        return self._compute()
+
+    def __getitem__(self, site: SiteName) -> Scores:
+        return self._found[site]
+
+    def __iter__(self) -> Iterator[SiteName]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 class Scoring:
@@ -34,14 +65,19 @@ class Scoring:
         byzantine: f of the Krum score.
         needs_krum: the Krum score is wanted however many sites there are.
         is_shared: the source may be read by two threads at once.
+        is_late: scores of a small model are computed when they are first looked at.
     """
 
-    def __init__(self, *, byzantine: int = 0, needs_krum: bool = False, is_shared: bool = False) -> None:
+    def __init__(
+        self, *, byzantine: int = 0, needs_krum: bool = False, is_shared: bool = False, is_late: bool = False
+    ) -> None:
         self._found: SiteScores | None = None
         self._pending: Future[None] | None = None
         self._byzantine = byzantine
         self._needs_krum = needs_krum
         self._is_shared = is_shared
+        self._is_late = is_late
+        self._kept: list[tuple[Array, Array]] = []
         self._raw = np.empty(0, dtype=np.uint8)
 
     def watch(self, source: TileSource, results: Iterator[tuple[Tile, Array]]) -> Iterator[tuple[Tile, Array]]:
@@ -59,18 +95,29 @@ class Scoring:
         if len(source.tiles) > _FEW_TILES:
             yield from self._beside(found, source, results)
             return
+        is_late = self._is_late and len(source.sites) * sum(tile.nbytes for tile in source.tiles) <= _KEPT_BYTES
         for tile, values in results:
-            found.add(self._read(source, tile), values)
+            if is_late:
+                self._kept.append((self._read(source, tile).copy(), values.copy()))
+            else:
+                found.add(self._read(source, tile), values)
             yield tile, values
 
-    def finish(self, report: RuleReport | None = None) -> dict[SiteName, Scores]:
+    def finish(self, report: RuleReport | None = None) -> Mapping[SiteName, Scores]:
         """Return each site's scores, once every tile has passed; none where there were fewer than 2 updates.
 
         Args:
             report: what the rule says of the round; its weights become a score of each site.
         """
+        return LateScores(lambda: self._finish(report)) if self._kept else self._finish(report)
+
+    def _finish(self, report: RuleReport | None) -> dict[SiteName, Scores]:
         if self._pending is not None:
             self._pending.result()
+        if self._found is not None:
+            for rows, values in self._kept:
+                self._found.add(rows, values)
+            self._kept.clear()
         found = self._found.finish() if self._found is not None else {}
         weights = report.weights if report is not None else None
         for site, scores in found.items():

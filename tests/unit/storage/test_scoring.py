@@ -1,0 +1,47 @@
+"""Scores taken in passing, at once or when they are looked at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from federation.aggregation.mean import WeightedMean
+from federation.aggregation.tiles import ArrayTiles
+from federation.names import SiteName
+from federation.storage import scoring
+from federation.storage.scoring import LateScores, Scoring
+from federation.tensors import DType, TensorSchema, TensorSpec
+
+if TYPE_CHECKING:
+    import pytest
+
+SITES = [SiteName(name) for name in "abcd"]
+
+
+def scores(*, is_late: bool, elements: int = 50, tile_elements: int = 20) -> object:
+    schema = TensorSchema.of([TensorSpec(name="w", dtype=DType.FLOAT32, shape=(elements,))])
+    draw = np.random.default_rng(3)
+    buffers: dict[SiteName, bytes | bytearray] = {
+        site: bytearray(draw.normal(size=elements).astype("<f4").tobytes()) for site in SITES
+    }
+    source = ArrayTiles(schema, buffers, dict.fromkeys(SITES, 1.0), tile_elements=tile_elements)
+    watching = Scoring(is_late=is_late)
+    for _ in watching.watch(source, WeightedMean().combine(source)):
+        pass
+    found = watching.finish()
+    for buffer in buffers.values():
+        buffer[:] = bytes(len(buffer))  # the next round's updates go to the same places
+    assert isinstance(found, LateScores) is (is_late and elements * 16 <= scoring._KEPT_BYTES)
+    return dict(found)
+
+
+def test_late_scores_are_the_same_though_the_updates_are_gone() -> None:
+    late = scores(is_late=True)
+    assert late == scores(is_late=False)
+    assert isinstance(late, dict) and sorted(late) == SITES
+
+
+def test_updates_too_large_to_be_kept_are_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_KEPT_BYTES", 100)
+    assert scores(is_late=True) == scores(is_late=False)

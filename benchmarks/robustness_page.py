@@ -50,6 +50,14 @@ class Figures:
             self._found.setdefault((cell.defence, cell.attack, cell.hostile, cell.partition), []).append(found[cell])
         self.seeds = max((len(outcomes) for outcomes in self._found.values()), default=0)
 
+    @property
+    def seeds_said(self) -> str:
+        """How many seeds the cells have, in words."""
+        fewest = min((len(outcomes) for outcomes in self._found.values()), default=0)
+        if fewest == self.seeds:
+            return f"{self.seeds} seeds"
+        return f"up to {self.seeds} seeds (none: one seed)"
+
     def outcomes(self, defence: str, attack: str, hostile: int, partition: str) -> list[Outcome]:
         """Return the outcomes of a cell's seeds; none if it was not run."""
         return self._found.get((defence, attack, hostile, partition), [])
@@ -87,8 +95,8 @@ def page_of(found: Mapping[Cell, Outcome]) -> str:
 def _head(figures: Figures) -> str:
     return f"""# Rules against attacks
 
-Accuracy on digits in per cent, mean ± standard deviation over up to {figures.seeds} seeds (none: one seed), of the
-model that a federation of {SITES} sites has after {ROUNDS} rounds, of which f sites are hostile. What to make of it:
+Accuracy on digits in per cent, mean ± standard deviation over {figures.seeds_said}, of the model that a
+federation of {SITES} sites has after {ROUNDS} rounds, of which f sites are hostile. What to make of it:
 [which rule do I need](which-rule.md). Made by
 
 ```bash
@@ -102,11 +110,10 @@ python -m benchmarks robustness --full --page
 - Every rule is told the true f, and {TOLD} where nobody is hostile; options otherwise by default. `monna` and
   `fltrust` trust one honest site. `momentum` is the method `site_momentum` with β = 0.9 instead of FedAvg.
 - **Bold**: best under this attack, or within {CLOSE:g} points of it. {_FALLEN}: fallen, {FALL:g} points or more below
-  the mean rule in peace. {_EARLY}: a run ended early, because its next model was not finite. n/a: {SITES} sites are
-  too few for this rule and f; the plan is refused. –: not measured yet, or, as worst, not under every attack.
+  the mean rule in peace. {_EARLY}: a run ended early, because its next model was not finite. n/a: the plan
+  is [refused](#what-is-refused-and-why). –: not measured yet, or, as worst, not under every attack.
 - Infinity and NaN are not in the tables: whatever the rule, they are refused on arrival.
-- `arc + mean` and `nnm + mean` were measured with weights by examples, and hostile sites that claim no more than they
-  have. Plans refuse both by now: `arc` before the mean needs sites that weigh alike, `nnm` alone is no defence.
+- The mean weighs sites by their examples, and hostile ones claim no more than they have; behind `arc` all weigh alike.
 """
 
 

@@ -253,13 +253,7 @@ class Aggregators:
 
     async def _back_off(self, run: _Run, crashes: int) -> None:
         wait_s = min(self._patience.restart_s * 2 ** (crashes - 1), self._patience.restart_max_s)
-        waiting = asyncio.create_task(pause(self._clock, wait_s), name=f"back off {run.experiment}")
-        over = asyncio.create_task(run.over.wait(), name=f"over {run.experiment}")
-        try:
-            await asyncio.wait({waiting, over}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiting.cancel()
-            over.cancel()
+        await pause(self._clock, wait_s, run.over.wait())
 
     async def _note_crash(self, found: ExperimentRecord, crashes: int, ended: str) -> None:
         _log.error("aggregator ended", experiment=found.id, epoch=found.epoch, crashes=crashes, how=ended)

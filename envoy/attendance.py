@@ -8,8 +8,8 @@ Rules:
    epoch was superseded and is left alone.
 3. After the welcome: the shards on offer, then how everything here stands, so nothing said while the line was down is
    lost. Whoever started the envoy is told that it is ready (``READY=1``) once, when the first offers are sent.
-4. A cut session is dialled again after a growing, spread delay. What experiments do here goes on meanwhile. One that
-   another envoy of this site superseded is not: two would take turns for ever.
+4. A cut session is dialled again after a growing, spread delay, or as the certificate is renewed. What experiments do
+   here goes on meanwhile. One that another envoy of this site superseded is not: two would take turns for ever.
 5. A clock that differs from the director's by more than a minute is a warning: signatures and certificates expire by
    it.
 """
@@ -162,9 +162,9 @@ class Attendance:
         if self._session is not None and self.is_connected:
             self._session.outbox.put_nowait(request)
 
-    async def director(self) -> Stub:
-        """Return the calls of a connected director, once there is one."""
-        while self._session is None:
+    async def director(self, other_than: Stub | None = None) -> Stub:
+        """Return the calls of a connected director, once there is a session, and a later one than `other_than`'s."""
+        while self._session is None or self._session.stub is other_than:
             await self._up.wait()
         return self._session.stub
 
@@ -195,7 +195,8 @@ class Attendance:
                     self.superseded,
                 )
                 await asyncio.get_running_loop().create_future()
-            await pause(self.clock, backoff.next_s())
+            if await pause(self.clock, backoff.next_s(), self._renewed.wait()):
+                backoff.reset()
 
     async def _open(self) -> _Session:
         """Dial, and return once the director has welcomed us; nothing else of the present session is touched."""
@@ -242,7 +243,6 @@ class Attendance:
                 await following.result().close()  # it came in the moment in which we were stopped
             if self._session is session:
                 self._session, self.is_connected = None, False
-                self._up.clear()
             await session.close()
 
     async def _open_next(self) -> _Session:
@@ -261,7 +261,7 @@ class Attendance:
                 if _superseded(error):
                     raise
                 _log.warning("the renewed certificate is not in use yet: %s", error)
-            await pause(self.clock, backoff.next_s())
+            await pause(self.clock, backoff.next_s(), self._renewed.wait())
 
     def _hello(self) -> director_pb2.AttendRequest:
         hello = director_pb2.EnvoyHello(
@@ -290,7 +290,8 @@ class Attendance:
         for _ in range(inherited):
             outbox.put_nowait(outbox.get_nowait())  # behind the offers
         self._session, self.is_connected = session, True
-        self._up.set()
+        up, self._up = self._up, asyncio.Event()
+        up.set()
 
     async def _converse(self, session: _Session) -> None:
         async with asyncio.TaskGroup() as group:

@@ -303,7 +303,7 @@ async def _drain(collaborators: Collaborators, shutdown: Shutdown) -> None:
         await asyncio.gather(hurry, return_exceptions=True)
 
 
-async def _nobody() -> Stub:
+async def _nobody(other_than: Stub | None = None) -> Stub:
     raise RuntimeError("the session with the director is assembled after the experiments")
 
 

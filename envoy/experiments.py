@@ -20,7 +20,7 @@ from federation.errors import ConflictError, FederationError, NotFoundError
 from federation.names import ExperimentId, FederationName, check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from envoy.catalogue import Catalogue
     from envoy.config import EnvoySettings
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from federation.runtime.clock import Clock
     from federation.runtime.tasks import Supervisor
     from federation.telemetry.metrics import Metrics
-    from federation.transport.methods import Stub
     from federation.v1 import director_pb2
 
 _log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class Experiments:
     pin: Callable[[str, str], None]
     configure: Callable[[Participation], CollaboratorConfig]
     tell: Callable[[director_pb2.AttendRequest], None]
-    director: Callable[[], Awaitable[Stub]]
+    director: fetching.ConnectedDirector
     supervisor: Supervisor
     clock: Clock
     metrics: Metrics

@@ -1,6 +1,7 @@
 """Getting a bundle from the director and opening it, once its manifest is believed.
 
-A cut download goes on where it stopped, in this process or the next; what is fetched is never larger than the manifest
+A cut download goes on where it stopped, in this process or the next, after a delay that the next session with the
+director ends; what is fetched is never larger than the manifest
 says, nor than the owner allows. Archive and every file are checked against the manifest before anything can run.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from federation.bundle import packing
 from federation.collaborator.backoff import Backoff
@@ -20,7 +21,7 @@ from federation.v1 import director_pb2
 from federation.wire.chunks import checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Coroutine
 
     from federation.bundle.manifest import Manifest
     from federation.runtime.clock import Clock
@@ -33,8 +34,15 @@ _SPEC = "spec.json"
 _MAX_DEFECTS = 3
 
 
+class ConnectedDirector(Protocol):
+    """Gives the calls of a connected director."""
+
+    def __call__(self, other_than: Stub | None = None) -> Coroutine[Any, Any, Stub]:
+        """Return them, once there is a session, and a later one than that of `other_than`."""
+
+
 async def fetch(
-    director: Callable[[], Awaitable[Stub]],
+    director: ConnectedDirector,
     experiment: str,
     manifest: Manifest,
     folder: Path,
@@ -71,7 +79,8 @@ async def fetch(
             defects += 1
             if defects >= _MAX_DEFECTS:
                 raise BundleError(f"the director does not send the bundle as announced: {error}") from error
-        await pause(clock, backoff.next_s())
+        if await pause(clock, backoff.next_s(), director(stub)):
+            backoff.reset()
 
 
 def unpack(manifest: Manifest, folder: Path, max_bytes: int) -> None:

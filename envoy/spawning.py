@@ -89,7 +89,7 @@ class Collaborator:
                 if isinstance(ending, endings.AtRest):
                     break
                 self.metrics.child_restarts_total.labels(_KIND).inc()
-                await self._pause(backoff)
+                await pause(self.clock, backoff.next_s(), self._wake.wait())
             return None
         finally:
             if self._child is not None and self._child.is_running:
@@ -198,16 +198,6 @@ class Collaborator:
             return None
         ending = endings.judge(record, record.outcome, asked=False, crashes=0, max_restarts=1)
         return ending if isinstance(ending, endings.Over) else None
-
-    async def _pause(self, backoff: Backoff) -> None:
-        waiting = asyncio.create_task(pause(self.clock, backoff.next_s()), name=f"restart-{self.experiment}")
-        woken = asyncio.create_task(self._wake.wait(), name=f"wake-{self.experiment}")
-        try:
-            await asyncio.wait({waiting, woken}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (waiting, woken):
-                task.cancel()
-            await asyncio.gather(waiting, woken, return_exceptions=True)
 
 
 OnEnd = Callable[["ExperimentId", endings.Over], Awaitable[None]]

@@ -5,7 +5,8 @@ Rules:
 1. What is asked is checked against `ordering` when it is heard; what is stale is dropped, what the plan does not allow
    ends the site's part.
 2. Tasks and verdicts are worked on in the order they were heard. A task that is asked again while it waits, or is being
-   worked on, is one task; one that was answered is answered again from what is held.
+   worked on, is one task, and its update is sent without further delay; one that was answered is answered again from
+   what is held. An answer has the epoch of the session in which it is given.
 3. A newer asking makes waiting older ones void; if the present work only fetches or sends for an older one, it is
    ended.
 """
@@ -138,6 +139,8 @@ class Desk:
             _log.warning("a task is not obeyed: %s", error)
             return
         if self._is_known(order):
+            if order.is_training and self._present is not None and self._present.is_same(order):
+                self.work.asked_again()
             return
         for void in [each for each in self._waiting if isinstance(each, TaskOrder) and self._is_void(each)]:
             self._waiting.remove(void)
@@ -259,14 +262,11 @@ class Desk:
             await self.links.say(aggregator_pb2.ParticipateRequest(failed=self.work.failure(order, error, self._epoch)))
 
     async def _evaluate(self, order: TaskOrder) -> None:
-        held = self._evaluated
-        if held is not None and held[0].is_same(order):
-            result = aggregator_pb2.EvaluationResult()
-            result.CopyFrom(held[1])
-            result.epoch = self._epoch
-        else:
-            result = await self.work.evaluate(order, self._epoch)
-            self._evaluated = (order, result)
+        if self._evaluated is None or not self._evaluated[0].is_same(order):
+            self._evaluated = (order, await self.work.evaluate(order))
+        result = aggregator_pb2.EvaluationResult()
+        result.CopyFrom(self._evaluated[1])
+        result.epoch = self._epoch  # the present session's: the aggregator may have been started again meanwhile
         await self.links.say(aggregator_pb2.ParticipateRequest(evaluated=result))
 
     async def _give_up(self, order: TaskOrder | None, error: FederationError) -> None:

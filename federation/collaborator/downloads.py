@@ -175,7 +175,8 @@ class Downloads:
                             f"payload {payload.name} came whole {damaged} times and was never the one announced"
                         ) from error
                     receiver = ChunkReceiver(payload.encoded_bytes)
-                await pause(self.clock, backoff.next_s())
+                if await pause(self.clock, backoff.next_s(), self.links.replaced(link)):
+                    backoff.reset()
 
     async def _pull_rest(self, link: Link, receiver: ChunkReceiver, digest: Digest, descriptor: int) -> None:
         """Fetch from where the receiver is; some chunks are checked and written while the next ones come."""

@@ -34,9 +34,7 @@ class LinkHolder:
 
     def __init__(self) -> None:
         self._link: Link | None = None
-        self._up = asyncio.Event()
-        self._down = asyncio.Event()
-        self._down.set()
+        self._changed = asyncio.Event()
         self._writing = asyncio.Lock()
 
     @property
@@ -47,22 +45,24 @@ class LinkHolder:
     def set(self, link: Link | None) -> None:
         """Note that a link is up, or that none is."""
         self._link = link
-        if link is None:
-            self._up.clear()
-            self._down.set()
-        else:
-            self._down.clear()
-            self._up.set()
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def get(self) -> Link:
         """Return the link, once there is one."""
         while self._link is None:
-            await self._up.wait()
+            await self._changed.wait()
         return self._link
 
     async def lost(self) -> None:
         """Return once there is none."""
-        await self._down.wait()
+        while self._link is not None:
+            await self._changed.wait()
+
+    async def replaced(self, link: Link) -> None:
+        """Return once another link than `link` is up: what was refused or cut there is worth trying again."""
+        while self._link is None or self._link is link:
+            await self._changed.wait()
 
     async def say(self, request: aggregator_pb2.ParticipateRequest) -> bool:
         """Send on the session's stream; False if there is none or it ended: the aggregator will ask again.

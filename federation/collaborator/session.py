@@ -7,7 +7,8 @@ Rules:
    superseded, which here is meant, and a transfer on its way goes on in the next where it was cut.
 2. Hello first: what this site has obeyed, its plan, and the update it keeps. Then the welcome is checked; only then is
    anything obeyed.
-3. A cut is answered by dialling again after a growing, spread delay; work goes on meanwhile.
+3. A cut is answered by dialling again after a growing, spread delay; work goes on meanwhile. That the aggregator is
+   somewhere else now, or that the certificate was renewed, ends the delay.
 4. A session that another one of this site superseded is not dialled again: two collaborators would take turns for ever.
 """
 
@@ -120,7 +121,8 @@ class Session:
             except FederationError as error:
                 # The first failure is news, every further one of the same outage is not.
                 _log.log(logging.WARNING if backoff.failures == 0 else logging.DEBUG, "session: %s", error)
-            await self._wait(backoff.next_s())
+            if await pause(self.clock, backoff.next_s(), self._moved.wait(), self._renewed.wait()):
+                backoff.reset()
 
     def renew(self) -> None:
         """Go on in a new session with the certificate files as they are now."""
@@ -223,7 +225,7 @@ class Session:
                 if _is_superseded(error):
                     raise
                 _log.warning("the renewed certificate is not in use yet: %s", error)
-            await pause(self.clock, backoff.next_s())
+            await pause(self.clock, backoff.next_s(), self._renewed.wait())
 
     def _take(self, opened: _Opened) -> None:
         """Make a session the present one."""
@@ -284,17 +286,6 @@ class Session:
                 case other:
                     raise MalformedMessageError(f"the aggregator sent {other!r} in the middle of a session")
         return None
-
-    async def _wait(self, delay_s: float) -> None:
-        """Wait before dialling again, or until the aggregator is said to be somewhere else."""
-        waiting = asyncio.create_task(pause(self.clock, delay_s), name="redial-delay")
-        moved = asyncio.create_task(self._moved.wait(), name="aggregator-moved")
-        try:
-            await asyncio.wait({waiting, moved}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiting.cancel()
-            moved.cancel()
-            await asyncio.gather(waiting, moved, return_exceptions=True)
 
 
 def _is_superseded(error: BaseException | None) -> bool:

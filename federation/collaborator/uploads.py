@@ -3,8 +3,9 @@
 1. Header first, with the id that was stored with the update: what the server holds counts for the same id only.
 2. Small updates are sent whole at once; for larger ones the server's word on what it holds comes first.
 3. Chunks are read at positions, a few ahead of the one on the wire; then the digests taken when the update was checked.
-4. A cut, or a server that is busy or has not asked yet, means again after a delay: an aggregator that was restarted
-   asks its sites anew, and a newer asking or the verdict ends our trying. Any other refusal is final for this update.
+4. A cut, or a server that is busy or has not asked yet, means again after a delay, which a new connection ends at once.
+   An aggregator that was restarted asks its sites anew: being asked again ends the delay too, unless the server is
+   busy. A newer asking or the verdict ends our trying. Any other refusal is final for this update.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.collaborator import exchange as files
@@ -60,6 +61,11 @@ class Uploads:
     links: LinkHolder
     metrics: Metrics
     clock: Clock
+    _asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def asked_again(self) -> None:
+        """Note that the aggregator asks anew for the update that is being sent."""
+        self._asked.set()
 
     async def push(self, update: RetainedUpdate) -> None:
         """Return once the aggregator has admitted `update`.
@@ -74,15 +80,21 @@ class Uploads:
             descriptors = [stack.enter_context(_opened(files.open_result(f.path, f.nbytes))) for f in update.files]
             while True:
                 link = await self.links.get()
+                self._asked.clear()  # before the sending: an asking may overtake the refusal of what it asks for
+                is_busy = False
                 try:
                     await self._send(link, update, descriptors)
                     break
-                except (TransportError, LimitError):
+                except TransportError:
                     pass
+                except LimitError:
+                    is_busy = True
                 except UpdateRejectedError as error:
                     if error.refusal not in _NOT_YET:
                         raise
-                await pause(self.clock, backoff.next_s())
+                news = [self.links.replaced(link)] if is_busy else [self.links.replaced(link), self._asked.wait()]
+                if await pause(self.clock, backoff.next_s(), *news):
+                    backoff.reset()
         for file in update.files:
             self.metrics.payload_bytes_total.labels("out", file.payload).inc(file.nbytes)
 

@@ -91,6 +91,10 @@ class Work:
         """Return once cancelling costs nothing, which need not last."""
         await self._left_trainer.wait()
 
+    def asked_again(self) -> None:
+        """Note that the present train task was asked once more: an update that waits to be sent is sent at once."""
+        self.uploads.asked_again()
+
     def recover(self) -> None:
         """Find the update an earlier process kept, if its files still hold it; blocks."""
         update = self.retention.current()
@@ -137,8 +141,8 @@ class Work:
             return
         self.metrics.updates_admitted_total.inc()
 
-    async def evaluate(self, order: TaskOrder, epoch: Epoch) -> aggregator_pb2.EvaluationResult:
-        """Do an evaluate task and return its answer; errors as `train`."""
+    async def evaluate(self, order: TaskOrder) -> aggregator_pb2.EvaluationResult:
+        """Do an evaluate task and return its answer, without an epoch yet; errors as `train`."""
         shard = self._prepared()
         model = await self.downloads.model(order.model, order.inline, order.step)
         message = trainer_pb2.RunEvaluation(round=order.asking.round, model_file=str(model))
@@ -154,7 +158,6 @@ class Work:
             self.metrics.set_evaluation_metric(name, value, self.config.site)
         return aggregator_pb2.EvaluationResult(
             round=order.asking.round,
-            epoch=epoch,
             metrics=dict(claim.metrics),
             examples=claim.examples,
             seconds=claim.seconds,

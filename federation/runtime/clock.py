@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
 
 class Cancellable(Protocol):
@@ -49,11 +49,28 @@ class SystemClock:
         return asyncio.get_running_loop().call_later(delay_s, callback)
 
 
-async def pause(clock: Clock, delay_s: float) -> None:
-    """Wait `delay_s` seconds: for the backoff of a reconnection only, since nothing else of ours is polled."""
+async def pause(clock: Clock, delay_s: float, *news: Coroutine[Any, Any, object]) -> bool:
+    """Wait `delay_s` seconds, or until there is news: for the backoff of a repetition only, since nothing is polled.
+
+    Args:
+        clock: times it.
+        delay_s: longest wait, seconds.
+        news: waits for what would make a repetition worth while at once; those not over by then are cancelled.
+
+    Returns:
+        Whether there was news.
+    """
     passed = asyncio.Event()
     timer = clock.timer(delay_s, passed.set)
+    waits = [asyncio.create_task(each, name="pause") for each in (*news, passed.wait())]
     try:
-        await passed.wait()
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        came = [wait for wait in waits[:-1] if wait.done()]
+        for wait in came:
+            wait.result()
+        return bool(came)
     finally:
         timer.cancel()
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ class FakeClock:
         self._monotonic = monotonic
         self._order = itertools.count()
         self._timers: list[tuple[float, int, _Timer]] = []
+        self._has_new = asyncio.Event()
 
     def now(self) -> float:
         """Wall-clock time, Unix seconds."""
@@ -46,12 +48,19 @@ class FakeClock:
         """Call `callback` from the `advance` that passes the moment."""
         timer = _Timer(callback)
         heapq.heappush(self._timers, (self._monotonic + max(delay_s, 0.0), next(self._order), timer))
+        self._has_new.set()
         return timer
 
     @property
     def waiting(self) -> int:
         """Number of timers that would still fire: lets a test see that something waits at all."""
         return sum(1 for _, _, timer in self._timers if timer.callback is not None)
+
+    async def until_waiting(self) -> None:
+        """Return once a timer would still fire: what is tested has come to where it waits."""
+        while not self.waiting:
+            self._has_new.clear()
+            await self._has_new.wait()
 
     def advance(self, seconds: float) -> None:
         """Let time pass and fire what falls due, in order, each at its own moment."""

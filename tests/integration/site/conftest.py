@@ -91,6 +91,7 @@ class Task:
         return {{"loss": 1.0 / round.number}}
 
     def evaluate(self, model, data):
+        {evaluate}
         return {{"loss": float(model["w"].mean())}}
 
 experiment = Experiment(
@@ -166,14 +167,23 @@ class Trial:
 @pytest.fixture
 def make_trial(tmp_path: Path) -> Callable[..., Trial]:
     def make(
-        train: str = "pass", *, elements: int = 8, sites: int = 1, rounds: int = 3, downlink: str = "identity"
+        train: str = "pass",
+        *,
+        evaluate: str = "pass",
+        elements: int = 8,
+        sites: int = 1,
+        rounds: int = 3,
+        downlink: str = "identity",
     ) -> Trial:
         folder = tmp_path / "experiment"
         folder.mkdir()
-        body = textwrap.indent(textwrap.dedent(train).strip(), " " * 8).lstrip()
-        (folder / "experiment.py").write_text(
-            EXPERIMENT_SOURCE.format(train=body, elements=elements, sites=sites, rounds=rounds, downlink=downlink)
+        train, evaluate = (
+            textwrap.indent(textwrap.dedent(body).strip(), " " * 8).lstrip() for body in (train, evaluate)
         )
+        source = EXPERIMENT_SOURCE.format(
+            train=train, evaluate=evaluate, elements=elements, sites=sites, rounds=rounds, downlink=downlink
+        )
+        (folder / "experiment.py").write_text(source)
         spec, arrays = load_experiment(folder).build()
         packed = bundle.pack(folder, tmp_path / "bundle.zip")
         manifest = Manifest(
@@ -268,6 +278,7 @@ class ScriptedAggregator(_Scripted):
         largest_piece: largest that came.
         refusal: error the next commit is answered with.
         has_refused: set once that was done.
+        upload_has_begun: set once the header of an upload came.
     """
 
     def __init__(self, trial: Trial) -> None:
@@ -283,6 +294,7 @@ class ScriptedAggregator(_Scripted):
         self.largest_piece = 0
         self.refusal: FederationError | None = None
         self.has_refused = asyncio.Event()
+        self.upload_has_begun = asyncio.Event()
         self.sessions: asyncio.Queue[SiteSession] = asyncio.Queue()
         self.updates: asyncio.Queue[Update] = asyncio.Queue()
         self.hellos: list[aggregator_pb2.SiteHello] = []
@@ -368,6 +380,7 @@ class ScriptedAggregator(_Scripted):
 
     async def PushUpdate(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
         header = (await anext(aiter(requests))).header
+        self.upload_has_begun.set()
         held = self._partial.setdefault(header.update_id, [bytearray() for _ in header.payloads])
         resumed_at = [len(part) for part in held]
         holding = aggregator_pb2.UpdateHolding(bytes=resumed_at, piece_bytes=self.piece_bytes)

@@ -321,6 +321,51 @@ async def test_a_refused_update_is_forgotten_and_the_next_round_done(
     await wait_for_end(child)
 
 
+async def test_a_site_that_is_done_before_its_aggregator_asks_anew_sends_its_update_as_it_is_asked(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    """Ten refusals: delays alone would add up to more than the test waits."""
+    trial = make_trial("open('trainings', 'a').write('x')")
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    for _ in range(10):
+        aggregator.refusal = UpdateRejectedError(Refusal.NOT_ASKED, "wait for the next task")
+        aggregator.has_refused.clear()
+        session.send(task=aggregator.task(trial.first_model))
+        await asyncio.wait_for(aggregator.has_refused.wait(), 30)
+    session.send(task=aggregator.task(trial.first_model))
+    update = await aggregator.next_update()
+    assert update.header.round == 1
+    assert (site.folder / "workspace" / "trainings").read_text() == "x"
+    _finish(session)
+    await wait_for_end(child)
+
+
+async def test_an_evaluation_is_answered_in_the_session_in_which_it_was_asked_again(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, tmp_path: Any
+) -> None:
+    """The aggregator is started again in the middle of it: it takes only answers of its own epoch."""
+    os.mkfifo(tmp_path / "gate")
+    trial = make_trial(evaluate=f"open({str(tmp_path / 'gate')!r}).read()")
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model, train=False))
+    gate = await asyncio.to_thread(open, tmp_path / "gate", "w")
+    aggregator.epoch = 2
+    session.cut()
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model, train=False))
+    gate.close()
+    assert (await session.hear("evaluated")).epoch == 2
+    _finish(session)
+    await wait_for_end(child)
+
+
 async def test_sigterm_lets_the_task_in_progress_end_and_leaves_no_process(
     make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, until_gone: Any, tmp_path: Any
 ) -> None:

@@ -62,3 +62,31 @@ async def test_a_message_under_way_is_not_cancelled_with_its_sender() -> None:
         await speaker
     assert len(stream.taken) == 1
     assert await links.say(aggregator_pb2.ParticipateRequest())
+
+
+async def test_a_link_is_replaced_by_another_one_and_not_by_none() -> None:
+    links, other = LinkHolder(), Link(stub=Any, call=Any, epoch=Epoch(2))  # type: ignore[arg-type]
+    first = Link(stub=Any, call=Any, epoch=Epoch(1))  # type: ignore[arg-type]
+    links.set(first)
+    waiting = asyncio.create_task(links.replaced(first))
+    for link in (None, first):
+        links.set(link)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    links.set(other)  # a renewed session follows the present one without a moment between them
+    await waiting
+
+
+async def test_who_waits_for_a_link_and_for_its_end_is_told_of_each() -> None:
+    links, link = LinkHolder(), Link(stub=Any, call=Any, epoch=Epoch(1))  # type: ignore[arg-type]
+    await links.lost()
+    getting = asyncio.create_task(links.get())
+    await asyncio.sleep(0)
+    links.set(link)
+    assert await getting is link
+    losing = asyncio.create_task(links.lost())
+    await asyncio.sleep(0)
+    assert not losing.done()
+    links.set(None)
+    await losing

@@ -63,6 +63,29 @@ async def test_a_pause_lasts_as_long_as_it_says_and_leaves_no_timer_when_given_u
     assert clock.waiting == 0
 
 
+async def test_news_end_a_pause_and_leave_no_timer() -> None:
+    clock, arrived, never = FakeClock(), asyncio.Event(), asyncio.Event()
+    waiting = asyncio.create_task(pause(clock, 10, never.wait(), arrived.wait()))
+    await clock.until_waiting()
+    arrived.set()
+    assert await waiting
+    assert clock.waiting == 0
+
+
+async def test_a_pause_without_news_says_so() -> None:
+    clock = FakeClock()
+    waiting = asyncio.create_task(pause(clock, 10, asyncio.Event().wait()))
+    await clock.until_waiting()
+    clock.advance(10)
+    assert not await waiting
+
+
+async def test_news_that_were_there_before_make_no_pause() -> None:
+    arrived = asyncio.Event()
+    arrived.set()
+    assert await pause(FakeClock(), 10, arrived.wait())
+
+
 async def test_a_lease_expires_only_after_the_whole_time_alone() -> None:
     clock = FakeClock()
     lease = Lease(60, clock)

@@ -97,7 +97,7 @@ def run_startup(
 
 @app.command("simulation")
 def run_simulation(
-    rounds: Annotated[int, typer.Option(min=10, help="Rounds of each run.")] = 200,
+    rounds: Annotated[int, typer.Option(min=10, help="Rounds of each run.")] = 60,
     as_json: JsonOption = False,
 ) -> None:
     """Rounds a second of a simulation with one and two workers, beside a bare PyTorch loop."""

@@ -5,18 +5,23 @@ epoch of batches of 32 with SGD; nothing is evaluated. The bare loop is what a r
 global weights, a fresh optimizer, shuffled batches, the mean of the results by examples. It checks nothing, records
 nothing and cannot be repeated by seed.
 
-Ratio: our rounds a second over the bare loop's. Runs alternate, and medians are taken, because machines drift.
+Ratio: our rounds a second over the bare loop's. Runs are short and alternate, and medians are taken, because machines
+drift. What two workers could give at best is measured beside them: two bare loops at once, in processes that have
+nothing to do with each other; ``two_bare`` is the rounds a second of both together, over those of one alone.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results import Result, median
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
 
     from federation import Experiment
     from federation.data.shard import Shard
@@ -27,7 +32,7 @@ BATCH = 32
 LEARNING_RATE = 0.1
 
 
-def measure(*, workers: tuple[int, ...] = (1, 2), rounds: int = 200, repeats: int = 5) -> Iterator[Result]:
+def measure(*, workers: tuple[int, ...] = (1, 2), rounds: int = 60, repeats: int = 15) -> Iterator[Result]:
     """Compare each number of workers with the bare loop.
 
     Args:
@@ -41,15 +46,25 @@ def measure(*, workers: tuple[int, ...] = (1, 2), rounds: int = 200, repeats: in
     parts = divide(WholeDigits(), "iid", SITES, 0)
     shards = {f"site-{number:03d}": part for number, part in enumerate(parts)}
     bare_rates: list[float] = []
+    pair_rates: list[float] = []
     rates: dict[int, list[float]] = {count: [] for count in workers}
-    for repeat in range(repeats + 1):  # the first warms up
-        bare = _bare(parts, rounds)
-        found = {count: _simulated(shards, rounds, count) for count in workers}
-        if repeat:
-            bare_rates.append(bare)
-            for count, rate in found.items():
-                rates[count].append(rate)
+    with _pair(parts, rounds) as both:
+        for repeat in range(repeats + 1):  # the first warms up
+            bare, pair = _bare(parts, rounds), both()
+            found = {count: _simulated(shards, rounds, count) for count in workers}
+            if repeat:
+                bare_rates.append(bare)
+                pair_rates.append(pair)
+                for count, rate in found.items():
+                    rates[count].append(rate)
     limit = median(bare_rates)
+    settings = {
+        "rounds": rounds,
+        "repeats": repeats,
+        "batch_size": BATCH,
+        "model": "64-32-10",
+        "two_bare": round(median(pair_rates) / limit, 3),
+    }
     for count in workers:
         value = median(rates[count])
         yield Result(
@@ -59,7 +74,7 @@ def measure(*, workers: tuple[int, ...] = (1, 2), rounds: int = 200, repeats: in
             unit="rounds/s",
             limit=limit,
             ratio=value / limit,
-            settings={"rounds": rounds, "repeats": repeats, "workers": count, "batch_size": BATCH, "model": "64-32-10"},
+            settings={**settings, "workers": count},
         )
 
 
@@ -91,6 +106,40 @@ def _simulated(shards: dict[str, Shard], rounds: int, workers: int) -> float:
     if result.outcome != "completed":
         raise RuntimeError(f"the simulation {result.outcome}: {result.reason}")
     return rounds / (times[-1] - times[0])
+
+
+@contextmanager
+def _pair(parts: list[Shard], rounds: int) -> Iterator[Callable[[], float]]:
+    """Give what runs two bare loops at once, and returns the rounds a second of both together."""
+    context = multiprocessing.get_context("spawn")
+    pipes, children = [], []
+    for _ in range(2):
+        ours, theirs = context.Pipe()
+        children.append(context.Process(target=_one_of_a_pair, args=(theirs, parts), daemon=True))
+        children[-1].start()
+        theirs.close()
+        pipes.append(ours)
+
+    def both() -> float:
+        for pipe in pipes:
+            pipe.send(rounds)
+        return float(sum(pipe.recv() for pipe in pipes))
+
+    try:
+        yield both
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for child in children:
+            child.join()
+
+
+def _one_of_a_pair(pipe: Connection, parts: list[Shard]) -> None:
+    try:
+        while True:
+            pipe.send(_bare(parts, pipe.recv()))
+    except EOFError:
+        pass
 
 
 def _bare(parts: list[Shard], rounds: int) -> float:

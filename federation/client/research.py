@@ -69,16 +69,23 @@ def sweep(
     sample: Annotated[int | None, typer.Option(min=1, help="Sites asked each round.")] = None,
     partition: Annotated[str, typer.Option(help="How the data is divided, such as dirichlet:0.3.")] = "",
     data: Annotated[str, typer.Option(help="Whole dataset, module:Class[:json].")] = "",
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(help="csv, tensorboard, mlflow, wandb, each [:WHERE]; each run is one of its own."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate every combination of settings and seeds; what has ended already is not run again."""
     from federation.client.grid import make_grid, parse_seeds, parse_values
     from federation.client.sweep import Sweep
+    from federation.tracking import load_tracker
 
     cells = make_grid([parse_values(text) for text in settings or ()], parse_seeds(seeds) if seeds else None)
     given = {"--sites": sites, "--sample": sample, "--partition": partition, "--data": data}
     shared = [word for name, value in given.items() if value for word in (name, str(value))]
-    runner = Sweep(folder, shared=shared, out=out, parallel=parallel)
+    for text in tracker or ():
+        load_tracker(text)  # that there is none is said before anything runs
+    runner = Sweep(folder, shared=shared, out=out, parallel=parallel, trackers=tracker or ())
     count = 0
 
     def show(finished: Finished) -> None:

@@ -2,7 +2,8 @@
 
 1. A cell lies in ``OUT/<digest>``; one that has ended well is skipped, one that was stopped goes on where it was.
 2. A cell that fails does not stop the others; the sweep then ends with its exit code.
-3. Ctrl-C starts no further cell, lets each running one end its round and keep a checkpoint, and a second one ends them.
+3. With tracker mlflow the first cell runs alone: its local database is made by one process.
+4. Ctrl-C starts no further cell, lets each running one end its round and keep a checkpoint, and a second one ends them.
 
 Each child is waited for by a thread of its own; nothing is polled. What it prints goes to ``OUT/<digest>.log``.
 """
@@ -14,11 +15,12 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from federation.client.runs import is_finished
+from federation.tracking import text_for_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,6 +59,7 @@ class Sweep:
         shared: arguments of ``federation simulate`` that all cells have.
         out: folder of the run folders.
         parallel: processes at a time.
+        trackers: ``NAME[:WHERE]`` of each; they see each cell as a run of its own, and do not decide where it lies.
         command: what is run; its arguments follow.
     """
 
@@ -67,12 +70,14 @@ class Sweep:
         shared: Sequence[str],
         out: Path,
         parallel: int = 1,
+        trackers: Sequence[str] = (),
         command: Sequence[str] = SIMULATE,
     ) -> None:
         self._experiment = experiment
         self._shared = list(shared)
         self._out = out
         self._parallel = parallel
+        self._trackers = list(trackers)
         self._command = list(command)
         self._children: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
@@ -103,14 +108,16 @@ class Sweep:
             else:
                 waiting.append(cell)
         with ThreadPoolExecutor(self._parallel, thread_name_prefix="sweep") as pool:
-            running = {pool.submit(self._run_cell, cell) for cell in waiting}
+            running: set[Future[Finished]] = set()
             try:
-                while running:
-                    ended, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in ended:
-                        finished = future.result()
-                        done[finished.folder] = finished
-                        on_finished(finished)
+                for cells_at_once in self._in_turn(list(waiting)):
+                    running = {pool.submit(self._run_cell, cell) for cell in cells_at_once}
+                    while running:
+                        ended, running = wait(running, return_when=FIRST_COMPLETED)
+                        for future in ended:
+                            finished = future.result()
+                            done[finished.folder] = finished
+                            on_finished(finished)
             except KeyboardInterrupt:
                 self._end(signal.SIGINT)
                 try:
@@ -120,10 +127,16 @@ class Sweep:
                 raise
         return [done[self.folder_of(cell)] for cell in cells]
 
+    def _in_turn(self, cells: list[Cell]) -> list[list[Cell]]:
+        """Return what may run side by side: the first is alone where it makes a database that several cannot make."""
+        makes_database = any(text.partition(":")[0] == "mlflow" for text in self._trackers)
+        return [cells[:1], cells[1:]] if makes_database else [cells]
+
     def _run_cell(self, cell: Cell) -> Finished:
         folder = self.folder_of(cell)
         log = folder.with_suffix(".log")
-        arguments = [str(self._experiment), *self._shared, *cell.arguments(), "--out", str(folder)]
+        tracked = [word for text in self._trackers for word in ("--tracker", text_for_run(text, folder))]
+        arguments = [str(self._experiment), *self._shared, *cell.arguments(), *tracked, "--out", str(folder)]
         with log.open("wb") as output:
             with self._lock:
                 if self._is_stopping:

@@ -4,8 +4,8 @@
 Trackers see what `RoundRecord`s say and change nothing.
 """
 
-from federation.tracking.registry import load_tracker, tracker_names
+from federation.tracking.registry import load_tracker, text_for_run, tracker_names
 from federation.tracking.together import Together
 from federation.tracking.tracker import Tracker, scalars_of
 
-__all__ = ["Together", "Tracker", "load_tracker", "scalars_of", "tracker_names"]
+__all__ = ["Together", "Tracker", "load_tracker", "scalars_of", "text_for_run", "tracker_names"]

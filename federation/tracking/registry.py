@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from federation.errors import ConfigurationError
@@ -27,6 +28,9 @@ _OURS: dict[str, Callable[[str], Tracker]] = {
     "tensorboard": TensorBoardTracker,
     "wandb": WandbTracker,
 }
+
+_OF_ONE_RUN = frozenset({"csv", "tensorboard"})
+"""Those whose place is one run's; what the others are told of holds many, each by itself."""
 
 
 def tracker_names() -> tuple[str, ...]:
@@ -52,3 +56,23 @@ def load_tracker(text: str) -> Tracker:
     near = difflib.get_close_matches(name, tracker_names(), 1)
     meant = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigurationError(f"there is no tracker {name!r} here, only {', '.join(tracker_names())}{meant}")
+
+
+def text_for_run(text: str, folder: Path) -> str:
+    """Return ``NAME[:WHERE]`` for one of several runs, none of which may write over another.
+
+    Args:
+        text: as it was given for all of them.
+        folder: run folder of this one; its name is no other's.
+    """
+    name, _, where = text.partition(":")
+    if name not in _OF_ONE_RUN:
+        return text
+    place = Path(where)
+    if not where:
+        place = folder if name == "csv" else folder / name
+    elif name == "csv" and place.suffix:
+        place = place.with_name(f"{place.stem}-{folder.name}{place.suffix}")
+    else:
+        place = place / folder.name
+    return f"{name}:{place}"

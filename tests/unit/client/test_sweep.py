@@ -5,6 +5,7 @@ The child here is a small script in place of ``federation simulate``: it writes 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -65,6 +66,45 @@ def test_a_child_gets_experiment_shared_and_own_arguments(tmp_path: Path) -> Non
     text = (done.folder / "run.json").read_text()
     assert all(f'"{word}"' in text for word in ("--sites", "3", "--set", "a=1", "--seed", "7"))
     assert str(tmp_path / "digits") in text
+
+
+def test_each_cell_is_a_run_of_its_own_to_a_tracker_and_lies_where_it_did_without(tmp_path: Path) -> None:
+    (cell,) = make_grid([("a", ["1"])], [7])
+    plain = sweep_of(tmp_path)
+    texts = ["csv", "csv:all", "csv:all/r.csv", "tensorboard", "tensorboard:tb", "mlflow:runs", "wandb"]
+    tracked = Sweep(
+        tmp_path / "digits", shared=["--sites", "3"], out=tmp_path / "runs", trackers=texts,
+        command=[sys.executable, str(tmp_path / "child.py")],
+    )  # fmt: skip
+    (done,) = tracked.run([cell], lambda finished: None)
+    assert done.folder == plain.folder_of(cell)
+    args = json.loads((done.folder / "run.json").read_text())["args"]
+    own = done.folder.name
+    assert [args[place + 1] for place, word in enumerate(args) if word == "--tracker"] == [
+        f"csv:{done.folder}", f"csv:all/{own}", f"csv:all/r-{own}.csv", f"tensorboard:{done.folder}/tensorboard",
+        f"tensorboard:tb/{own}", "mlflow:runs", "wandb",
+    ]  # fmt: skip
+
+
+COUNTING = """
+import json, pathlib, sys
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+ended = len(list(out.parent.glob("*/run.json")))
+out.mkdir()
+(out / "run.json").write_text(json.dumps({"outcome": "completed", "ended": ended}))
+"""
+
+
+def test_the_first_cell_runs_alone_where_a_tracker_makes_a_database(tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(COUNTING)
+    sweep = Sweep(
+        tmp_path / "digits", shared=[], out=tmp_path / "runs", parallel=4, trackers=["mlflow:runs"],
+        command=[sys.executable, str(script)],
+    )  # fmt: skip
+    done = sweep.run(make_grid([("a", ["1", "2", "3", "4"])]), lambda finished: None)
+    ended = [json.loads((finished.folder / "run.json").read_text())["ended"] for finished in done]
+    assert ended[0] == 0 and min(ended[1:]) >= 1
 
 
 WAITING = """

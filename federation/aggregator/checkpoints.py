@@ -35,7 +35,7 @@ from federation.storage.assembly import assemble_model
 from federation.storage.checkpoints import ModelFile, ModelWriter, read_header
 from federation.storage.combination import SiteUpdate
 from federation.storage.disk import sync_folder, translated
-from federation.storage.method_combination import combine_round, read_scalars, write_slot
+from federation.storage.method_combination import RoundSinks, RoundSources, combine_round, read_scalars, write_slot
 from federation.storage.rule_state import state_name as rule_state_name
 
 if TYPE_CHECKING:
@@ -160,20 +160,19 @@ class Checkpoints:
                 writers = self._writers(candidate, round_)
                 combined = combine_round(
                     algorithm=self.algorithm,
-                    round=round_,
                     spec=self._spec,
-                    model=model,
-                    slots=slots,
-                    writer=writers[MODEL],
-                    slot_writers={name: writers[slot_file(name)] for name in slots},
                     aggregation=self._aggregation,
+                    round=round_,
                     updates=[SiteUpdate(site=row.site, payloads=row.payloads) for row in ordered],
-                    base=bases,
-                    previous_total=previous,
-                    master=master,
-                    master_writer=writers.get(_MASTER),
-                    rule_state=rule_state,
-                    rule_writers={name: writers[rule_state_name(name)] for name in kept},
+                    sources=RoundSources(
+                        model=model, slots=slots, master=master, rule_state=rule_state, bases=bases, total=previous
+                    ),
+                    sinks=RoundSinks(
+                        model=writers[MODEL],
+                        slots={name: writers[slot_file(name)] for name in slots},
+                        master=writers.get(_MASTER),
+                        rule_state={name: writers[rule_state_name(name)] for name in kept},
+                    ),
                 )
                 optimizer_digest = self._combine_optimizer(writers.get(OPTIMIZER), ordered, combined.weights)
                 step = self._make_step(round_number, writers)

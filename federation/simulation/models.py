@@ -23,7 +23,14 @@ from federation.simulation.memory import GENERATIONS, Payload
 from federation.storage import combination
 from federation.storage.encoded import IDENTITY, RoleOf
 from federation.storage.memory import MemoryBytes, MemoryModel, MemoryWriter
-from federation.storage.method_combination import combine_round, combiner_of, read_scalars, write_slot
+from federation.storage.method_combination import (
+    RoundSinks,
+    RoundSources,
+    combine_round,
+    combiner_of,
+    read_scalars,
+    write_slot,
+)
 from federation.storage.rule_state import state_name
 from federation.storage.steps import apply_step, write_step
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack
@@ -193,20 +200,24 @@ class Models:
         has_master = _MASTER in self._own
         combined = combine_round(
             algorithm=self._algorithm,
-            round=server_round,
             spec=self._spec,
-            model=self.model(),
-            slots={name: self.model(name) for name in self.slots},
-            writer=self._writer(MODEL),
-            slot_writers={name: self._writer(name) for name in self.slots},
             aggregation=self._aggregation,
+            round=server_round,
             updates=[combination.SiteUpdate(site=site, payloads=parts) for site, parts in payloads.items()],
-            base=self._bases(updates),
-            previous_total=self.total,
-            master=self.model(_MASTER) if has_master else None,
-            master_writer=self._writer(_MASTER) if has_master else None,
-            rule_state={own: self.model(name) for own, name in self.rule_state.items()},
-            rule_writers={own: self._writer(name) for own, name in self.rule_state.items()},
+            sources=RoundSources(
+                model=self.model(),
+                slots={name: self.model(name) for name in self.slots},
+                master=self.model(_MASTER) if has_master else None,
+                rule_state={own: self.model(name) for own, name in self.rule_state.items()},
+                bases=self._bases(updates),
+                total=self.total,
+            ),
+            sinks=RoundSinks(
+                model=self._writer(MODEL),
+                slots={name: self._writer(name) for name in self.slots},
+                master=self._writer(_MASTER) if has_master else None,
+                rule_state={own: self._writer(name) for own, name in self.rule_state.items()},
+            ),
             scores_later=True,
         )
         weights = combined.weights or tuple(self._algorithm.server().weights(server_round)["delta"])
@@ -377,8 +388,8 @@ class Models:
             staleness=max(round_number - update.round, 0),
         )
 
-    def _bases(self, updates: Sequence[Update]) -> dict[SiteName, MemoryModel] | None:
+    def _bases(self, updates: Sequence[Update]) -> dict[SiteName, MemoryModel]:
         if not self._algorithm.needs_base:
-            return None
+            return {}
         schema = self._schema.federated
         return {update.site: MemoryModel(schema, self.versions[update.round]) for update in updates}

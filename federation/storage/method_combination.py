@@ -17,7 +17,7 @@ Memory is a few tiles per slot and payload, and a block per compressed payload, 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,43 +60,65 @@ if TYPE_CHECKING:
     from federation.tensors import TensorSchema
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSources:
+    """What a round is made from, besides its updates.
+
+    Attributes:
+        model: the present model x, federated tensors.
+        slots: the method's state, each with the schema of the parameters, widened.
+        master: float32 master of half-precision parameters; None if there are none.
+        rule_state: the rule's vectors of the round before, each with the schema of the parameters.
+        bases: model each site started from, for methods that need it.
+        total: N of the round before; 0 before the first.
+    """
+
+    model: ModelSource
+    slots: Mapping[str, ModelSource] = field(default_factory=dict)
+    master: ModelSource | None = None
+    rule_state: Mapping[str, ModelSource] = field(default_factory=dict)
+    bases: Mapping[SiteName, ModelSource] = field(default_factory=dict)
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSinks:
+    """What a round writes; finished by `combine_round`, committed or aborted by the caller.
+
+    Attributes:
+        model: for the next model.
+        slots: for the next slots.
+        master: for the next master; None if there is none.
+        rule_state: for the rule's next vectors.
+    """
+
+    model: ModelSink
+    slots: Mapping[str, PlacedSink] = field(default_factory=dict)
+    master: ModelSink | None = None
+    rule_state: Mapping[str, ModelSink] = field(default_factory=dict)
+
+
 def combine_round(
     *,
     algorithm: Algorithm,
-    round: ServerRound,
     spec: ExperimentSpec,
-    model: ModelSource,
-    slots: Mapping[str, ModelSource],
-    writer: ModelSink,
-    slot_writers: Mapping[str, PlacedSink],
     aggregation: Aggregation,
+    round: ServerRound,
     updates: Sequence[SiteUpdate],
-    base: Mapping[SiteName, ModelSource] | None = None,
-    previous_total: int = 0,
-    master: ModelSource | None = None,
-    master_writer: ModelSink | None = None,
-    rule_state: Mapping[str, ModelSource] | None = None,
-    rule_writers: Mapping[str, ModelSink] | None = None,
+    sources: RoundSources,
+    sinks: RoundSinks,
     scores_later: bool = False,
 ) -> Combined:
     """Write the candidate for the next model and the next slots. Blocks; call it in a thread.
 
     Args:
         algorithm: the method.
-        round: number, plan, sites (those of `updates`, in name order), N and η_g; norms and damping are filled in here.
         spec: schemas, and how each payload is compressed.
-        model: the present model x, federated tensors.
-        slots: the method's state, each with the schema of the parameters, widened.
-        writer: for the next model; finished here, committed or aborted by the caller.
-        slot_writers: for the next slots; finished here.
         aggregation: the plan's rule and what comes before it, for ``delta``.
+        round: number, plan, sites (those of `updates`, in name order), N and η_g; norms and damping are filled in here.
         updates: what was admitted, payloads as they came, in any order.
-        base: model each site started from, for methods that need it.
-        previous_total: N of the round before; 0 before the first.
-        master: float32 master of half-precision parameters.
-        master_writer: for the next master; finished here.
-        rule_state: the rule's vectors of the round before, each with the schema of the parameters.
-        rule_writers: for the next ones; finished here.
+        sources: the present model and state.
+        sinks: for the next ones.
         scores_later: scores of small models are computed when somebody first looks at them.
 
     Raises:
@@ -104,68 +126,125 @@ def combine_round(
         PlanError: the result is not finite in the dtype of a tensor, or there are too few updates for the plan's rule.
         StorageError: the disk failed.
     """
+    ready = _prepare(
+        algorithm=algorithm,
+        spec=spec,
+        aggregation=aggregation,
+        round=round,
+        updates=updates,
+        sources=sources,
+        rule_sinks=sinks.rule_state,
+        scores_later=scores_later,
+    )
+    is_plain = type(ready.server) is ServerHalf and not sources.slots and ready.round.learning_rate == 1.0
+    combined = _average(ready, sources, sinks) if is_plain else _take_method_step(algorithm, ready, sources, sinks)
+    for writer in sinks.rule_state.values():
+        writer.finish()
+    return combined
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """A round whose updates can be read.
+
+    Attributes:
+        server: the method's server half.
+        round: with norms and damping.
+        updates: in name order, payloads readable as flat buffers, changes from the present model.
+        weights: of each site, by payload.
+        combiner: combines ``delta``.
+        rule: the same, keeping what the rule keeps.
+        scoring: watches the sites' changes go by.
+    """
+
+    server: ServerHalf
+    round: ServerRound
+    updates: list[SiteUpdate]
+    weights: Mapping[str, Sequence[float]]
+    combiner: Combiner
+    rule: KeepingCombiner
+    scoring: Scoring
+
+
+def _prepare(
+    *,
+    algorithm: Algorithm,
+    spec: ExperimentSpec,
+    aggregation: Aggregation,
+    round: ServerRound,
+    updates: Sequence[SiteUpdate],
+    sources: RoundSources,
+    rule_sinks: Mapping[str, ModelSink],
+    scores_later: bool,
+) -> _Ready:
+    """Check and open the updates, weigh the sites, and make ready what combines ``delta``."""
     ordered = sorted(updates, key=lambda update: update.site)
     if [update.site for update in ordered] != [facts.site for facts in round.sites]:
         raise ValueError("the updates are not those of the round's sites, in name order")
     planned = spec.uploads()
     opened = [_opened(update, planned) for update in ordered]
     if algorithm.needs_base:
-        opened = [_rebased(update, model, (base or {})[update.site]) for update in opened]
-    server = algorithm.server()
+        opened = [_rebased(update, sources.model, sources.bases[update.site]) for update in opened]
     if algorithm.needs_norms:
-        round = replace(round, sites=_with_norms(round, opened, model.schema.parameters))
+        round = replace(round, sites=_with_norms(round, opened, sources.model.schema.parameters))
     round = replace(round, damping=_damping(spec))
-    weights = server.weights(round)
-    combiner = combiner_of(aggregation, round, rule_state or {})
-    rule = KeepingCombiner(combiner, aggregation.rule, rule_state or {}, rule_writers or {})
-    delta_weights = weights[DELTA]
-    is_plain = spec.plan.compression == IDENTITY and not algorithm.needs_base
-    scoring = Scoring(byzantine=spec.plan.byzantine, is_shared=is_plain, is_late=scores_later)
-    if type(server) is ServerHalf and not slots and round.learning_rate == 1.0:
-        weighed = [
-            SiteUpdate(site=update.site, payloads=update.payloads, weight=weight)
-            for update, weight in zip(opened, delta_weights, strict=True)
-        ]
-        combined = combine_model(
-            model=model,
-            writer=writer,
-            rule=rule,
-            updates=weighed,
-            master=master,
-            master_writer=master_writer,
-            scoring=scoring,
-        )
-        _finish(rule_writers)
-        return combined
-    changes = _changes(algorithm, weights, rule, opened, model.schema.parameters, scoring)
-    scalars = server.begin(round)
-    rescaling = _rescaling(algorithm, previous_total, round.total)
-    step = _MethodStep(server, scalars, slots, slot_writers, rescaling, model.schema.parameters)
+    server = algorithm.server()
+    combiner = combiner_of(aggregation, round, sources.rule_state)
+    is_shared = spec.plan.compression == IDENTITY and not algorithm.needs_base
+    return _Ready(
+        server=server,
+        round=round,
+        updates=opened,
+        weights=server.weights(round),
+        combiner=combiner,
+        rule=KeepingCombiner(combiner, aggregation.rule, sources.rule_state, rule_sinks),
+        scoring=Scoring(byzantine=spec.plan.byzantine, is_shared=is_shared, is_late=scores_later),
+    )
+
+
+def _average(ready: _Ready, sources: RoundSources, sinks: RoundSinks) -> Combined:
+    """Rule 1."""
+    weighed = [
+        SiteUpdate(site=update.site, payloads=update.payloads, weight=weight)
+        for update, weight in zip(ready.updates, ready.weights[DELTA], strict=True)
+    ]
+    return combine_model(
+        model=sources.model,
+        writer=sinks.model,
+        rule=ready.rule,
+        updates=weighed,
+        master=sources.master,
+        master_writer=sinks.master,
+        scoring=ready.scoring,
+    )
+
+
+def _take_method_step(algorithm: Algorithm, ready: _Ready, sources: RoundSources, sinks: RoundSinks) -> Combined:
+    """Rule 2."""
+    schema, weights = sources.model.schema, ready.weights[DELTA]
+    changes = _changes(algorithm, ready, schema.parameters)
+    scalars = ready.server.begin(ready.round)
+    rescaling = _rescaling(algorithm, sources.total, ready.round.total)
+    step = _MethodStep(ready.server, scalars, sources.slots, sinks.slots, rescaling, schema.parameters)
     squares = walk(
-        model=model,
-        writer=writer,
+        model=sources.model,
+        writer=sinks.model,
         changes=changes,
-        values=value_streams(opened, delta_weights, model.schema.buffers, TILE_ELEMENTS),
+        values=value_streams(ready.updates, weights, schema.buffers, TILE_ELEMENTS),
         step=step,
-        master=master,
-        master_writer=master_writer,
+        master=sources.master,
+        master_writer=sinks.master,
         tile_elements=TILE_ELEMENTS,
     )
-    _finish(rule_writers)
     return Combined(
-        digest=writer.finish(),
+        digest=sinks.model.finish(),
         update_norm=math.sqrt(squares),
-        weights=tuple(delta_weights),
-        scores=scoring.finish(rule.report),
+        weights=tuple(weights),
+        scores=ready.scoring.finish(ready.rule.report),
         slot_digests=step.finish(),
         scalars={name: value for name, value in scalars.items() if math.isfinite(value)},
-        report=combiner.report,
+        report=ready.combiner.report,
     )
-
-
-def _finish(writers: Mapping[str, ModelSink] | None) -> None:
-    for writer in (writers or {}).values():
-        writer.finish()
 
 
 def combiner_of(aggregation: Aggregation, round: ServerRound, state: Mapping[str, Readable]) -> Combiner:
@@ -225,14 +304,9 @@ def _with_norms(round: ServerRound, updates: Sequence[SiteUpdate], schema: Tenso
     return tuple(found)
 
 
-def _changes(
-    algorithm: Algorithm,
-    weights: Mapping[str, Sequence[float]],
-    rule: Combines,
-    updates: Sequence[SiteUpdate],
-    schema: TensorSchema,
-    scoring: Scoring,
-) -> dict[str, TileStream]:
+def _changes(algorithm: Algorithm, ready: _Ready, schema: TensorSchema) -> dict[str, TileStream]:
+    """Return the combined change of each payload, tile by tile."""
+    updates, weights, scoring = ready.updates, ready.weights, ready.scoring
     streams: dict[str, TileStream] = {}
     for name in (DELTA, *map(PayloadName, algorithm.vectors)):
         payloads = [update.payloads[name] for update in updates]
@@ -241,7 +315,7 @@ def _changes(
             payloads, tiles = [in_order(payload, schema) for payload in payloads], widened_tiles(tiles)
         sites = [update.site for update in updates]
         source: TileSource = PayloadTiles(sites, weights.get(name, weights[DELTA]), payloads, tiles)
-        combiner: Combines = rule if name == DELTA else WeightedMean()
+        combiner: Combines = ready.rule if name == DELTA else WeightedMean()
         results = combiner.combine(source)
         streams[name] = TileStream(source, scoring.watch(source, results) if name == DELTA else results)
     return streams

@@ -32,7 +32,7 @@ from federation.storage.combination import (
 )
 from federation.storage.encoded import RoleOf
 from federation.storage.memory import MemoryModel, MemoryWriter
-from federation.storage.method_combination import combine_round, read_scalars, write_slot
+from federation.storage.method_combination import RoundSinks, RoundSources, combine_round, read_scalars, write_slot
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack
 
 if TYPE_CHECKING:
@@ -117,23 +117,26 @@ def slots_of(algorithm: Algorithm, schema: TensorSchema) -> dict[str, MemoryMode
 
 
 def combine(
-    algorithm: Algorithm, spec: ExperimentSpec, updates: list[SiteUpdate], **changes: Any
+    algorithm: Algorithm,
+    spec: ExperimentSpec,
+    updates: list[SiteUpdate],
+    *,
+    round: ServerRound | None = None,
+    master_writer: MemoryWriter | None = None,
+    **sources: Any,
 ) -> tuple[Combined, Arrays, dict[str, Arrays]]:
     model = MemoryModel.of(spec.schema_.federated, random_arrays(spec.schema_.federated, 0))
     slots = slots_of(algorithm, spec.schema_.parameters.widened)
     writer = MemoryWriter(spec.schema_.federated)
     slot_writers = {name: MemoryWriter(spec.schema_.parameters.widened) for name in slots}
-    arguments: dict[str, Any] = {"round": round_of(spec), "previous_total": 3, **changes}
     combined = combine_round(
         algorithm=algorithm,
         spec=spec,
         aggregation=load_aggregation(spec.plan),
-        model=model,
-        slots=slots,
-        writer=writer,
-        slot_writers=slot_writers,
+        round=round or round_of(spec),
         updates=updates,
-        **arguments,
+        sources=RoundSources(**{"model": model, "slots": slots, "total": 3, **sources}),
+        sinks=RoundSinks(model=writer, slots=slot_writers, master=master_writer),
     )
     after = {name: writer.reader().arrays() for name, writer in slot_writers.items()}
     return combined, writer.reader().arrays(), after
@@ -181,7 +184,7 @@ def test_scaffold_moves_model_and_control_as_brute_force_does(codec: str) -> Non
     spec = spec_of(algorithm, compression=codec)
     updates, rows = updates_of(spec)
     round_ = round_of(spec, rate=0.5, total=12)
-    combined, model, slots = combine(algorithm, spec, updates, round=round_, previous_total=12)
+    combined, model, slots = combine(algorithm, spec, updates, round=round_, total=12)
     before = random_arrays(NETWORK, 0)
     controls = slots_of(algorithm, NETWORK.parameters)["control"].arrays()
     omega = load_codec(codec).omega(75007)
@@ -240,7 +243,7 @@ def test_a_slot_that_is_a_mean_over_all_sites_is_rescaled_when_a_site_joins() ->
     algorithm = Scaffold()
     spec = spec_of(algorithm)
     updates, rows = updates_of(spec)
-    slots = combine(algorithm, spec, updates, round=round_of(spec, total=4), previous_total=3)[2]
+    slots = combine(algorithm, spec, updates, round=round_of(spec, total=4), total=3)[2]
     old = slots_of(algorithm, NETWORK.parameters)["control"].arrays()["a.bias"].astype(np.float64)
     expected = old * 3 / 4 + 3 / 4 * wide(rows["control"], "a.bias", (1, 1, 1))
     np.testing.assert_allclose(slots["control"]["a.bias"], expected, rtol=1e-6)
@@ -346,14 +349,12 @@ def test_memory_of_compressed_updates_is_a_block_each() -> None:
     tracemalloc.start()
     combine_round(
         algorithm=FedAvg(),
-        round=round_of(spec),
         spec=spec,
-        model=model,
-        slots={},
-        writer=writer,
-        slot_writers={},
         aggregation=load_aggregation(spec.plan),
+        round=round_of(spec),
         updates=updates,
+        sources=RoundSources(model=model),
+        sinks=RoundSinks(model=writer),
     )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

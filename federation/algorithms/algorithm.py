@@ -41,6 +41,8 @@ class Algorithm(BaseModel):
         needs_norms: whether the server half needs ‖Δ_i‖.
         needs_base: whether ``delta`` must be rebased onto the current model: x_τ − x + Δ_i.
         has_own_feedback: the method absorbs compression error itself; ``plan.error_feedback`` must stay off.
+        differences: those vectors that are changes of what both ends keep, such as c_i⁺ − c_i. What compression lost of
+            one is in the next already, so they get no error feedback: twice fed back, they diverge.
         needs_unbiased: whether a biased codec would break it.
         only_mean: whether a rule other than the mean would break it.
         sets_server_step: its formula fixes the server's step, so η_g must stay 1.
@@ -65,6 +67,7 @@ class Algorithm(BaseModel):
     needs_norms: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
     has_own_feedback: ClassVar[bool] = False
+    differences: ClassVar[frozenset[str]] = frozenset()
     needs_unbiased: ClassVar[bool] = False
     only_mean: ClassVar[bool] = False
     sets_server_step: ClassVar[bool] = False

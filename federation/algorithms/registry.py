@@ -244,7 +244,8 @@ def _check_compression(plan: Plan, algorithm: Algorithm) -> None:
             f"algorithm {name!r} needs an unbiased codec, and {plan.compression!r} is biased: use ef21, or a "
             "codec such as 'rand_k:0.1'"
         )
-    if algorithm.has_own_feedback and codec.takes_own_feedback:
+    # PowerSGD's Q is only a better start of the next round's.
+    if algorithm.has_own_feedback and codec.takes_own_feedback and not isinstance(codec, PowerSgd):
         raise PlanError(
             f"compression {plan.compression!r} keeps a feedback of its own, and so does algorithm {name!r}: use dcgd "
             "or fedavg with it, or another codec"

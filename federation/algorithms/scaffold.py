@@ -28,7 +28,8 @@ class Scaffold(Algorithm):
 
     c = mean of all c_i, always: unsampled sites keep theirs, and a late joiner starts with c_i = 0 while c is rescaled
     by N_old/N. Local steps use the *previous* c_i; a refreshed one oscillates. Under an unbiased compressor both ends
-    damp the change of c_i by 1/(1+ω), without which the method diverges.
+    damp the change of c_i by 1/(1+ω), without which the method diverges. Under a biased one Δ has error feedback, but
+    not the change of c_i, whose next value holds what this one lost.
 
     Example:
         ``Plan(algorithm="scaffold", options={"option": 2}, local_steps=10, server_learning_rate=1.0)``
@@ -45,6 +46,7 @@ class Scaffold(Algorithm):
     vectors: ClassVar[tuple[str, ...]] = ("control",)
     site_state: ClassVar[tuple[str, ...]] = ("control",)
     rescaled: ClassVar[frozenset[str]] = frozenset({"control"})
+    differences: ClassVar[frozenset[str]] = frozenset({"control"})
 
     option: Literal[1, 2] = 1
 

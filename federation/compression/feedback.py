@@ -49,11 +49,16 @@ class Feedback(Protocol):
 
 
 class HasOwnFeedback(Protocol):
-    """The one thing asked of an algorithm; `federation.algorithms.Algorithm` is one."""
+    """What is asked of an algorithm; `federation.algorithms.Algorithm` is one."""
 
     @property
     def has_own_feedback(self) -> bool:
         """True if the method corrects errors itself (EF21, DIANA, MARINA)."""
+        ...
+
+    @property
+    def differences(self) -> frozenset[str]:
+        """Payloads that are changes of what both ends keep, and so correct themselves (SCAFFOLD's control)."""
         ...
 
 
@@ -123,6 +128,20 @@ class MomentumCorrection:
         return u
 
 
+class RoundsSent:
+    """DGC without momentum correction: nothing is kept but ``round``, how many were sent, for its warm-up."""
+
+    def before(self, v: Mapping[str, Array], state: Mapping[str, Array]) -> dict[str, Array]:
+        """Return v."""
+        return {name: array.copy() for name, array in _widened(v).items()}
+
+    def after(
+        self, target: Mapping[str, Array], sent: Mapping[str, Array], body: Buffer, state: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Return the count."""
+        return {"round": state.get("round", np.zeros(1)) + 1}
+
+
 class WarmQ:
     """What PowerSGD keeps: the Q of each matrix, to start from, and what an `inner` feedback keeps beside it.
 
@@ -161,19 +180,20 @@ def _widened(v: Mapping[str, Array]) -> dict[str, Array]:
     return {name: array.astype(DType.of(array.dtype).widened.numpy, copy=False) for name, array in v.items()}
 
 
-def feedback_for(codec: Codec, plan: Plan, algorithm: HasOwnFeedback) -> Feedback | None:
+def feedback_for(codec: Codec, plan: Plan, algorithm: HasOwnFeedback, payload: str = "delta") -> Feedback | None:
     """Return the feedback a site uses for a payload sent by `codec`, or None.
 
-    Off for unbiased codecs, if ``plan.error_feedback`` is False, and for algorithms with a correction of their own;
-    ``powersgd`` keeps its Q all the same.
+    Off for unbiased codecs, if ``plan.error_feedback`` is False, for algorithms with a correction of their own, and for
+    payloads that are `differences`; ``powersgd`` keeps its Q and ``dgc`` its count all the same.
     """
     if codec.is_unbiased:
         return None
-    is_on = not algorithm.has_own_feedback and plan.error_feedback is not False
+    corrects_itself = algorithm.has_own_feedback or payload in algorithm.differences
+    is_on = not corrects_itself and plan.error_feedback is not False
     if isinstance(codec, PowerSgd):
         return WarmQ(codec, ErrorFeedback() if is_on else None)
     if not is_on:
-        return None
+        return RoundsSent() if isinstance(codec, Dgc) and codec.warm_up else None
     if isinstance(codec, Dgc):
         sites = plan.sample or plan.sites or plan.minimum_sites
         return MomentumCorrection(momentum=codec.momentum, clip=codec.clip, sites=sites)

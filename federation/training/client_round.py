@@ -208,7 +208,7 @@ class SiteRound:
         """Return the bytes that travel and what they decode to; what compression lost stays as feedback."""
         name = str(plan.name)
         codec = load_codec("identity" if whole else plan.codec)
-        feedback = None if whole else feedback_for(codec, self._resident.spec.plan, self._resident.algorithm)
+        feedback = None if whole else feedback_for(codec, self._resident.spec.plan, self._resident.algorithm, name)
         seed = derive_seed(self.seed, self.number, self.site, f"compression/{name}")
         state = self._feedback.get(name, {})
         target = arrays if feedback is None else feedback.before(arrays, state)

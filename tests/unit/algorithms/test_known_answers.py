@@ -81,6 +81,14 @@ def test_scaffold_with_rand_k_reaches_what_was_published(
     assert scaffold(quadratics, seed, compression=codec) < bound
 
 
+@pytest.mark.parametrize("codec", ["top_k:0.25", "stc:0.25", "dgc:0.25"])
+def test_scaffold_arrives_under_biased_codecs(quadratics: ModuleType, codec: str) -> None:
+    # With error feedback on the change of c_i too, which corrects itself, all three diverge, and at any step size.
+    fields = {"iid": False, "local_steps": 2, "rounds": 60, "evaluate_every": 60}
+    plan = {**fields, "learning_rate": 0.05, "server_learning_rate": 1.0}
+    assert scaffold(quadratics, 1, compression=codec, **plan) < 1e-3
+
+
 @pytest.mark.parametrize("method", ["diana", "marina"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_local_steps_do_not_help_once_the_total_step_is_fixed(quadratics: ModuleType, seed: int, method: str) -> None:

@@ -144,6 +144,13 @@ def test_unsound_combinations_are_refused_with_advice(plan, text):
         check(_spec(**plan))
 
 
+def test_ef21_takes_every_codec_but_one_with_momentum_of_its_own():
+    for codec in ("top_k:0.1", "powersgd:2", "int8:64", "rand_k:0.1"):
+        check(_spec(algorithm="ef21", compression=codec))
+    with pytest.raises(PlanError, match=r"'dgc:0.1' keeps a feedback of its own, and so does algorithm 'ef21'"):
+        check(_spec(algorithm="ef21", compression="dgc:0.1"))
+
+
 @pytest.mark.parametrize("name", ["diana", "marina"])
 def test_methods_for_unbiased_codecs_refuse_biased_ones(name):
     with pytest.raises(PlanError, match=r"needs an unbiased codec, and 'top_k:0\.1' is biased: use ef21"):

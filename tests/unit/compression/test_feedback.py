@@ -30,6 +30,7 @@ SCHEMA = TensorSchema.of(
 @dataclass
 class Method:
     has_own_feedback: bool = False
+    differences: frozenset[str] = frozenset()
 
 
 def vector(seed: int = 0) -> dict[str, Array]:
@@ -125,9 +126,10 @@ def test_dgc_accumulates_momentum_and_clears_what_it_sent() -> None:
             np.testing.assert_allclose(state[f"momentum/{name}"], u[name], rtol=1e-9, atol=1e-12)
 
 
-def test_dgc_warm_up_sends_less_each_stage_and_then_its_share() -> None:
+@pytest.mark.parametrize("is_on", [True, False])
+def test_dgc_warm_up_sends_less_each_stage_and_then_its_share(is_on: bool) -> None:
     codec = load_codec("dgc:1,0.9,10")
-    feedback = feedback_for(codec, Plan(), Method())
+    feedback = feedback_for(codec, Plan(error_feedback=None if is_on else False), Method())
     assert feedback is not None
     state: dict[str, Array] = {}
     counts = []
@@ -180,6 +182,29 @@ def test_feedback_is_for_biased_codecs_that_nothing_else_corrects() -> None:
     assert feedback_for(top_k, Plan(), Method(has_own_feedback=True)) is None
     assert isinstance(feedback_for(top_k, Plan(), Method()), ErrorFeedback)
     assert isinstance(feedback_for(top_k, Plan(error_feedback=True), Method()), ErrorFeedback)
+
+
+def test_a_difference_to_what_both_ends_keep_is_not_fed_back_twice() -> None:
+    method = Method(differences=frozenset({"control"}))
+    assert feedback_for(load_codec("top_k:0.1"), Plan(), method, "control") is None
+    assert feedback_for(load_codec("dgc:0.1"), Plan(), method, "control") is None
+    assert isinstance(feedback_for(load_codec("top_k:0.1"), Plan(), method, "delta"), ErrorFeedback)
+    powersgd = load_codec("powersgd:2")
+    kept = feedback_for(powersgd, Plan(), method, "control")
+    assert kept is not None
+    assert not any(key.startswith("error/") for key in send(powersgd, kept, vector(), {})[1])
+
+
+def test_powersgd_finds_the_whole_where_the_method_sends_differences() -> None:
+    # EF21 on a fixed vector: g moves to it by what the codec makes of the rest.
+    codec = load_codec("powersgd:2")
+    feedback = feedback_for(codec, Plan(), Method(has_own_feedback=True))
+    assert feedback is not None
+    rest, state = vector(), {}
+    for _ in range(40):
+        sent, state, _ = send(codec, feedback, rest, state)
+        rest = {name: array - sent[name] for name, array in rest.items()}
+    assert max(np.abs(array).max() for array in rest.values()) < 1e-6
 
 
 def test_an_algorithm_is_what_feedback_asks_for() -> None:

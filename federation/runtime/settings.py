@@ -4,11 +4,13 @@ Rules:
 
 1. A setting is taken from the environment, else from the file, else from its default. The variable's name is the
    model's prefix and the key, nested keys joined by ``__``: ``DIRECTOR_LISTEN__PORT``.
-2. A key that no model has is an error that names the nearest valid one, at every depth; a variable of the environment
-   that no model has is a warning, because Kubernetes puts variables of its own there.
+2. A key that no model has is an error that names the nearest valid one, at every depth; so is a variable of the
+   environment that names a section and no key of it. One whose first part is no key is a warning, because Kubernetes
+   puts variables of its own there.
 3. A relative path, whether written or a default, is relative to the file's folder; ``~`` is the user's home. Paths
    are resolved after validation: a model's own validators see them as they were written.
-4. All problems are reported in one `ConfigurationError`, each with its line where there is one.
+4. All problems are reported in one `ConfigurationError`, each with the variable or the line it comes from where there
+   is one.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsError
 
 from federation.errors import ConfigurationError
 from federation.runtime.setting_lines import line_of
@@ -46,13 +48,15 @@ def load_settings(model: type[_S], path: Path | None, environ: Mapping[str, str]
     """
     text, values = _read(path)
     environment = dict(os.environ if environ is None else environ)
-    problems = list(_unknown_keys(model, values, (), text))
-    _warn_of_unknown_variables(model, environment)
+    problems = [*_unknown_keys(model, values, (), text), *_unknown_variables(model, environment)]
     settings: _S | None = None
     try:
         settings = _with_sources(model, environment)(**values)
+    except SettingsError as error:
+        problems.append(f"environment: {error}: a section or a list is given as JSON")
     except ValidationError as error:
-        problems += [p for p in (_describe(e, text) for e in error.errors()) if p is not None]
+        variables = _variables(model, environment)
+        problems += [p for p in (_describe(e, text, variables) for e in error.errors()) if p is not None]
     if problems or settings is None:
         where = str(path) if path else "environment"
         raise ConfigurationError(f"{where} is not valid:\n" + "\n".join(f"  {problem}" for problem in problems))
@@ -140,18 +144,38 @@ def _nearest(key: str, valid: Mapping[str, Any]) -> str:
     return f": valid keys here are {', '.join(sorted(valid))}"
 
 
-def _warn_of_unknown_variables(model: type[BaseSettings], environment: Mapping[str, str]) -> None:
+def _variables(model: type[BaseSettings], environment: Mapping[str, str]) -> dict[_Location, str]:
+    """Return the variables of the environment that are named as settings are, by the place each would set."""
     prefix = str(model.model_config.get("env_prefix", "")).lower()
     if not prefix:
-        return
-    for variable in environment:
-        if variable.lower().startswith(prefix):
-            key = variable.lower().removeprefix(prefix).split("__")[0]
-            if key not in model.model_fields:
-                _log.warning("environment variable %s sets nothing%s", variable, _nearest(key, model.model_fields))
+        return {}
+    return {
+        tuple(variable.lower().removeprefix(prefix).split("__")): variable
+        for variable in environment
+        if variable.lower().startswith(prefix)
+    }
 
 
-def _describe(error: Any, text: str) -> str | None:
+def _unknown_variables(model: type[BaseSettings], environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield a problem for each variable that names no key of a section; warn of those that name nothing (rule 2)."""
+    for location, variable in _variables(model, environment).items():
+        annotation: Any = model
+        for depth, part in enumerate(location, start=1):
+            fields = {name: field.annotation for m in _models_in(annotation) for name, field in m.model_fields.items()}
+            if not fields:
+                break  # within a value, which is judged whole
+            if part in fields:
+                annotation = fields[str(part)]
+                continue
+            nearest = _nearest(str(part), fields)
+            if depth == 1:
+                _log.warning("environment variable %s sets nothing%s", variable, nearest)
+            else:
+                yield f"environment variable {variable}: unknown key {_dotted(location[:depth])!r}{nearest}"
+            break
+
+
+def _describe(error: Any, text: str, variables: Mapping[_Location, str]) -> str | None:
     """Return one problem that pydantic found as a line, or None if rule 2 reports it already."""
     if error["type"] == "extra_forbidden":
         return None
@@ -160,7 +184,15 @@ def _describe(error: Any, text: str) -> str | None:
     got = error.get("input")
     # Only plain scalars are shown: a string may hold the password of a database.
     shown = f", got {got!r}" if isinstance(got, bool | int | float) else ""
-    return f"{_place(text, location)}{_dotted(location) or 'settings'}: {message}{shown}"
+    variable = next((variables[part] for part in _around(location) if part in variables), "")
+    place = f"environment variable {variable}: " if variable else _place(text, location)
+    return f"{place}{_dotted(location) or 'settings'}: {message}{shown}"
+
+
+def _around(location: _Location) -> Iterator[_Location]:
+    """Yield the place and what holds it, from within."""
+    for length in range(len(location), 0, -1):
+        yield location[:length]
 
 
 def _dotted(location: _Location) -> str:

@@ -130,6 +130,31 @@ def test_a_variable_that_sets_nothing_is_warned_of_but_allowed(caplog: pytest.Lo
 
 
 @pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        pytest.param(
+            "DIRECTOR_LISTEN__PRT",
+            "1",
+            "environment variable DIRECTOR_LISTEN__PRT: unknown key 'listen.prt': did you mean 'port'?",
+            id="typo in a section",
+        ),
+        pytest.param(
+            "DIRECTOR_LISTEN__PORT", "x", "environment variable DIRECTOR_LISTEN__PORT: listen.port: ", id="value"
+        ),
+        pytest.param("DIRECTOR_LISTEN", '{"port": 70000}', "environment variable DIRECTOR_LISTEN: ", id="JSON value"),
+        pytest.param("DIRECTOR_LISTEN", "x", "given as JSON", id="no JSON"),
+    ],
+)
+def test_a_mistake_in_a_variable_names_the_variable_and_no_line_of_the_file(
+    tmp_path: Path, variable: str, value: str, expected: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(_Settings, _write(tmp_path, GOOD), {variable: value})
+    assert expected in str(caught.value)
+    assert "  line " not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "expected"), [(None, "does not exist"), ("federation = ", "is not TOML"), ("a = 1\na = 2", "is not TOML")]
 )
 def test_a_file_that_cannot_be_read_says_so(tmp_path: Path, text: str | None, expected: str) -> None:

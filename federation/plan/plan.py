@@ -166,7 +166,7 @@ class Plan(Frozen):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise PlanError(explain(error, "plan")) from error
+            raise PlanError(explain(error, "plan", type(self))) from error
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -185,7 +185,7 @@ class ExperimentSpec(Frozen):
                 return cls.model_validate(document)
             return cls.model_validate_json(document)
         except ValidationError as error:
-            raise PlanError(explain(error, "experiment")) from error
+            raise PlanError(explain(error, "experiment", cls)) from error
 
 
 def tensor_rows(schema: TensorSchema) -> tuple[TensorRow, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Annotated
 
@@ -34,12 +35,26 @@ def check_choice(text: str, what: str) -> None:
         raise ValueError(f"{what} is {text[:80]!r}, expected a name and its parameters such as 'name:0.1'")
 
 
-def explain(error: ValidationError, what: str) -> str:
-    """Return what is wrong with a plan or a spec, each problem with its place and what was got."""
+def explain(error: ValidationError, what: str, model: type[BaseModel]) -> str:
+    """Return what is wrong with a plan or a spec, each problem with its place and what was got.
+
+    Args:
+        error: what pydantic found.
+        what: is not valid, for people.
+        model: has the fields that there are; a typo is told the nearest of them.
+    """
     lines = []
     for problem in error.errors(include_url=False):
         place = ".".join(str(part) for part in problem["loc"]) or what
+        if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+            lines.append(f"there is no {place!r}{_nearest(place, sorted(model.model_fields))}")
+            continue
         got = problem.get("input")
         shown = "" if isinstance(got, dict) else f" (got {str(got)[:80]!r})"
         lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}{shown}")
     return f"the {what} is not valid: " + "; ".join(lines)
+
+
+def _nearest(name: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f": did you mean {close[0]!r}?" if close else f", only {', '.join(valid)}"

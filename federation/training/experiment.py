@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
 from pydantic import ValidationError
 
 from federation.algorithms.algorithm import Algorithm
@@ -153,6 +154,7 @@ class Experiment:
         adapter = self.make_model(plan.seed)
         schema = schema_of(adapter, plan)
         arrays = {name: array.copy() for name, array in adapter.arrays().items()}
+        _refuse_not_finite(schema, arrays)
         algorithm = load_algorithm(plan, self.algorithm)
         check_task(self.task, algorithm, plan)
         uplink, downlink = algorithm.payload_rows(plan)
@@ -175,6 +177,20 @@ class Experiment:
             raise PlanError(f"experiment {self.name!r} is not valid: {reasons}") from error
         check(spec, self.algorithm)
         return Built(spec=spec, arrays=arrays)
+
+
+def _refuse_not_finite(schema: TensorSchema, arrays: Mapping[str, Array]) -> None:
+    """Refuse a first model that no site could answer: an update with a float that is not finite is not admitted.
+
+    Raises:
+        PlanError: a tensor that travels holds such a value.
+    """
+    for spec in schema.federated:
+        if spec.dtype.is_float and not np.isfinite(arrays[spec.name]).all():
+            raise PlanError(
+                f"{spec.name!r} of the initial model has values that are not finite, and no update with them is "
+                f'admitted: change them, or keep the tensor at the sites with Plan(local=("{spec.name}",))'
+            )
 
 
 def check_task(task: Task, algorithm: Algorithm, plan: Plan) -> None:

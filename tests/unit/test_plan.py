@@ -314,3 +314,10 @@ def test_a_payload_that_is_not_sound_is_refused(row, text):
         PayloadRow(**row)
     with pytest.raises(PlanError, match="payload names of the uplink must be unique"):
         spec(uplink=(PayloadRow(name="control", like="parameters"),) * 2)
+
+
+def test_a_typo_in_a_field_names_the_nearest_one():
+    with pytest.raises(PlanError, match=r"there is no 'round': did you mean 'rounds'\?"):
+        Plan(round=3)
+    with pytest.raises(PlanError, match=r"there is no 'zzz', only algorithm, best, byzantine"):
+        Plan(zzz=3)

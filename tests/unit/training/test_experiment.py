@@ -87,6 +87,8 @@ def test_an_argument_that_is_wrong_is_refused_at_once(changes, says) -> None:
         ({"model": lambda: {"w": [1.0]}}, "model entry 'w' is a list"),
         ({"model": lambda: {"w": np.zeros(1, complex)}}, "'w'.*complex128"),
         ({"model": lambda: {"w": np.zeros(1, int)}}, "nothing would be learnt"),
+        ({"model": lambda: {"w": np.array([0.0, np.nan])}}, "'w' of the initial model has values that are not finite"),
+        ({"model": lambda: {"w": np.full(1, np.inf, DType.BFLOAT16.numpy)}}, "not finite"),
         ({"model": lambda: {"w" * 300: np.zeros(1)}}, "1 to 256 bytes"),
         ({"plan": Plan(local=("*",))}, "nothing would be learnt"),
         ({"plan": Plan(best=BestModel(metric="auc", direction="max"))}, "best metric 'auc'"),
@@ -97,6 +99,11 @@ def test_an_argument_that_is_wrong_is_refused_at_once(changes, says) -> None:
 def test_what_does_not_go_together_is_refused_at_home(changes, says) -> None:
     with pytest.raises(PlanError, match=says):
         _experiment(**changes).build()
+
+
+def test_what_stays_at_the_sites_may_hold_infinities_such_as_a_mask() -> None:
+    model = {"w": np.zeros(2), "mask": np.array([0.0, -np.inf])}
+    assert _experiment(model=model, plan=Plan(local=("mask",))).build().arrays["mask"][1] == -np.inf
 
 
 @pytest.mark.needs_torch

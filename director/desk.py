@@ -143,6 +143,8 @@ class Desk:
                 check_name(request.site, "site name")
             except InvalidNameError as error:
                 raise MalformedMessageError(str(error)) from error
+            if await self._database.relaxed(sites.participation, record.id, request.site) is None:
+                raise NotFoundError(f"site {request.site!r} takes no part in experiment {record.id!r}")
         reader = LogReader(self._logs.path(record.id, request.site))
         with self._bulletin.follow(record.id) as news:
             while True:

@@ -40,8 +40,9 @@ def serve(context: typer.Context, config: Config = None) -> None:
     if context.invoked_subcommand is not None:
         return
     settings = _settings(config)
-    logs.configure(settings.log_level.upper(), role="envoy")
     try:
+        site = read_identity(settings, now=time.time()).site
+        logs.configure(settings.log_level.upper(), role="envoy", site=site)
         asyncio.run(_serve(settings))
     except ConfigurationError as error:
         _fail(error, UNUSABLE)

@@ -8,7 +8,6 @@ next begins (`participation`), so a restart goes on where it stopped and a repea
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from envoy.spawning import Collaborator, Collaborators
 from federation import bundle
 from federation.errors import ConflictError, FederationError, NotFoundError
 from federation.names import ExperimentId, FederationName, check_name
+from federation.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from federation.telemetry.metrics import Metrics
     from federation.v1 import director_pb2
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 _LISTED = 100
 
 
@@ -112,7 +112,11 @@ class Experiments:
             return
         record = self.store.get(experiment)
         if record is not None and not is_same_request(record.message, assignment):
-            _log.error("the director changed what experiment %s is; keeping to what was signed first", experiment)
+            _log.error(
+                "the director changed what experiment %s is; keeping to what was signed first",
+                experiment,
+                experiment=experiment,
+            )
             self.tell(messages.refused(experiment, "this experiment was assigned before with other content"))
         elif record is None or (record.stage is Stage.REFUSED and not record.refused_by_owner):
             self._begin(experiment, self._consider(assignment))
@@ -214,7 +218,7 @@ class Experiments:
             await fetching.fetch(self.director, experiment, manifest, folder, clock=self.clock, metrics=self.metrics)
             await asyncio.to_thread(fetching.unpack, manifest, folder, self.settings.limits.max_bundle_bytes)
         except FederationError as error:
-            _log.warning("experiment %s cannot run here: %s", experiment, error)
+            _log.warning("experiment %s cannot run here: %s", experiment, error, experiment=experiment)
             self._refuse(record, messages.sayable(error))
             return
         accepted = self.store.get(experiment)
@@ -274,14 +278,15 @@ class Experiments:
 
     def _hold(self, record: Participation, reason: str) -> None:
         record = self.store.save(messages.at_stage(record, Stage.PENDING, reason))
-        _log.info("experiment %s waits: %s; `envoy approve %s`", record.experiment, reason, record.experiment)
+        name = record.experiment
+        _log.info("experiment %s waits: %s; `envoy approve %s`", name, reason, name, experiment=name)
         self._count()
         self.tell(messages.pending(record.experiment, reason))
 
     def _refuse(self, record: Participation, reason: str) -> None:
         decision = admission.refused(reason)
         record = self.store.save(messages.at_stage(record, Stage.REFUSED, decision.reason))
-        _log.info("experiment %s is refused: %s", record.experiment, decision.reason)
+        _log.info("experiment %s is refused: %s", record.experiment, decision.reason, experiment=record.experiment)
         self.store.clean(record.experiment)
         self._count()
         self.tell(messages.refused(record.experiment, decision.reason))
@@ -310,7 +315,8 @@ class Experiments:
             error_class=over.error_class,
             detail=detail,
         )
-        _log.info("experiment %s %s here: %s", experiment, over.outcome, over.reason or over.error_class or "done")
+        how = over.reason or over.error_class or "done"
+        _log.info("experiment %s %s here: %s", experiment, over.outcome, how, experiment=experiment)
         await self._leave(record)
         self.tell(self._word_on(record))
 
@@ -325,7 +331,7 @@ class Experiments:
         record = self.store.get(experiment)
         # What ended by its own last word meanwhile keeps its outcome.
         if record is not None and not record.stage.is_over:
-            _log.info("experiment %s was withdrawn: %s", experiment, reason)
+            _log.info("experiment %s was withdrawn: %s", experiment, reason, experiment=experiment)
             await self._leave(self.store.update(experiment, stage=Stage.ENDED, reason=reason, reported=True))
 
     async def _leave(self, record: Participation) -> None:

@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -24,9 +23,12 @@ from federation.errors import FederationError, TransportError
 from federation.runtime import children
 from federation.runtime.clock import pause
 from federation.runtime.records import read_exit_record, write_atomically
+from federation.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from structlog.stdlib import BoundLogger
 
     from federation.collaborator.config import CollaboratorConfig
     from federation.collaborator.local_socket import LineStream
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from federation.runtime.clock import Clock
     from federation.telemetry.metrics import Metrics
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 _KIND = "collaborator"
 _STOP_MARGIN_S = 10.0
 """Beyond its own drain time a collaborator gets this long to end its trainer and write its record, seconds."""
@@ -68,6 +70,10 @@ class Collaborator:
     _crashes: int = 0
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def _log(self) -> BoundLogger:
+        return _log.bind(experiment=self.experiment)
+
     async def run(self) -> endings.Over | None:
         """Keep it running until it is over; None if it stopped because we asked.
 
@@ -77,7 +83,7 @@ class Collaborator:
         try:
             self._child = children.adopt(self.config.folder)
             if self._child is not None:
-                _log.info("adopted the collaborator of %s, pid %s", self.experiment, self._child.identity.pid)
+                self._log.info("adopted the collaborator of %s, pid %s", self.experiment, self._child.identity.pid)
             else:
                 last_word = self._last_word()
                 if last_word is not None:
@@ -106,7 +112,7 @@ class Collaborator:
             try:
                 await self._stream.send({"type": "certificate"})
             except TransportError:
-                _log.info("the collaborator of %s will be told of the renewed certificate later", self.experiment)
+                self._log.info("the collaborator of %s will be told of the renewed certificate later", self.experiment)
 
     def disconnected(self, stream: LineStream) -> None:
         """Note that a line is gone; a newer one stays."""
@@ -128,7 +134,7 @@ class Collaborator:
             try:
                 await self._stream.send({"type": "aggregator", "address": address, "server_name": server_name})
             except TransportError as error:
-                _log.info("the collaborator of %s will read its new aggregator later: %s", self.experiment, error)
+                self._log.info("the collaborator of %s will read its new aggregator later: %s", self.experiment, error)
 
     async def stop(self, reason: str, *, drain: bool) -> None:
         """Ask it to end and return once it has; after its time it is killed.
@@ -152,7 +158,7 @@ class Collaborator:
         try:
             await asyncio.wait_for(child.wait(), grace_s)
         except TimeoutError:
-            _log.warning("the collaborator of %s did not end in %s s and is killed", self.experiment, grace_s)
+            self._log.warning("the collaborator of %s did not end in %s s and is killed", self.experiment, grace_s)
             await child.stop(0.5)
 
     def kill(self) -> None:
@@ -170,7 +176,7 @@ class Collaborator:
             status.record, str(status), asked=self._asked, crashes=self._crashes, max_restarts=self.max_restarts
         )
         self._crashes += 1
-        log = _log.warning if isinstance(ending, endings.Again) else _log.info
+        log = self._log.warning if isinstance(ending, endings.Again) else self._log.info
         log("the collaborator of %s: %s", self.experiment, status)
         return ending
 
@@ -234,7 +240,8 @@ class Collaborators:
         try:
             over = await collaborator.run()
         except FederationError as error:
-            _log.error("the collaborator of %s cannot be started: %s", collaborator.experiment, error)
+            name = collaborator.experiment
+            _log.error("the collaborator of %s cannot be started: %s", name, error, experiment=name)
             over = endings.Over(outcome=endings.FAILED, error_class=type(error).__name__, reason=str(error))
         finally:
             del self._all[collaborator.experiment]

@@ -93,10 +93,12 @@ class Reporter:
         elif isinstance(event, events.SiteLost):
             self._site(event.site, event.reason)
         elif isinstance(event, events.SiteFailed):
+            self._log.warning("site failed", site=event.site, round=machine.round, reason=event.reason)
             self._site(event.site, f"failed: {event.reason}")
         elif isinstance(event, events.UpdateAdmitted) and self._quiet is None:
             self._update(event.site, "update admitted", machine)
         elif isinstance(event, events.UpdateRefused):
+            self._log.warning("update refused", site=event.site, round=machine.round, reason=event.reason)
             self._update(event.site, f"update refused: {event.reason}", machine)
 
     def status(self) -> None:
@@ -124,6 +126,12 @@ class Reporter:
         self._scored = _show_only(self._metrics.update_score, scores, self._scored)
         norms: dict[tuple[str, ...], float] = {(row.site,): row.update_norm for row in counted}
         self._normed = _show_only(self._metrics.update_norm, norms, self._normed)
+        self._log.info(
+            "round committed",
+            round=record.round,
+            seconds=round(record.seconds, 3),
+            counted=[row.site for row in counted],
+        )
         self._metrics.sites_quarantined.set(len(record.quarantined))
         for held in record.quarantined:
             if held.since_round == record.round:

@@ -20,6 +20,7 @@ from federation import __version__
 from federation.client import pki_commands, research, simulating
 from federation.client.exits import Exit, exit_for
 from federation.errors import FederationError
+from federation.names import ExperimentState  # noqa: TC001 - typer reads it at run time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +97,7 @@ def submit(
 def list_experiments(
     profile: ProfileOption = None,
     project: Annotated[str, typer.Option(help="Only this project.")] = "",
-    state: Annotated[list[str] | None, typer.Option(help="Only this state; may be repeated.")] = None,
+    state: Annotated[list[ExperimentState] | None, typer.Option(help="Only this state; may be repeated.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 100,
     as_json: JsonOption = False,
 ) -> None:
@@ -105,7 +106,7 @@ def list_experiments(
     from federation.client.progress import printable
 
     with _connect(profile) as federation:
-        found = federation.list(project=project, states=tuple(state or ()), limit=limit)
+        found = federation.list(project=project, states=tuple(each.value for each in state or ()), limit=limit)
     if as_json:
         print(views.to_json(found))
         return
@@ -209,9 +210,13 @@ def logs(
     as_json: JsonOption = False,
 ) -> None:
     """Print an experiment's log lines."""
+    is_empty = True
     with _connect(profile) as federation:
         for line in federation.logs(experiment, site=site, follow=follow):
+            is_empty = False
             print(json.dumps({"line": line}) if as_json else line, flush=True)
+    if site and is_empty:
+        print(f"{site} released no lines: its owner decides, with release_logs in envoy.toml", file=sys.stderr)
 
 
 @app.command()
@@ -240,7 +245,9 @@ def download(
 @app.command()
 def report(
     experiment: ExperimentArgument,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML file; default EXPERIMENT.html.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File or folder to write; default EXPERIMENT.html.")
+    ] = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -250,9 +257,8 @@ def report(
 
     with _connect(profile) as federation:
         details = federation.show(experiment)
-    target = output or Path(f"{experiment}.html")
-    write_report(details, target)
-    print(views.to_json(details) if as_json else str(target))
+    path = write_report(details, output or Path(f"{experiment}.html"))
+    print(views.to_json(details) if as_json else str(path))
 
 
 @app.command()

@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from federation.client import views
 from federation.client.profile import Profile, load_profile
+from federation.client.report import write_report
 from federation.client.runs import write_federated_run
+from federation.client.saving import writing
 from federation.client.submission import Package, packaged
 from federation.errors import IdentityError, MalformedMessageError, NotFoundError, TransportError
 from federation.names import Identity, Role, UserName
@@ -199,7 +201,11 @@ class Federation:
         return self.show(experiment).summary
 
     def logs(self, experiment: str, *, site: str = "", follow: bool = False) -> Iterator[str]:
-        """Yield log lines of the experiment's aggregator, or those a site released."""
+        """Yield log lines of the experiment's aggregator, or those a site released.
+
+        Raises:
+            NotFoundError: there is no such experiment, or `site` takes no part in it.
+        """
         return self._iterate(self._logs(experiment, site, follow=follow))
 
     def download(
@@ -216,6 +222,7 @@ class Federation:
         Raises:
             NotFoundError: there is no such artifact (yet).
             MalformedMessageError: what arrived is not what the director announced; nothing is left at `target`.
+            StorageError: `target` cannot be written.
         """
         path = Path(target)
         if path.is_dir():
@@ -233,6 +240,7 @@ class Federation:
 
         Raises:
             NotFoundError: there is none of this id, or it is not ours.
+            StorageError: `folder` cannot be written.
         """
         target = Path(folder)
         details = self.show(experiment)
@@ -241,6 +249,19 @@ class Federation:
             if artifact.name in _RUN_MODELS:
                 self._run(self._download(experiment, artifact, target / _RUN_MODELS[artifact.name], _ignore))
         return target
+
+    def report(self, experiment: str, target: Path | str) -> Path:
+        """Write a self-contained HTML page about an experiment; return where it is.
+
+        Args:
+            experiment: its id.
+            target: file to write, or folder to write ``EXPERIMENT.html`` into.
+
+        Raises:
+            NotFoundError: there is none of this id, or it is not ours.
+            StorageError: `target` cannot be written.
+        """
+        return write_report(self.show(experiment), Path(target))
 
     # Underneath
 
@@ -332,32 +353,33 @@ class Federation:
         # The digest is in the name: a rest of another artifact, or of an earlier model, is never taken up again.
         partial = target.with_name(f".{target.name}.{artifact.digest[:16]}.part")
         sha256, offset = hashlib.sha256(), 0
-        if partial.exists():
-            with partial.open("rb") as kept:
-                while piece := kept.read(CHUNK_BYTES):
-                    sha256.update(piece)
-                    offset += len(piece)
-        request = pb.DownloadArtifactRequest(
-            experiment=experiment, name=artifact.name, offset=offset, digest=artifact.digest
-        )
-        try:
-            async with self._stub.server_stream("DownloadArtifact", request) as stream:
-                with partial.open("ab") as file:
-                    async for message in stream:
-                        data = _check(message.chunk, offset)
-                        file.write(data)
-                        sha256.update(data)
-                        offset += len(data)
-                        progress(artifact.name, offset, artifact.bytes)
-        except MalformedMessageError:
-            partial.unlink(missing_ok=True)
-            raise
-        if sha256.hexdigest() != artifact.digest or offset != artifact.bytes:
-            partial.unlink(missing_ok=True)
-            raise MalformedMessageError(
-                f"{artifact.name} arrived with {offset} bytes and another digest than announced; try again"
+        with writing(target):
+            if partial.exists():
+                with partial.open("rb") as kept:
+                    while piece := kept.read(CHUNK_BYTES):
+                        sha256.update(piece)
+                        offset += len(piece)
+            request = pb.DownloadArtifactRequest(
+                experiment=experiment, name=artifact.name, offset=offset, digest=artifact.digest
             )
-        os.replace(partial, target)
+            try:
+                async with self._stub.server_stream("DownloadArtifact", request) as stream:
+                    with partial.open("ab") as file:
+                        async for message in stream:
+                            data = _check(message.chunk, offset)
+                            file.write(data)
+                            sha256.update(data)
+                            offset += len(data)
+                            progress(artifact.name, offset, artifact.bytes)
+            except MalformedMessageError:
+                partial.unlink(missing_ok=True)
+                raise
+            if sha256.hexdigest() != artifact.digest or offset != artifact.bytes:
+                partial.unlink(missing_ok=True)
+                raise MalformedMessageError(
+                    f"{artifact.name} arrived with {offset} bytes and another digest than announced; try again"
+                )
+            os.replace(partial, target)
         return artifact
 
 

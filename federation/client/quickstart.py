@@ -24,6 +24,7 @@ from rich.table import Table
 from federation.client.local import LocalFederation, LocalSite
 from federation.client.progress import follow
 from federation.client.report import write_report
+from federation.client.saving import writing
 from federation.errors import ConfigurationError, PlanError
 from federation.names import SiteName
 from federation.storage.checkpoints import read_model
@@ -66,6 +67,7 @@ def run_quickstart(folder: Path, *, rounds: int | None, as_json: bool) -> None:
 
     Raises:
         ConfigurationError: scikit-learn, torch or matplotlib is missing, or a daemon did not start.
+        StorageError: `folder` cannot be written.
         PlanError: the experiment did not complete; says why.
     """
     _require("torch", "sklearn", "matplotlib")
@@ -131,11 +133,15 @@ def _require(*modules: str) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove an earlier run; refuse to remove anything else."""
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / "ca" / "ca.key").exists():
-            raise ConfigurationError(f"{folder} holds something that is no earlier quickstart; name another --output")
-        shutil.rmtree(folder)
+    """Make room for a run: remove an earlier one, refuse to remove anything else."""
+    with writing(folder):
+        if folder.exists() and any(folder.iterdir()):
+            if not (folder / "ca" / "ca.key").exists():
+                raise ConfigurationError(
+                    f"{folder} holds something that is no earlier quickstart; name another --output"
+                )
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _source(scratch: Path, rounds: int | None) -> Path:

@@ -13,6 +13,7 @@ import json
 from typing import TYPE_CHECKING
 
 from federation.client.charts import Line, line_chart
+from federation.client.saving import writing
 from federation.client.suspicion import STYLE as TRUST_STYLE
 from federation.client.suspicion import is_held, rule_weights, trust_section
 from federation.client.tables import STYLE as TABLE_STYLE
@@ -38,10 +39,22 @@ pre,code{font-size:12px;background:#f6f6f6;padding:.1em .3em}pre{padding:.8em;ov
 """
 
 
-def write_report(details: ExperimentDetails, target: Path) -> None:
-    """Write the page about an experiment to `target`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(render_report(details), encoding="utf-8")
+def write_report(details: ExperimentDetails, target: Path) -> Path:
+    """Write the page about an experiment; return where it is.
+
+    Args:
+        details: all about the experiment.
+        target: file to write, or folder to write ``EXPERIMENT.html`` into.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    path = target / f"{details.summary.experiment}.html" if target.is_dir() else target
+    page = render_report(details)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    return path
 
 
 def render_report(details: ExperimentDetails) -> str:

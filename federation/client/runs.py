@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from federation.client.saving import writing
 from federation.errors import ConfigurationError, NotFoundError
 from federation.names import Epoch, RoundNumber, SiteName
 from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord
@@ -121,8 +122,11 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 
 
 def write_federated_run(details: ExperimentDetails, folder: Path) -> None:
-    """Write what the director tells of an experiment as a run folder, so that it compares with simulated ones."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write what the director tells of an experiment as a run folder, so that it compares with simulated ones.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     plan = dict(details.plan)
     summary = details.summary
     head = {
@@ -131,8 +135,10 @@ def write_federated_run(details: ExperimentDetails, folder: Path) -> None:
         "command": f"federation download {summary.experiment} --run", "software": "", "outcome": summary.state,
     }  # fmt: skip
     lines = "".join(json.dumps(_record_of(entry).to_json()) + "\n" for entry in details.rounds)
-    (folder / HISTORY_FILE).write_text(lines, encoding="utf-8")
-    (folder / HEAD_FILE).write_text(json.dumps(head, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / HISTORY_FILE).write_text(lines, encoding="utf-8")
+        (folder / HEAD_FILE).write_text(json.dumps(head, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _records(path: Path, lines: list[str]) -> Iterable[RoundRecord]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -32,6 +31,7 @@ from federation.errors import (
     StaleRoundError,
     TaskError,
 )
+from federation.telemetry.logs import get_logger
 from federation.v1 import aggregator_pb2
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from federation.plan import ExperimentSpec
     from federation.wire.payloads import Payload
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class CannotTakePartError(FederationError):
@@ -136,7 +136,7 @@ class Desk:
                     self.progress, self.spec.plan, order.asking.round, epoch=message.epoch
                 )
         except StaleRoundError as error:
-            _log.warning("a task is not obeyed: %s", error)
+            _log.warning("a task is not obeyed: %s", error, round=order.asking.round)
             return
         if self._is_known(order):
             if order.is_training and self._present is not None and self._present.is_same(order):
@@ -155,7 +155,7 @@ class Desk:
             return
         asking = work.asking_of(update)
         if not message.counted:
-            _log.info("the update of %s did not count: %s", asking, message.reason)
+            _log.info("the update of %s did not count: %s", asking, message.reason, round=asking.round)
         self.progress = ordering.obey_verdict(self.progress, asking, counted=message.counted)
         self._waiting.append(_Settle(asking=asking, counted=message.counted))
         self._interrupt_void()
@@ -248,7 +248,7 @@ class Desk:
             else:
                 await self._evaluate(order)
         except (StaleRoundError, ConflictError, NotFoundError, IdentityError) as error:
-            _log.info("work on %s is not wanted any more: %s", order.asking, error)
+            _log.info("work on %s is not wanted any more: %s", order.asking, error, round=order.asking.round)
             if order.is_training:
                 await self.work.settle(counted=False)
         except UnsignedPlanError:
@@ -280,7 +280,7 @@ class Desk:
         self.work.metrics.trainer_failures_total.inc()
         doing = "preparing" if order is None else f"{'training' if order.is_training else 'evaluation'} {order.asking}"
         said = f"{error.error_class}\n{error.traceback}" if isinstance(error, TaskError) else str(error)
-        _log.error("%s failed: %s", doing, said)
+        _log.error("%s failed: %s", doing, said, round=order.asking.round if order else 0)
 
     def _is_known(self, order: TaskOrder) -> bool:
         known = [self._present, *self._waiting]

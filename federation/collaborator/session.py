@@ -26,6 +26,7 @@ from federation.collaborator.ordering import UnsignedPlanError
 from federation.errors import ConflictError, FederationError, MalformedMessageError, PeerError, StaleRoundError
 from federation.names import Digest, Epoch
 from federation.runtime.clock import pause
+from federation.telemetry.logs import get_logger
 from federation.v1 import aggregator_pb2
 from federation.wire import versions
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from federation.transport.methods import BidiCall, Stub
     from federation.wire.payloads import Payload
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 _SUPERSEDED = "superseded"
 _GOODBYE_S = 2.0
 
@@ -264,7 +265,7 @@ class Session:
             base = tasks.read_base(welcome, self.desk.spec, self.initial_base)
             self._is_prepared = True
             self.on_base(base)
-        _log.info("taking part, aggregator epoch %d, round %d", welcome.epoch, welcome.round)
+        _log.info("taking part, aggregator epoch %d, round %d", welcome.epoch, welcome.round, round=welcome.round)
         return welcome
 
     async def _listen(self, call: BidiCall) -> aggregator_pb2.Finish | None:

@@ -21,6 +21,7 @@ from federation.collaborator import exchange as files
 from federation.collaborator.backoff import Backoff
 from federation.collaborator.threads import in_thread
 from federation.errors import (
+    FederationError,
     LimitError,
     MalformedMessageError,
     Refusal,
@@ -202,7 +203,7 @@ async def _holding(call: BidiCall, update: RetainedUpdate) -> aggregator_pb2.Upd
 
 
 async def _result(call: BidiCall) -> None:
-    """Read to the result; a refusal is the error that the call ends with."""
+    """Read to the result, and to the end after it; a refusal is the error that the call ends with."""
     while True:
         reply = await call.read()
         if reply is None:
@@ -210,6 +211,10 @@ async def _result(call: BidiCall) -> None:
         if reply.WhichOneof("message") == "result":
             if not reply.result.admitted:
                 raise MalformedMessageError(f"an update was not admitted without a status: {reply.result.detail[:500]}")
+            # Who leaves now cancels the call, and the aggregator's metrics would show a failure. That it ended badly
+            # after the result changes nothing.
+            with contextlib.suppress(FederationError):
+                await call.read()
             return
 
 

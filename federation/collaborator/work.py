@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import secrets
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from federation.compression import load_codec, max_payload_bytes
 from federation.errors import FederationError, TaskError, UpdateRejectedError
 from federation.names import Digest, Epoch, PayloadName
 from federation.storage.retained import RetainedFile, RetainedUpdate
+from federation.telemetry.logs import get_logger
 from federation.v1 import aggregator_pb2, trainer_pb2
 from federation.wire import payloads
 from federation.wire.payloads import Payload
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from federation.storage.retained import Retention
     from federation.telemetry.metrics import Metrics
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 _SMALL_BYTES = 256 << 10
 
 
@@ -135,11 +135,13 @@ class Work:
         try:
             await self.uploads.push(update)
         except UpdateRejectedError as error:
-            _log.warning("the update of %s was refused (%s): %s", order.asking, error.refusal.value, error)
+            reason = error.refusal.value
+            _log.warning("the update of %s was refused (%s): %s", order.asking, reason, error, round=order.asking.round)
             self.metrics.updates_refused_total.labels(error.refusal.value).inc()
             await self.settle(counted=False)
             return
         self.metrics.updates_admitted_total.inc()
+        _log.info("the update of %s is admitted", order.asking, round=order.asking.round)
 
     async def evaluate(self, order: TaskOrder) -> aggregator_pb2.EvaluationResult:
         """Do an evaluate task and return its answer, without an epoch yet; errors as `train`."""
@@ -184,7 +186,12 @@ class Work:
                 await self.trainer.do(lambda handle: handle.keep(update.round, attempt=update.attempt, counted=counted))
         except TaskError as error:
             # The committed model has the update either way; what is lost is state of this site's own.
-            _log.warning("the trainer could not keep its state of round %d: %s", update.round, error.error_class)
+            _log.warning(
+                "the trainer could not keep its state of round %d: %s",
+                update.round,
+                error.error_class,
+                round=update.round,
+            )
 
     def failure(self, order: TaskOrder | None, error: FederationError, epoch: Epoch) -> aggregator_pb2.TaskFailure:
         """Return what the aggregator is told of a failure: its class, and more only if the policy says so.

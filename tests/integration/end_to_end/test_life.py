@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from federation.client.report import write_report
-from federation.errors import NotFoundError
+from federation.errors import NotFoundError, StorageError
 from federation.storage.checkpoints import read_model
 from federation.tensors import TensorRole
 from federation.training.state import StateStore
@@ -234,7 +234,40 @@ def test_an_unknown_experiment_or_artifact_is_not_found(variants: Any, trial: An
             ask("nobody-1")
     with pytest.raises(NotFoundError):
         trial.client.download(variants["float32"].id, "other.bin", tmp_path / "other")
+    with pytest.raises(NotFoundError, match="'nowhere' takes no part"):
+        list(trial.client.logs(variants["float32"].id, site="nowhere"))
     assert not list(tmp_path.iterdir())
+
+
+def test_logs_say_experiment_round_and_site(variants: Any, trial: Any) -> None:
+    run = variants["float32"]
+    list(trial.client.watch(run.id))
+    site = trial.folder / "sites" / "north" / "state" / "experiments" / run.id
+    texts = {
+        "aggregator": "\n".join(trial.client.logs(run.id)),
+        "collaborator": (site / "collaborator.log").read_text(),
+        "envoy": (trial.folder / "logs" / "envoy-north.log").read_text(),
+    }
+    lines = {who: [json.loads(line) for line in text.splitlines()] for who, text in texts.items()}
+    committed = [line for line in lines["aggregator"] if line["event"] == "round committed"]
+    assert [(line["experiment"], line["round"]) for line in committed] == [(run.id, number) for number in (1, 2, 3)]
+    admitted = [line for line in lines["collaborator"] if line["event"].endswith("is admitted")]
+    assert [(line["experiment"], line["site"], line["round"]) for line in admitted] == [
+        (run.id, "north", number) for number in (1, 2, 3)
+    ]
+    here = [line for line in lines["envoy"] if line.get("experiment") == run.id]
+    assert here and all(line["site"] == "north" for line in here)
+
+
+def test_what_cannot_be_written_is_named(variants: Any, trial: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for fetch in (
+        lambda path: trial.client.download(variants["float32"].id, "initial.safetensors", path),
+        lambda path: trial.client.report(variants["float32"].id, path),
+    ):
+        with pytest.raises(StorageError, match=r"cannot write .*/file/target: "):
+            fetch(tmp_path / "file" / "target")
+    assert trial.client.report(variants["float32"].id, tmp_path).read_text().startswith("<!")
 
 
 def _downloaded(run: Any, name: str) -> Path:

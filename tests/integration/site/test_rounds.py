@@ -61,6 +61,9 @@ async def test_two_sites_train_a_model_together(
     model = load_file(tmp_path / "aggregator" / "artifacts" / "last.safetensors")
     # Each round adds its number, and half of one more: only one of two sites of equal weight adds it.
     assert model["w"].tolist() == [pytest.approx(1 + 2 + 3 + 1.5)] * 8
+    rpc = aggregator.metrics.rpc_total.collect()[0].samples
+    pushes = {line.labels["code"]: line.value for line in rpc if line.labels["method"] == "PushUpdate"}
+    assert {code for code, calls in pushes.items() if calls} == {"OK"}  # nothing was wrong, so nothing looks wrong
 
 
 async def test_an_aggregator_that_is_started_again_finds_its_sites(

@@ -58,6 +58,19 @@ def test_a_wrong_command_line_has_its_own_exit_code(tmp_path: Path) -> None:
     assert run("list", "--no-such-option", home=tmp_path).returncode == Exit.USAGE
 
 
+def test_a_state_that_there_is_none_of_is_a_wrong_command_line_that_lists_them(tmp_path: Path) -> None:
+    done = run("list", "--state", "bogus", home=tmp_path)
+    assert done.returncode == Exit.USAGE
+    assert "'bogus' is not one of 'submitted', 'queued', 'running'" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = run("quickstart", "-o", str(tmp_path / "file" / "quickstart"), home=tmp_path)
+    assert done.returncode == Exit.FAILURE
+    assert done.stderr == f"federation: cannot write {tmp_path / 'file' / 'quickstart'}: Not a directory\n"
+
+
 def test_doctor_without_a_profile_fails_and_its_json_is_json(tmp_path: Path) -> None:
     done = run("doctor", "--json", home=tmp_path)
     assert done.returncode == Exit.CONFIGURATION

@@ -12,6 +12,7 @@ import pytest
 
 from federation.client import views
 from federation.client.report import render_report, write_report
+from federation.errors import StorageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,3 +169,14 @@ def test_report_is_written_where_it_was_asked_for(details: views.ExperimentDetai
     target = tmp_path / "deep" / "report.html"
     write_report(details, target)
     assert target.read_text(encoding="utf-8") == render_report(details)
+
+
+def test_report_into_a_folder_is_named_after_its_experiment(details: views.ExperimentDetails, tmp_path: Path) -> None:
+    path = write_report(details, tmp_path)
+    assert path == tmp_path / f"{details.summary.experiment}.html" and path.stat().st_size > 0
+
+
+def test_a_report_that_cannot_be_written_says_where(details: views.ExperimentDetails, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match=r"cannot write .*/file/report\.html: "):
+        write_report(details, tmp_path / "file" / "report.html")

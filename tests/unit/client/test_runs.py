@@ -9,7 +9,7 @@ import pytest
 
 from federation.client import views
 from federation.client.runs import find_runs, is_finished, read_run, write_federated_run
-from federation.errors import ConfigurationError, NotFoundError
+from federation.errors import ConfigurationError, NotFoundError, StorageError
 
 from . import made_runs as made
 
@@ -77,3 +77,9 @@ def test_a_federated_run_is_written_as_a_run_folder(tmp_path: Path, reply: pb.Ge
     assert [record.bytes_up for record in run.records] == [entry.bytes_up for entry in details.rounds]
     assert run.records[0].sites[0].train_seconds == details.rounds[0].contributions[0].train_seconds
     assert json.loads((tmp_path / "run" / "run.json").read_text())["outcome"] == "completed"
+
+
+def test_a_run_folder_that_cannot_be_written_is_named(tmp_path: Path, reply: pb.GetExperimentReply) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match=r"cannot write .*/file/run: "):
+        write_federated_run(views.details_of(reply), tmp_path / "file" / "run")

@@ -28,7 +28,8 @@ from federation.plan import ExperimentSpec, Plan, tensor_rows
 from federation.runtime.records import read_exit_record
 from federation.storage.checkpoints import write_model
 from federation.tensors import DType, TensorSchema, TensorSpec
-from federation.testing.sites import HonestSite, Meeting, ScriptedSite
+from federation.testing.honest_sites import HonestSite
+from federation.testing.scripted_sites import Meeting, ScriptedSite
 from federation.transport.credentials import TlsFiles
 
 if TYPE_CHECKING:

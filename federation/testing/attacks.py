@@ -18,7 +18,7 @@ from federation.compression import decode_payload, encode_payload, load_codec
 from federation.errors import FederationError, UpdateRejectedError
 from federation.rounds.randomness import derive_seed
 from federation.tensors import pack, unpack
-from federation.testing.sites import HonestSite
+from federation.testing.honest_sites import HonestSite
 from federation.v1 import aggregator_pb2 as pb
 from federation.wire.payloads import DELTA, IDENTITY_CODEC
 

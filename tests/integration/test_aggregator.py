@@ -30,7 +30,9 @@ from federation.storage.checkpoints import read_model
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec
 from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.clock import FakeClock
-from federation.testing.sites import HonestSite, LateSite, Lie, LyingSite, ScriptedSite, VanishingSite
+from federation.testing.honest_sites import HonestSite
+from federation.testing.misbehaving_sites import LateSite, Lie, LyingSite, VanishingSite
+from federation.testing.scripted_sites import ScriptedSite
 from federation.v1 import aggregator_pb2 as pb
 
 

@@ -18,7 +18,8 @@ from federation.storage.checkpoints import read_model
 from federation.tensors.digest import payload_digest
 from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.clock import FakeClock
-from federation.testing.sites import Finished, HonestSite
+from federation.testing.honest_sites import HonestSite
+from federation.testing.scripted_sites import Finished
 from federation.v1 import aggregator_pb2 as pb
 from federation.v1 import tensors_pb2
 from federation.wire.chunks import checksum

@@ -19,7 +19,8 @@ from federation.plan import Plan
 from federation.runtime.records import read_exit_record
 from federation.storage.checkpoints import read_model
 from federation.testing.aggregators import Stage, flat_schema
-from federation.testing.sites import Finished, HonestSite
+from federation.testing.honest_sites import HonestSite
+from federation.testing.scripted_sites import Finished
 
 
 def stage(tmp_path, sites="ab", schema=None, **plan):

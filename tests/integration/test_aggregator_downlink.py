@@ -14,7 +14,8 @@ from federation.storage.memory import MemoryModel
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, unpack
 from federation.tensors.digest import payload_digest
 from federation.testing.aggregators import Stage
-from federation.testing.sites import Finished, HonestSite
+from federation.testing.honest_sites import HonestSite
+from federation.testing.scripted_sites import Finished
 from federation.v1 import aggregator_pb2 as pb
 
 SMALL, LARGE = 2_000, 100_000  # floats: inside a task, and pulled

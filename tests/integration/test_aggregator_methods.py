@@ -13,7 +13,7 @@ from federation.errors import PlanError, Refusal, UpdateRejectedError
 from federation.plan import Plan
 from federation.storage.checkpoints import read_model
 from federation.testing.aggregators import Stage, flat_schema
-from federation.testing.sites import HonestSite
+from federation.testing.honest_sites import HonestSite
 from federation.v1 import aggregator_pb2 as pb
 
 ELEMENTS = 100_000

@@ -20,7 +20,7 @@ from federation.runtime.clock import SystemClock
 from federation.telemetry.metrics import Metrics
 from federation.testing.aggregators import EXPERIMENT, FEDERATION, Stage, flat_schema
 from federation.testing.clock import FakeClock
-from federation.testing.sites import Finished
+from federation.testing.scripted_sites import Finished
 from federation.transport.authority import Authority
 from federation.transport.handlers import method_path
 from federation.transport.server import RpcServer

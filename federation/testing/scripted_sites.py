@@ -1,47 +1,36 @@
-"""Scripted sites: collaborators without envoy, trainer or disk that speak the real protocol over real mutual TLS.
+"""A scripted site: a collaborator without envoy, trainer or disk that speaks the real protocol over real mutual TLS.
 
-A `ScriptedSite` does one thing at a time, as a test says, and can break every rule on the way. `HonestSite` runs a
-whole experiment by itself: its data is one number per parameter, training moves the model halfway there, and the loss
-is the mean squared distance, so what a federation of them must arrive at is known exactly. `LyingSite`, `LateSite` and
-`VanishingSite` are honest but for one thing.
+It does one thing at a time, as a test says, and can break every rule on the way. `honest_sites` has one that runs a
+whole experiment by itself, `misbehaving_sites` those that are honest but for one thing.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from federation.compression import encode_payload, load_codec
-from federation.errors import FederationError, TransportError, UpdateRejectedError
+from federation.errors import TransportError
 from federation.names import Identity, Role, aggregator_server_name
 from federation.storage.memory import MemoryBytes, MemoryModel, MemoryWriter
 from federation.storage.steps import apply_step
-from federation.tensors import pack, unpack
 from federation.tensors.digest import payload_digest
 from federation.transport.channels import open_channel
 from federation.transport.methods import Stub
 from federation.v1 import aggregator_pb2 as pb
 from federation.v1 import tensors_pb2
 from federation.wire.chunks import checksum
-from federation.wire.payloads import BUFFERS, DELTA, IDENTITY_CODEC, MODEL, OPTIMIZER, STEP
+from federation.wire.payloads import BUFFERS, MODEL, STEP
 from federation.wire.versions import range_to_proto
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    import numpy.typing as npt
 
     from federation.names import Digest, ExperimentId, FederationName, SiteName
     from federation.plan import ExperimentSpec, PayloadPlan
     from federation.transport.credentials import TlsFiles
     from federation.transport.methods import BidiCall
 
-Arrays = dict[str, "npt.NDArray[Any]"]
 _SERVICE = pb.DESCRIPTOR.services_by_name["Aggregator"]
 
 
@@ -353,188 +342,3 @@ class ScriptedSite:
         if self._session is None:
             raise RuntimeError(f"{self.name} has no session: connect first")
         return self._session
-
-
-class HonestSite(ScriptedSite):
-    """A site whose data is one number: every parameter should be `target`.
-
-    Args:
-        target: what its data says.
-        rest: as `ScriptedSite`.
-    """
-
-    def __init__(self, *rest: Any, target: float = 1.0, **options: Any) -> None:
-        super().__init__(*rest, **options)
-        self.target = target
-
-    async def run(self) -> str:
-        """Take part to the end, and return the outcome.
-
-        Raises:
-            FederationError: the session failed.
-        """
-        await self.connect()
-        await self.ready()
-        try:
-            while True:
-                await self.answer(await self.next_task())
-        except Finished as end:
-            return end.outcome
-
-    async def answer(self, task: pb.Task) -> None:
-        """Do one task."""
-        model = unpack(self.meeting.spec.schema_.federated, await self.load(task))
-        if task.kind == pb.TASK_KIND_EVALUATE:
-            await self.report(task, {"loss": self.loss(model)})
-        else:
-            payloads = self.train(task, model)
-            await self.send(task, self.header(task, payloads, {"loss": self.loss(model)}), payloads)
-
-    async def send(self, task: pb.Task, header: pb.UpdateHeader, payloads: Mapping[str, bytes]) -> None:
-        """Upload the update of a task."""
-        await self.push(header, payloads)
-
-    def loss(self, model: Arrays) -> float:
-        """Mean squared distance of all float parameters from the target."""
-        names = [spec.name for spec in self.meeting.spec.schema_.parameters]
-        squares = [np.square(model[name].astype(np.float64) - self.target) for name in names]
-        return float(np.mean(np.concatenate([part.ravel() for part in squares])))
-
-    def train(self, task: pb.Task, model: Arrays) -> dict[str, bytes]:
-        """Return the payloads of an update that goes halfway to the target."""
-        schema = self.meeting.spec.schema_
-        delta = {
-            spec.name: ((self.target - model[spec.name].astype(np.float64)) / 2).astype(spec.dtype.numpy)
-            for spec in schema.parameters
-        }
-        payloads = {str(DELTA): bytes(pack(schema.parameters, delta))}
-        if schema.buffers.nbytes:
-            values = {
-                spec.name: model[spec.name] + np.ones((), dtype=spec.dtype.numpy) if spec.dtype.is_float
-                else np.full(spec.shape, task.round, dtype=spec.dtype.numpy)
-                for spec in schema.buffers
-            }  # fmt: skip
-            payloads[str(BUFFERS)] = bytes(pack(schema.buffers, values))
-        if self.meeting.spec.optimizer_schema.nbytes:
-            state = self.meeting.spec.optimizer_schema
-            full = {spec.name: np.full(spec.shape, self.target, dtype=spec.dtype.numpy) for spec in state}
-            payloads[str(OPTIMIZER)] = bytes(pack(state, full))
-        return {str(plan.name): self._encoded(task, plan, payloads) for plan in self.meeting.spec.uploads()}
-
-    def _encoded(self, task: pb.Task, plan: PayloadPlan, payloads: Mapping[str, bytes]) -> bytes:
-        """Return a payload as it travels: a method's vectors are the change once more, its scalars are 1."""
-        data = payloads.get(plan.name)
-        if data is None:
-            parameters = self.meeting.spec.schema_.parameters
-            if plan.schema == parameters.widened:
-                delta = unpack(parameters, payloads[DELTA])
-                wide = {name: delta[name].astype(plan.schema[name].dtype.numpy) for name in delta}
-                data = bytes(pack(plan.schema, wide))
-            else:
-                data = np.ones(len(plan.schema), dtype="<f8").tobytes()
-        if plan.codec == IDENTITY_CODEC:
-            return data
-        return encode_payload(plan.schema, data, load_codec(plan.codec), seed=task.round)
-
-
-class Lie(Enum):
-    """What a `LyingSite` lies about."""
-
-    NOT_FINITE = "not_finite"
-    WRONG_SCHEMA = "wrong_schema"
-    TRUNCATED = "truncated"
-    MILLION_EXAMPLES = "examples"
-    CLOSED_ROUND = "closed_round"
-    STALE_EPOCH = "stale_epoch"
-    WRONG_CODEC = "wrong_codec"
-    WRONG_MODEL = "wrong_model"
-    METRICS = "metrics"
-    CORRUPT = "corrupt"
-
-
-class LyingSite(HonestSite):
-    """Lies once in every update, and evaluates honestly.
-
-    Args:
-        lie: about what.
-        rest: as `HonestSite`.
-
-    Attributes:
-        refusals: what it was told, update by update.
-    """
-
-    def __init__(self, *rest: Any, lie: Lie, **options: Any) -> None:
-        super().__init__(*rest, **options)
-        self.lie = lie
-        self.refusals: list[FederationError] = []
-
-    async def send(self, task: pb.Task, header: pb.UpdateHeader, payloads: Mapping[str, bytes]) -> None:
-        """Upload a lie, and remember what is said to it."""
-        payloads = dict(payloads)
-        most_bytes = None
-        if self.lie is Lie.NOT_FINITE:
-            size = len(payloads[DELTA])
-            payloads[str(DELTA)] = np.full(size // 4, np.nan, dtype=np.float32).tobytes().ljust(size, b"\xff")
-        elif self.lie is Lie.TRUNCATED:
-            most_bytes = 0
-        else:
-            self._spoil(header)
-        try:
-            digests = [bytes(32) for _ in payloads] if self.lie is Lie.CORRUPT else None
-            await self.push(header, payloads, most_bytes=most_bytes, digests=digests)
-        except UpdateRejectedError as error:
-            self.refusals.append(error)
-            self.pending = None
-
-    def _spoil(self, header: pb.UpdateHeader) -> None:
-        if self.lie is Lie.WRONG_SCHEMA:
-            header.payloads[0].schema_digest = bytes(32)
-        elif self.lie is Lie.MILLION_EXAMPLES:
-            header.examples = 1_000_000
-        elif self.lie is Lie.CLOSED_ROUND:
-            header.round += 1
-        elif self.lie is Lie.STALE_EPOCH:
-            header.epoch += 1
-        elif self.lie is Lie.WRONG_CODEC:
-            header.payloads[0].codec = "zip"
-        elif self.lie is Lie.WRONG_MODEL:
-            header.model_digest = bytes(32)
-        elif self.lie is Lie.METRICS:
-            header.metrics["loss"] = float("inf")
-
-
-class LateSite(HonestSite):
-    """Waits for `may_send` before each upload."""
-
-    def __init__(self, *rest: Any, **options: Any) -> None:
-        super().__init__(*rest, **options)
-        self.asked = asyncio.Event()
-        self.may_send = asyncio.Event()
-        self.refusals: list[FederationError] = []
-
-    async def send(self, task: pb.Task, header: pb.UpdateHeader, payloads: Mapping[str, bytes]) -> None:
-        """Upload once it may; what is said to it is remembered."""
-        self.asked.set()
-        await self.may_send.wait()
-        try:
-            await self.push(header, payloads)
-        except UpdateRejectedError as error:
-            self.refusals.append(error)
-
-
-class VanishingSite(HonestSite):
-    """Is gone in the middle of its first upload, having sent `sent_bytes` of it."""
-
-    def __init__(self, *rest: Any, sent_bytes: int = 0, **options: Any) -> None:
-        super().__init__(*rest, **options)
-        self.sent_bytes = sent_bytes
-
-    async def run(self) -> str:
-        """Take part until the first upload; the outcome is ``"vanished"``."""
-        await self.connect()
-        await self.ready()
-        task = await self.next_task()
-        payloads = self.train(task, unpack(self.meeting.spec.schema_.federated, await self.load(task)))
-        await self.push(self.header(task, payloads, {}), payloads, most_bytes=self.sent_bytes, commit=False)
-        await self.vanish()
-        return "vanished"

@@ -1,4 +1,4 @@
-"""The director, assembled: one function reads top to bottom, what it builds is passed on by hand.
+"""The director, assembled: `serving` reads top to bottom, what its steps build is passed on by hand.
 
 Rules, in order:
 
@@ -22,6 +22,7 @@ from director.bulletin import Bulletin
 from director.desk import Desk
 from director.enrolment import Enrolment, aggregator_configuration
 from director.exchange import Exchange
+from director.identity import identify
 from director.intake import Allowance, Intake
 from director.launcher import SubprocessLauncher
 from director.leasing import LeaseKeeper, give_up_lease, take_lease
@@ -33,8 +34,6 @@ from director.store.database import Database, check_url
 from director.supervision import Supervision
 from federation.errors import ConfigurationError
 from federation.names import FederationName, Identity, Role
-from federation.pki.authority import CertificateAuthority
-from federation.pki.revocation import RevocationList
 from federation.runtime.children import Limits as ChildLimits
 from federation.runtime.clock import SystemClock
 from federation.runtime.notify import notify_ready, notify_stopping
@@ -44,13 +43,13 @@ from federation.telemetry.http import MonitoringServer
 from federation.telemetry.logs import get_logger
 from federation.telemetry.metrics import Metrics
 from federation.transport.authority import Authority, Limits
-from federation.transport.credentials import TlsFiles
 from federation.transport.server import RpcServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from director.config import DirectorSettings
+    from director.identity import DirectorIdentity
     from director.launcher import Launcher
     from federation.runtime.clock import Clock
     from federation.runtime.shutdown import Shutdown
@@ -118,119 +117,163 @@ async def serving(
     Raises:
         ConfigurationError: as `run`.
     """
-    clock = clock or SystemClock()
-    identity = _identify(settings, clock)
-    make_folders(settings)
-    metrics = Metrics()
-    bulletin = Bulletin()
-    store = FsspecStore(settings.artifacts_url)
-    database = Database(settings.database_url, bulletin.announce)
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(database.close)
-        await database.migrate()
-        epoch = await take_lease(database, clock, settings.times.lease_s)
-        stack.push_async_callback(give_up_lease, database, epoch)
-        tasks = await stack.enter_async_context(Supervisor(_DIRECTOR))
-
-        server = _build_server(settings, identity, metrics, clock)
-        if launcher is None:
-            configure = aggregator_configuration(
-                settings, identity.authority, clock, lambda: _own_address(settings, server.port)
-            )
-            launcher = SubprocessLauncher(configure, _child_limits(settings))
-        overseer = _build_overseer(settings, database, launcher, metrics, clock, tasks)
-        logs = LogFolder(settings.work, settings.limits.log_bytes_per_site)
-        attendance = Attendance(
-            federation=settings.federation,
-            database=database,
-            logs=logs,
-            clock=clock,
-            lease_epoch=epoch,
-            listener=overseer,
-        )
-        supervision = Supervision(database=database, clock=clock, listener=overseer, revoked=identity.revoked_serials)
-        overseer.attach(attendance, supervision)
-        intake = _build_intake(settings, database, store, clock, overseer, metrics)
-        await intake.tidy()
-        service = DirectorService(
-            federation=settings.federation,
-            clock=clock,
-            certificate_expires_at=identity.expires_at,
-            intake=intake,
-            desk=Desk(database=database, bulletin=bulletin, logs=logs, attendance=attendance, overseer=overseer),
-            exchange=Exchange(
-                database=database,
-                store=store,
-                clock=clock,
-                most_bytes=2 * settings.limits.max_model_bytes,
-                metrics=metrics,
-            ),
-            attendance=attendance,
-            supervision=supervision,
-            enrolment=Enrolment(
-                authority=identity.authority,
-                database=database,
-                clock=clock,
-                aggregator_lifetime_s=settings.aggregators.certificate_days * 86400.0,
-            ),
-        )
-        server.add_service(DESCRIPTOR, service)
-
-        keeper = LeaseKeeper(database, clock, settings.times.lease_s, epoch=epoch, revoked=identity.revoked)
-        if identity.revoked is not None:
-            stack.callback(identity.revoked.subscribe(supervision.push_revoked))
-        tasks.eternal("lease", keeper.keep())
-        tasks.eternal("overseer", overseer.work())
-        monitoring = MonitoringServer(
-            settings.metrics.host,
-            settings.metrics.port,
-            metrics,
-            {"database": lambda: overseer.trouble, "lease": lambda: keeper.trouble},
-            supervision.metrics_targets,
-        )
-        stack.push_async_callback(monitoring.stop)
-        metrics_port = await monitoring.start()
-        stack.push_async_callback(server.stop, 0.0)
-        port = await server.start()
-        # Last in, first out: whatever ends the context, aggregators that still run are left to the next director.
-        stack.callback(overseer.aggregators.release)
-        await overseer.resume()
-        yield Director(port=port, metrics_port=metrics_port, lease_epoch=epoch, overseer=overseer, server=server)
+        ground = await _lay_ground(stack, settings, clock or SystemClock())
+        parts = _build_parts(ground, launcher)
+        await parts.intake.tidy()
+        ground.server.add_service(DESCRIPTOR, _build_service(ground, parts))
+        yield await _begin(stack, ground, parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Identity:
-    """Who the director is; all None where it runs without TLS."""
+class _Ground:
+    """What every part stands on.
 
-    tls: TlsFiles | None = None
-    authority: CertificateAuthority | None = None
-    revoked: RevocationList | None = None
+    Attributes:
+        settings: what to be.
+        identity: who the director is.
+        clock: time.
+        metrics: what is counted.
+        bulletin: tells watchers of what was committed.
+        database: migrated, its lease ours.
+        epoch: of the lease.
+        store: where artifacts lie.
+        tasks: owner of what runs for long.
+        server: not started yet.
+    """
 
-    def expires_at(self) -> float:
-        """End of the director's own certificate, Unix seconds; 0 without one. Read anew: files are replaced."""
-        return self.tls.facts().expires_at if self.tls else 0.0
+    settings: DirectorSettings
+    identity: DirectorIdentity
+    clock: Clock
+    metrics: Metrics
+    bulletin: Bulletin
+    database: Database
+    epoch: int
+    store: FsspecStore
+    tasks: Supervisor
+    server: RpcServer
 
-    def revoked_serials(self) -> list[str]:
-        """Serial numbers of revoked certificates, hex."""
-        return [f"{serial:x}" for serial in sorted(self.revoked.serials)] if self.revoked else []
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What the service answers with, and what acts by itself."""
+
+    overseer: Overseer
+    logs: LogFolder
+    attendance: Attendance
+    supervision: Supervision
+    intake: Intake
 
 
-def _identify(settings: DirectorSettings, clock: Clock) -> _Identity:
-    if settings.listen.insecure:
-        _log.warning("running without TLS: everybody on this machine is who he says he is")
-        return _Identity()
-    section = settings.tls
-    tls = TlsFiles(authority=section.authority, certificate=section.certificate, key=section.key)
-    holder = tls.check(now=clock.now()).identity
-    if holder.federation != settings.federation or holder.role is not Role.DIRECTOR:
-        raise ConfigurationError(
-            f"certificate {section.certificate} is of {holder}, expected a director of {settings.federation!r}: "
-            "issue one with `federation pki issue director`"
-        )
-    authority = CertificateAuthority.load(section.ca)
-    if authority.federation != settings.federation:
-        raise ConfigurationError(f"the authority in {section.ca} is of federation {authority.federation!r}")
-    return _Identity(tls=tls, authority=authority, revoked=RevocationList(section.revoked))
+async def _lay_ground(stack: AsyncExitStack, settings: DirectorSettings, clock: Clock) -> _Ground:
+    """Rule 1: own the database before anything else is built; `stack` gives it up at the end."""
+    identity = identify(settings, clock)
+    make_folders(settings)
+    metrics, bulletin = Metrics(), Bulletin()
+    store = FsspecStore(settings.artifacts_url)
+    database = Database(settings.database_url, bulletin.announce)
+    stack.push_async_callback(database.close)
+    await database.migrate()
+    epoch = await take_lease(database, clock, settings.times.lease_s)
+    stack.push_async_callback(give_up_lease, database, epoch)
+    return _Ground(
+        settings=settings,
+        identity=identity,
+        clock=clock,
+        metrics=metrics,
+        bulletin=bulletin,
+        database=database,
+        epoch=epoch,
+        store=store,
+        tasks=await stack.enter_async_context(Supervisor(_DIRECTOR)),
+        server=_build_server(settings, identity, metrics, clock),
+    )
+
+
+def _build_parts(ground: _Ground, launcher: Launcher | None) -> _Parts:
+    """Build what acts, and make it known to each other; nothing runs yet."""
+    settings, clock, database = ground.settings, ground.clock, ground.database
+    overseer = _build_overseer(ground, launcher or _local_launcher(ground))
+    logs = LogFolder(settings.work, settings.limits.log_bytes_per_site)
+    attendance = Attendance(
+        federation=settings.federation,
+        database=database,
+        logs=logs,
+        clock=clock,
+        lease_epoch=ground.epoch,
+        listener=overseer,
+    )
+    revoked = ground.identity.revoked_serials
+    supervision = Supervision(database=database, clock=clock, listener=overseer, revoked=revoked)
+    overseer.attach(attendance, supervision)
+    return _Parts(
+        overseer=overseer,
+        logs=logs,
+        attendance=attendance,
+        supervision=supervision,
+        intake=_build_intake(ground, overseer),
+    )
+
+
+def _build_service(ground: _Ground, parts: _Parts) -> DirectorService:
+    """Build what answers calls."""
+    settings, clock, database = ground.settings, ground.clock, ground.database
+    return DirectorService(
+        federation=settings.federation,
+        clock=clock,
+        certificate_expires_at=ground.identity.expires_at,
+        intake=parts.intake,
+        desk=Desk(
+            database=database,
+            bulletin=ground.bulletin,
+            logs=parts.logs,
+            attendance=parts.attendance,
+            overseer=parts.overseer,
+        ),
+        exchange=Exchange(
+            database=database,
+            store=ground.store,
+            clock=clock,
+            most_bytes=2 * settings.limits.max_model_bytes,
+            metrics=ground.metrics,
+        ),
+        attendance=parts.attendance,
+        supervision=parts.supervision,
+        enrolment=Enrolment(
+            authority=ground.identity.authority,
+            database=database,
+            clock=clock,
+            aggregator_lifetime_s=settings.aggregators.certificate_days * 86400.0,
+        ),
+    )
+
+
+async def _begin(stack: AsyncExitStack, ground: _Ground, parts: _Parts) -> Director:
+    """Keep the lease, work, be watched, serve, and go on with what runs; `stack` undoes it in reverse."""
+    settings, revoked, tasks = ground.settings, ground.identity.revoked, ground.tasks
+    overseer, supervision = parts.overseer, parts.supervision
+    keeper = LeaseKeeper(ground.database, ground.clock, settings.times.lease_s, epoch=ground.epoch, revoked=revoked)
+    if revoked is not None:
+        stack.callback(revoked.subscribe(supervision.push_revoked))
+    tasks.eternal("lease", keeper.keep())
+    tasks.eternal("overseer", overseer.work())
+    monitoring = MonitoringServer(
+        settings.metrics.host,
+        settings.metrics.port,
+        ground.metrics,
+        {"database": lambda: overseer.trouble, "lease": lambda: keeper.trouble},
+        supervision.metrics_targets,
+    )
+    stack.push_async_callback(monitoring.stop)
+    metrics_port = await monitoring.start()
+    stack.push_async_callback(ground.server.stop, 0.0)
+    port = await ground.server.start()
+    # Last in, first out: whatever ends the context, aggregators that still run are left to the next director.
+    stack.callback(overseer.aggregators.release)
+    await overseer.resume()
+    return Director(
+        port=port, metrics_port=metrics_port, lease_epoch=ground.epoch, overseer=overseer, server=ground.server
+    )
 
 
 def check(settings: DirectorSettings) -> list[str]:
@@ -240,7 +283,7 @@ def check(settings: DirectorSettings) -> list[str]:
         ConfigurationError: what is wrong.
     """
     clock = SystemClock()
-    identity = _identify(settings, clock)
+    identity = identify(settings, clock)
     tls, authority, revoked = identity.tls, identity.authority, identity.revoked
     lines = [f"federation {settings.federation}, listening at {settings.listen.host}:{settings.listen.port}"]
     if tls is not None and authority is not None:
@@ -289,7 +332,7 @@ def _patience(settings: DirectorSettings) -> Patience:
     )
 
 
-def _build_server(settings: DirectorSettings, identity: _Identity, metrics: Metrics, clock: Clock) -> RpcServer:
+def _build_server(settings: DirectorSettings, identity: DirectorIdentity, metrics: Metrics, clock: Clock) -> RpcServer:
     if identity.tls is not None:
         metrics.watch_certificate(identity.tls.facts().identity.spiffe, identity.expires_at)
     authority = Authority(
@@ -302,47 +345,41 @@ def _build_server(settings: DirectorSettings, identity: _Identity, metrics: Metr
     return RpcServer(authority, metrics, tls=identity.tls, host=settings.listen.host, port=settings.listen.port)
 
 
-def _build_overseer(
-    settings: DirectorSettings,
-    database: Database,
-    launcher: Launcher,
-    metrics: Metrics,
-    clock: Clock,
-    tasks: Supervisor,
-) -> Overseer:
+def _local_launcher(ground: _Ground) -> Launcher:
+    settings, server = ground.settings, ground.server
+    authority, clock = ground.identity.authority, ground.clock
+    configure = aggregator_configuration(settings, authority, clock, lambda: _own_address(settings, server.port))
+    return SubprocessLauncher(configure, _child_limits(settings))
+
+
+def _build_overseer(ground: _Ground, launcher: Launcher) -> Overseer:
+    settings = ground.settings
     return Overseer(
         actor=Identity(federation=settings.federation, role=Role.DIRECTOR, name=_DIRECTOR).spiffe,
-        database=database,
+        database=ground.database,
         launcher=launcher,
         work=settings.work,
-        clock=clock,
-        metrics=metrics,
+        clock=ground.clock,
+        metrics=ground.metrics,
         slots=settings.aggregators.max_running,
         patience=_patience(settings),
-        tasks=tasks,
+        tasks=ground.tasks,
     )
 
 
-def _build_intake(
-    settings: DirectorSettings,
-    database: Database,
-    store: FsspecStore,
-    clock: Clock,
-    overseer: Overseer,
-    metrics: Metrics,
-) -> Intake:
-    limits = settings.limits
+def _build_intake(ground: _Ground, overseer: Overseer) -> Intake:
+    settings, limits = ground.settings, ground.settings.limits
     return Intake(
         federation=FederationName(settings.federation),
-        database=database,
-        store=store,
+        database=ground.database,
+        store=ground.store,
         incoming=settings.state / "incoming",
-        clock=clock,
+        clock=ground.clock,
         allowance=Allowance(
             bundle_bytes=limits.max_bundle_bytes,
             model_bytes=limits.max_model_bytes,
             experiments=limits.experiments_per_user,
         ),
-        metrics=metrics,
+        metrics=ground.metrics,
         submitted=overseer.reconsider,
     )

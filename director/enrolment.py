@@ -152,6 +152,7 @@ def aggregator_configuration(
     section = settings.aggregators
 
     def configure(order: LaunchOrder) -> bytes:
+        """Issue the order's certificate, and return its configuration file."""
         tls = None
         if authority is not None:
             folder: Path = order.folder / "tls"

@@ -88,6 +88,7 @@ async def converse(
     """
 
     async def read() -> None:
+        """Handle requests to their end; however it comes, the stream ends with it."""
         try:
             async for request in requests:
                 await handle(request)

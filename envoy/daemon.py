@@ -265,6 +265,7 @@ def _monitoring(
         return None if catalogue.offered else "shards are being loaded"
 
     def discovery() -> Sequence[DiscoveryTarget]:
+        """Where Prometheus finds the collaborators that run here."""
         return [
             DiscoveryTarget(
                 targets=(each.metrics_address,),

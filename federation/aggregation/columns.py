@@ -104,6 +104,7 @@ def _sweep(
         scratches.put(Scratch())
 
     def run(rows: Array, out: Array) -> Any:
+        """Do one part of the columns, in whatever thread, with scratch memory that nobody else has meanwhile."""
         scratch = scratches.get()
         try:
             with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
@@ -157,6 +158,7 @@ class _Reader:
         self._raw = np.empty(largest * width, np.uint8)
 
     def read(self, tile: Tile, index: int) -> Array:
+        """Return a tile's rows, sites x elements, float32 or float64: valid until `_AHEAD` further tiles are read."""
         dtype = np.dtype(np.float64 if tile.dtype is DType.FLOAT64 else np.float32)
         memory = self._memory[index % _AHEAD][: self._sites * tile.elements * dtype.itemsize]
         rows = memory.view(dtype).reshape(self._sites, tile.elements)

@@ -302,6 +302,7 @@ class Federation:
         model_bytes = package.model.stat().st_size
 
         async def requests() -> AsyncIterator[pb.SubmitRequest]:
+            """Yield the header, then bundle and model in pieces."""
             yield pb.SubmitRequest(
                 header=pb.SubmitHeader(
                     protocol=range_to_proto(),

@@ -89,6 +89,7 @@ def sweep(
     count = 0
 
     def show(finished: Finished) -> None:
+        """Print a cell as it ends."""
         nonlocal count
         count += 1
         if as_json:

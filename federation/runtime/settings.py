@@ -82,6 +82,8 @@ def _with_sources(model: type[_S], environment: dict[str, str]) -> type[_S]:
     """Return `model` as a class that lets the given environment win over the arguments, which are the file's."""
 
     class Loaded(model):  # type: ignore[valid-type, misc]  # a class made at run time
+        """The model, read from this environment first."""
+
         @classmethod
         def settings_customise_sources(
             cls,
@@ -91,6 +93,7 @@ def _with_sources(model: type[_S], environment: dict[str, str]) -> type[_S]:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
+            """Let the given environment stand for the process's, before the arguments."""
             folded = {name.lower(): value for name, value in environment.items()}
             if hasattr(env_settings, "env_vars"):
                 env_settings.env_vars = folded

@@ -102,6 +102,7 @@ class ArrayProblem:
         seen: list[Vector] = []
 
         def step(k: int, group: Group) -> None:
+            """Move the trained parameters by the gradient estimated from one group."""
             total, taken = self._total(group)
             means.add(group.examples, taken)
             shown = total.select(lambda name: name in self.parameters)

@@ -202,6 +202,7 @@ def server_credentials(tls: TlsFiles, on_handshake: Callable[[], None]) -> grpc.
     first = _configuration(tls.load())
 
     def before_handshake() -> grpc.ServerCertificateConfiguration | None:
+        """Return the certificate if its files were replaced since; None: go on with the one there is."""
         nonlocal marks
         on_handshake()
         seen = tls.marks()

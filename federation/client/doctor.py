@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from federation.client.federation import Federation
 from federation.client.profile import Profile, load_profile
 from federation.errors import ConfigurationError, FederationError, TransportError
+from federation.names import Identity, Role
 from federation.pki.signing import fingerprint_of_file
 from federation.wire.versions import negotiate
 
@@ -75,7 +76,7 @@ def examine(path: Path | None) -> Iterator[Finding]:
     try:
         facts = profile.tls.check(now=time.time())
     except ConfigurationError as error:
-        yield _bad("files", str(error), "mend the file, or ask your operator to issue a certificate")
+        yield _bad("files", str(error), "mend the file or the clock, or ask your operator to issue a certificate")
         return
     yield _good("files", f"certificate of {facts.identity}")
     reachable = check_reachable(profile.address)
@@ -104,10 +105,12 @@ def _ask(profile: Profile) -> Iterator[Finding]:
         with Federation.connect(profile) as federation:
             reply = federation.describe()
     except TransportError as error:
+        clock = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
         yield _bad(
             "certificate chain",
             str(error),
-            f"the director must present {profile.server_name} and both certificates must come from {profile.authority}",
+            f"the director must present {profile.server_name}, both certificates must come from {profile.authority}, "
+            f"and neither may have expired by either clock: this machine's says {clock} UTC",
         )
         return
     except FederationError as error:
@@ -115,16 +118,22 @@ def _ask(profile: Profile) -> Iterator[Finding]:
         return
     after = time.time()
     yield _good("certificate chain", f"mutual TLS with {profile.server_name}")
-    if reply.federation == profile.federation:
-        yield _good("identity", f"the director takes us for {reply.caller}")
-    else:
-        yield _bad(
-            "identity", f"the director is of federation {reply.federation!r}", "mend `federation` in the profile"
-        )
+    yield check_identity(reply, profile)
     yield check_clock(reply.now, before, after)
     yield from check_expiry("our certificate", reply.caller_expires_at, after)
     yield from check_expiry("director's certificate", reply.certificate_expires_at, after)
     yield check_version(reply)
+
+
+def check_identity(reply: pb.DescribeReply, profile: Profile) -> Finding:
+    """Say whether the director is of our federation and takes us for somebody whom it serves."""
+    if reply.federation != profile.federation:
+        found = f"the director is of federation {reply.federation!r}"
+        return _bad("identity", found, "mend `federation` in the profile")
+    if Identity.parse(reply.caller).role not in (Role.USER, Role.OPERATOR):
+        advice = "the commands are for users and operators: ask your operator for `federation pki issue user NAME`"
+        return _bad("identity", f"the director takes us for {reply.caller}", advice)
+    return _good("identity", f"the director takes us for {reply.caller}")
 
 
 def check_clock(theirs: float, before: float, after: float) -> Finding:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import grpc
@@ -40,6 +41,7 @@ class CertificateFacts:
 
     Attributes:
         identity: whose it is.
+        valid_from: begin of its validity, Unix seconds.
         expires_at: end of its validity, Unix seconds.
         serial: serial number, which a revocation list names.
         fingerprint: ``sha256:`` and the hex SHA-256 of the DER certificate.
@@ -47,6 +49,7 @@ class CertificateFacts:
     """
 
     identity: Identity
+    valid_from: float
     expires_at: float
     serial: int
     fingerprint: str
@@ -136,17 +139,22 @@ class TlsFiles:
         """Load the files, check that the certificate is valid `now` [Unix s], and return what it says.
 
         Raises:
-            ConfigurationError: as `load` and `facts`, or the certificate has expired.
+            ConfigurationError: as `load` and `facts`, or the certificate is not valid yet or has expired.
         """
         material = self.load()
         try:
             facts = read_certificate(material.certificate)
         except IdentityError as error:
             raise ConfigurationError(f"certificate {self.certificate}: {error}") from error
+        if facts.valid_from > now:
+            raise ConfigurationError(
+                f"certificate {self.certificate} of {facts.identity} is not valid before {_utc(facts.valid_from)}, and "
+                f"this machine's clock says {_utc(now)}: set the clock right, or wait"
+            )
         if facts.expires_at <= now:
             raise ConfigurationError(
                 f"certificate {self.certificate} of {facts.identity} expired {now - facts.expires_at:.0f} seconds ago: "
-                "renew it, or issue a new one with `federation pki issue`"
+                f"renew it, or issue a new one with `federation pki issue`; this machine's clock says {_utc(now)}"
             )
         return facts
 
@@ -171,11 +179,17 @@ def read_certificate(pem: bytes) -> CertificateFacts:
         raise IdentityError(f"a certificate must carry exactly one URI, its SPIFFE id; got {len(uris)}")
     return CertificateFacts(
         identity=Identity.parse(uris[0]),
+        valid_from=certificate.not_valid_before_utc.timestamp(),
         expires_at=certificate.not_valid_after_utc.timestamp(),
         serial=certificate.serial_number,
         fingerprint="sha256:" + certificate.fingerprint(hashes.SHA256()).hex(),
         server_names=tuple(names.get_values_for_type(x509.DNSName)),
     )
+
+
+def _utc(at: float) -> str:
+    """Return Unix seconds as people read them."""
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def channel_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:

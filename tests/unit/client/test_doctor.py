@@ -13,6 +13,7 @@ from federation.client.doctor import (
     EXPIRY_WARNING_S,
     check_clock,
     check_expiry,
+    check_identity,
     check_reachable,
     check_signing_key,
     check_version,
@@ -138,6 +139,26 @@ def test_an_expired_certificate_is_told_before_anything_is_dialled(home: Path, t
     last = list(examine(home))[-1]
     assert (last.check, last.outcome) == ("files", "bad")
     assert "expired" in last.found
+
+
+def test_a_clock_that_is_days_behind_is_told_before_anything_is_dialled(home: Path, tmp_path: Path) -> None:
+    soon = time.time() + 3 * 86400
+    issue_identity(CertificateAuthority.load(tmp_path / "ca"), ALICE, home, now=soon, force=True)
+    last = list(examine(home))[-1]
+    assert (last.check, last.outcome) == ("files", "bad")
+    assert "this machine's clock says" in last.found and "clock" in last.advice
+
+
+@pytest.mark.parametrize(
+    ("federation", "role", "outcome"),
+    [("demo", "user", "good"), ("demo", "operator", "good"), ("demo", "envoy", "bad"), ("other", "user", "bad")],
+)
+def test_identity_is_good_for_users_and_operators_of_this_federation(
+    home: Path, federation: str, role: str, outcome: str
+) -> None:
+    reply = pb.DescribeReply(federation=federation, caller=f"spiffe://{federation}/{role}/alice")
+    finding = check_identity(reply, load_profile(home))
+    assert finding.outcome == outcome and bool(finding.advice) == (outcome == "bad")
 
 
 def test_a_missing_signing_key_is_a_warning_that_says_how_to_make_one(home: Path) -> None:

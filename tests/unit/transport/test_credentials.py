@@ -42,6 +42,12 @@ def test_refuses_an_expired_certificate_at_start(files: TlsFiles) -> None:
         files.check(now=NOW + 105)
 
 
+def test_refuses_a_certificate_that_is_not_valid_yet_and_names_the_clock(files: TlsFiles) -> None:
+    files.check(now=files.facts().valid_from)
+    with pytest.raises(ConfigurationError, match=r"is not valid before .* and this machine's clock says .*: set the"):
+        files.check(now=files.facts().valid_from - 1)
+
+
 @pytest.mark.parametrize("name", ["ca.pem", "cert.pem", "key.pem"])
 def test_a_missing_file_is_named(files: TlsFiles, name: str) -> None:
     (files.key.parent / name).unlink()

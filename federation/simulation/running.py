@@ -1,59 +1,55 @@
 """`simulate`: an experiment from its folder or object to its last model, in this process and its workers.
 
-In order: the experiment is built as at home, with the plan's sites those simulated; its data is divided; workers are
-started, before torch works in this process; the run folder is opened and, if it is a run that was stopped, models,
-history and what sites keep are brought to its last checkpoint; the engine runs.
+In order: the experiment is built and its data divided (`federation.simulation.setting`); workers are started, before
+torch works in this process; the run folder is opened and, if it is a run that was stopped, models, history and what
+sites keep are brought to its last checkpoint; the engine runs.
 
 One seed gives one result, whatever the number of workers, and the result that a federation of the same sites gives.
 """
 
 from __future__ import annotations
 
-import copy
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from federation.aggregation.registry import trusted_site
-from federation.algorithms import Algorithm, load_algorithm
+from federation.algorithms import Algorithm
 from federation.data.shard import count_examples
 from federation.errors import PlanError
-from federation.names import RoundNumber, SiteName
-from federation.plan import ExperimentSpec, Plan
-from federation.rounds import events, quarantine
-from federation.rounds.asynchronous import machine_for
-from federation.rounds.quarantine import Suspicion
+from federation.names import RoundNumber
+from federation.rounds import events
 from federation.simulation.bench import Premises
-from federation.simulation.devices import choose_device, device_of, placed
 from federation.simulation.engine import Engine
-from federation.simulation.hostile import HostileSites, Threat, attack_success, poisoned, threat_of
+from federation.simulation.hostile import HostileSites, attack_success, poisoned
 from federation.simulation.interruption import Interruption
 from federation.simulation.launching import Crew, launch
+from federation.simulation.machine import machine_of
 from federation.simulation.memory import Layout
 from federation.simulation.models import Models
-from federation.simulation.population import check_data, report_of, shards_of, site_names
-from federation.simulation.roles import Machine, NoSpans, Spans
-from federation.simulation.run_folder import FORMAT, RunFolder, Standpoint
-from federation.simulation.script import Script
-from federation.simulation.times import TimeModel
+from federation.simulation.population import report_of
+from federation.simulation.roles import NoSpans, Spans
+from federation.simulation.run_folder import RunFolder, Standpoint
+from federation.simulation.setting import Setting, describe, prepare
 from federation.simulation.under_way import UnderWay
 from federation.tensors import pack
 from federation.tracking import Together
-from federation.training.experiment import Built, Experiment
-from federation.training.importing import load_experiment
 from federation.training.seeding import seeded
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from federation.attacks import Attack
     from federation.data.partitions.report import PartitionReport
     from federation.data.shard import Shard
+    from federation.plan import ExperimentSpec
     from federation.rounds.history import RoundRecord
+    from federation.simulation.script import Script
+    from federation.simulation.times import TimeModel
     from federation.tensors.buffers import Array
+    from federation.training.experiment import Experiment
 
 CHECKPOINT_ROUNDS = 10
 CHECKPOINT_S = 10.0
@@ -90,23 +86,6 @@ class RunResult:
     folder: Path | None = None
     report: PartitionReport | None = None
     attack_success: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Setting:
-    """A simulation, ready to start."""
-
-    experiment: Experiment
-    built: Built
-    algorithm: Algorithm
-    shards: dict[SiteName, Shard]
-    script: Script
-    times: TimeModel
-    enforces_deadlines: bool
-    crew: Crew
-    device: str | None
-    source: Path | None
-    threat: Threat | None
 
 
 def simulate(
@@ -172,147 +151,25 @@ def simulate(
         StorageError: the run folder cannot be read or written.
         KeyboardInterrupt: Ctrl-C; the round under way was committed, and the same call goes on from there.
     """
-    setting = _prepare(
+    setting = prepare(
         experiment,
-        sites,
-        data,
-        partition,
-        sample,
-        Crew(workers=workers, executor=executor, device=device, ray_address=ray_address),
-        seed,
-        script,
-        times,
-        changes or {},
-        attack,
-        hostile,
+        sites=sites,
+        data=data,
+        partition=partition,
+        sample=sample,
+        crew=Crew(workers=workers, executor=executor, device=device, ray_address=ray_address),
+        seed=seed,
+        script=script,
+        times=times,
+        changes=changes or {},
+        attack=attack,
+        hostile=hostile,
     )
     run = _Run(setting, trackers=trackers, on_round=on_round, profile=profile or NoSpans())
-    description = _describe(setting, partition=partition, data=data, label=label, command=command)
+    description = describe(setting, partition=partition, data=data, label=label, command=command)
     run_folder = None if folder is None else RunFolder(Path(folder), description, resume=resume)
     with seeded(setting.built.spec.plan.seed):
         return run.go(run_folder, description)
-
-
-def _prepare(
-    experiment: Experiment | Path | str,
-    sites: int | Sequence[str],
-    data: Any,
-    partition: str,
-    sample: int | None,
-    crew: Crew,
-    seed: int | None,
-    script: Script | None,
-    times: TimeModel | None,
-    changes: Mapping[str, Any],
-    attack: Attack | str | None,
-    hostile: int | Sequence[str],
-) -> _Setting:
-    source = None if isinstance(experiment, Experiment) else Path(experiment)
-    loaded = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
-    names = site_names(sites)
-    if crew.workers < 1:
-        raise PlanError(f"{crew.workers} workers; give at least 1")
-    device = choose_device(crew.device)
-    loaded = copy.copy(placed(loaded, device, is_asked=crew.device != "auto"))
-    loaded.plan = _plan_of(loaded.plan, len(names), script or Script(), sample, seed, changes)
-    if loaded.algorithm is not None and loaded.plan.algorithm != loaded.algorithm.name:
-        loaded.algorithm = None  # `changes` chose another
-    _check_script(script or Script(), names)
-    threat = threat_of(attack, hostile, names)
-    _limit_torch(loaded.plan.threads)
-    built = loaded.build()
-    shards = shards_of(loaded, names, data, partition, built.spec.plan.seed)
-    check_data(built.spec, shards)
-    algorithm = load_algorithm(built.spec.plan, loaded.algorithm)
-    return _Setting(
-        experiment=loaded,
-        built=built,
-        algorithm=algorithm,
-        shards=shards,
-        script=script or Script(),
-        times=times or TimeModel(),
-        enforces_deadlines=times is not None or script is not None or algorithm.ends_at_deadline,
-        crew=crew,
-        device=device,
-        source=source,
-        threat=threat,
-    )
-
-
-def _plan_of(
-    plan: Plan, sites: int, script: Script, sample: int | None, seed: int | None, changes: Mapping[str, Any]
-) -> Plan:
-    """Return the plan with the simulated sites as its own: all of them join, but for those a script holds back."""
-    late = sum(1 for number in script.join_round.values() if number > 1)
-    values = {**plan.model_dump(), **changes}
-    values["sites"] = max(sites - late, 1)
-    values["minimum_sites"] = min(int(values["minimum_sites"]), values["sites"])
-    if sample is not None:
-        values["sample"] = sample
-    if seed is not None:
-        values["seed"] = seed
-    return Plan(**values)
-
-
-def _check_script(script: Script, names: Sequence[SiteName]) -> None:
-    unknown = sorted(script.join_round.keys() - set(names))
-    if unknown:
-        raise PlanError(f"the script makes {unknown[0]!r} join, but sites are {names[0]} to {names[-1]}")
-
-
-def _limit_torch(threads: int) -> None:
-    """Keep torch from starting threads here: children are made by fork, which copies none of them."""
-    if "torch" in sys.modules:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def _describe(setting: _Setting, *, partition: str, data: Any, label: str, command: str) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    spec = setting.built.spec
-    source = data if data is not None else setting.experiment.data
-    return {
-        "format": FORMAT,
-        "kind": "simulated",
-        "name": spec.name,
-        "digest": _digest_of(setting, partition),
-        "spec": spec.model_dump(mode="json"),
-        "seed": spec.plan.seed,
-        "sites": list(setting.shards),
-        "partition": partition if not isinstance(data, Mapping) else "",
-        "data": source if isinstance(source, str) else getattr(source, "__qualname__", type(source).__name__),
-        "command": command,
-        "software": f"federation {version('federation')}",
-        "label": label,
-        "outcome": "",
-        **_threat_facts(setting.threat),
-    }
-
-
-def _threat_facts(threat: Threat | None) -> dict[str, Any]:
-    if threat is None:
-        return {}
-    return {"attack": threat.attack.spec, "hostile": sorted(threat.sites)}
-
-
-def _digest_of(setting: _Setting, partition: str) -> str:
-    """Name everything that decides the result; workers and executor do not, another device than the CPU does."""
-    import hashlib
-    import json
-
-    parts = [
-        setting.built.spec.digest.hex(),
-        partition,
-        list(setting.shards),
-        repr(setting.script),
-        asdict(setting.times),
-        setting.enforces_deadlines,
-        *([repr(setting.threat.attack), sorted(setting.threat.sites)] if setting.threat else []),
-        *([device] if (device := device_of(setting.experiment)) != "cpu" else []),
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class _Run:
@@ -320,7 +177,7 @@ class _Run:
 
     def __init__(
         self,
-        setting: _Setting,
+        setting: Setting,
         *,
         trackers: Sequence[Any],
         on_round: Callable[[RoundRecord], None] | None,
@@ -386,7 +243,7 @@ class _Run:
         setting, standpoint = self._setting, self._standpoint
         engine = Engine(
             spec=self._spec,
-            machine=_machine(setting, standpoint, self._records),
+            machine=machine_of(setting, standpoint, self._records),
             sites={name: count_examples(shard.train) for name, shard in setting.shards.items()},
             models=models,
             executor=executor,
@@ -520,41 +377,3 @@ def _finished(folder: RunFolder | None) -> dict[str, Any]:
         return {}
     description = folder.description()
     return description if description.get("outcome") == "completed" else {}
-
-
-def _resume(setting: _Setting, standpoint: Standpoint, records: Sequence[RoundRecord]) -> events.Resume:
-    """Return where the machine goes on: with the very sites that were there, and with what is under way."""
-    number, under_way = RoundNumber(standpoint.round + 1), standpoint.under_way
-    there = tuple(sorted(site for site in setting.shards if standpoint.absent.get(site, 0) <= number))
-    suspicion, plan = Suspicion(), setting.built.spec.plan
-    for record in records:
-        scores = {row.site: row.scores for row in record.sites}
-        suspicion = quarantine.judge(
-            plan.quarantine, suspicion, record.round, scores, trusted=trusted_site(plan), byzantine=plan.byzantine
-        )
-    return events.Resume(
-        round=number,
-        admitted=under_way.waiting,
-        expected=there if standpoint.round else (),
-        score=standpoint.score,
-        suspicion=suspicion,
-        asked=under_way.asked,
-        training=under_way.training,
-        knows_tasks=True,
-        overdue=under_way.overdue,
-    )
-
-
-def _machine(setting: _Setting, standpoint: Standpoint, records: Sequence[RoundRecord]) -> Machine:
-    algorithm, spec = setting.algorithm, setting.built.spec
-    return machine_for(
-        spec.plan,
-        algorithm.mode,
-        _resume(setting, standpoint, records),
-        asks_all=lambda number: algorithm.asks_all(spec, number),
-        weights={name: count_examples(shard.train) for name, shard in setting.shards.items()},
-        trusted=trusted_site(spec.plan),
-        buffer=algorithm.buffer_size(spec.plan),
-        max_staleness=algorithm.stalest(),
-        ends_at_deadline=algorithm.ends_at_deadline,
-    )

@@ -10,11 +10,12 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from typer.core import TyperGroup
 
 from federation import __version__
 from federation.client import pki_commands, research, simulating
@@ -27,8 +28,23 @@ if TYPE_CHECKING:
 
 EXIT_TABLE = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in Exit)
 
+
+class _Commands(TyperGroup):
+    """All commands; typer would end an interrupted one without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; Ctrl-C is said."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            said = str(interrupt) or "interrupted; what runs elsewhere goes on"
+            print(f"federation: {said}", file=sys.stderr)
+            raise typer.Exit(Exit.INTERRUPTED) from None
+
+
 app = typer.Typer(
     name="federation",
+    cls=_Commands,
     help="Train one model together without pooling the data.",
     epilog=EXIT_TABLE,
     no_args_is_help=True,
@@ -354,10 +370,6 @@ def main() -> None:
     except FederationError as error:
         print(f"federation: {error}", file=sys.stderr)
         raise SystemExit(int(exit_for(error))) from error
-    except KeyboardInterrupt as interrupt:
-        said = str(interrupt) or "interrupted; what runs elsewhere goes on"
-        print(f"federation: {said}", file=sys.stderr)
-        raise SystemExit(int(Exit.INTERRUPTED)) from None
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +15,8 @@ from typer.testing import CliRunner
 
 from federation.client.command import app
 from federation.client.exits import Exit
+from federation.names import FederationName, Identity, Role
+from federation.pki.authority import CertificateAuthority, issue_identity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,3 +88,26 @@ def test_version_is_printed(tmp_path: Path) -> None:
 
     done = run("--version", home=tmp_path)
     assert (done.returncode, done.stdout.strip()) == (0, __version__)
+
+
+def test_an_interrupted_command_says_that_what_runs_goes_on(tmp_path: Path) -> None:
+    now, identity = time.time(), Identity(federation=FederationName("demo"), role=Role.USER, name="alice")
+    authority = CertificateAuthority.create(FederationName("demo"), tmp_path / "ca", now=now)
+    issue_identity(authority, identity, tmp_path / "alice", now=now)
+    # Whoever started the tests may have had SIGINT ignored, which a child inherits.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from federation.client.command import main; main()"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes a connection, and never says a word
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        (tmp_path / "alice" / "client.toml").write_text(f'federation = "demo"\naddress = "{address}"\n')
+        with subprocess.Popen(
+            [sys.executable, "-c", code, "watch", "trial-12345678", "--profile", str(tmp_path / "alice")],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"HOME": str(tmp_path), "PATH": "/usr/bin"},
+        ) as watching:  # fmt: skip
+            silent.accept()[0].close()
+            watching.send_signal(signal.SIGINT)
+            _, said = watching.communicate(timeout=30)
+    assert watching.returncode == Exit.INTERRUPTED
+    assert said == "federation: interrupted; what runs elsewhere goes on\n"

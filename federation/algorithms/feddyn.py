@@ -9,11 +9,17 @@ from pydantic import Field
 from federation.algorithms.algorithm import Algorithm
 from federation.algorithms.client import ClientHalf
 from federation.algorithms.server import ServerHalf, ServerRound, ServerTile, uniform
+from federation.compression import load_codec, payload_damping
+from federation.errors import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from federation.algorithms.client import ClientRound, Step
+    from federation.plan import ExperimentSpec
+
+_LEAST_KEPT = 0.5
+"""α of a biased codec, 1/(1 + ω) of an unbiased one; on least squares it diverges from about a quarter down."""
 
 
 class FedDyn(Algorithm):
@@ -30,6 +36,9 @@ class FedDyn(Algorithm):
 
     h is the mean of all λ_k, always: unsampled sites keep theirs, N counts them, and a late joiner starts with λ_k = 0
     while h is rescaled by N_old/N. The more exactly sites solve their problem the better: give them enough local work.
+
+    h adds up all that sites send: a codec that may lose or add more than half of it (α < 1/2, ω > 1) makes it diverge,
+    and is refused.
 
     Example:
         ``Plan(algorithm="feddyn", options={"alpha": 0.01}, local_epochs=5)``
@@ -49,6 +58,22 @@ class FedDyn(Algorithm):
     needs_exact_model: ClassVar[str] = "adds up in h how far sites are from the server's model"
 
     alpha: float = Field(default=0.01, gt=0)
+
+    def check(self, spec: ExperimentSpec) -> None:
+        """Refuse codecs under which h and λ_k diverge.
+
+        Raises:
+            PlanError: the codec may lose, or add, more than half of a change.
+        """
+        codec, schema = load_codec(spec.plan.compression), spec.schema_.parameters.widened
+        kept = payload_damping(schema, codec) if codec.is_unbiased else codec.alpha(schema.elements)
+        # Casts promise no α since tiny numbers may vanish; of a change as a whole they lose next to nothing.
+        if kept < _LEAST_KEPT and (codec.is_unbiased or not codec.is_elementwise):
+            raise PlanError(
+                f"algorithm 'feddyn' adds up what sites send, and diverges under compression {spec.plan.compression!r} "
+                "of this model, which may change more than half of it: use 'natural', 'int8:4096' or 'eden:2', or "
+                "scaffold, which stands every codec"
+            )
 
     def client(self) -> ClientHalf:
         """Return the client half."""

@@ -89,6 +89,13 @@ def test_scaffold_arrives_under_biased_codecs(quadratics: ModuleType, codec: str
     assert scaffold(quadratics, 1, compression=codec, **plan) < 1e-3
 
 
+@pytest.mark.parametrize("codec", ["top_k:0.5", "rand_k:0.5"])
+def test_feddyn_arrives_under_the_strongest_codecs_it_takes(quadratics: ModuleType, codec: str) -> None:
+    plan = {"learning_rate": 0.05, "local_steps": 20, "rounds": 60, "evaluate_every": 60, "options": {"alpha": 1.0}}
+    result = quadratics.run(seed=1, smoothness=2.0, iid=False, algorithm="feddyn", compression=codec, **plan)
+    assert gradient_square(result) < 1e-6
+
+
 @pytest.mark.parametrize("method", ["diana", "marina"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_local_steps_do_not_help_once_the_total_step_is_fixed(quadratics: ModuleType, seed: int, method: str) -> None:

@@ -144,6 +144,14 @@ def test_unsound_combinations_are_refused_with_advice(plan, text):
         check(_spec(**plan))
 
 
+def test_feddyn_takes_codecs_that_keep_at_least_half_of_a_change():
+    for codec in ("natural", "drive", "eden:2", "int8:64", "float16", "bfloat16", "top_k:0.5", "rand_k:0.5", "qsgd:64"):
+        check(_spec(algorithm="feddyn", compression=codec))
+    for codec in ("rand_k:0.25", "top_k:0.25", "stc:0.5", "powersgd:1", "terngrad", "bernoulli:0.25"):
+        with pytest.raises(PlanError, match=r"'feddyn' adds up what sites send, and diverges under compression"):
+            check(_spec(algorithm="feddyn", compression=codec))
+
+
 def test_ef21_takes_every_codec_but_one_with_momentum_of_its_own():
     for codec in ("top_k:0.1", "powersgd:2", "int8:64", "rand_k:0.1"):
         check(_spec(algorithm="ef21", compression=codec))

@@ -11,7 +11,7 @@ import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from federation.data.shard import Shard, count_examples
+from federation.data.shard import Shard, count_examples, is_pair
 from federation.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -122,14 +122,20 @@ def _check_shard(shard: object, where: str) -> None:
         if not hasattr(shard, field):
             raise ShardError(f"{where}: gave a {type(shard).__name__} without {field!r}; see federation.data.Shard")
     for part in ("train", "validation"):
+        data = getattr(shard, part)
         try:
-            count = count_examples(getattr(shard, part))
+            count = count_examples(data)
         except TypeError as error:
             raise ShardError(f"{where}: {part} is neither a pair of arrays nor a dataset with a length") from error
         if count == 0:
             raise ShardError(
                 f"{where}: {part} is empty; a shard needs at least one example to train and one to validate on",
                 error_class="EmptyShardError",
+            )
+        if is_pair(data) and len(data[1]) != count:
+            raise ShardError(
+                f"{where}: {part} has {count} samples and {len(data[1])} targets; give one target for each sample",
+                error_class="WrongShapeError",
             )
     for field in ("sample_shape", "target_shape"):
         shape = getattr(shard, field)

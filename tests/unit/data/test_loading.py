@@ -34,6 +34,9 @@ class Empty(_Base):
 class WrongShape(_Base):
     sample_shape = (4,)
 
+class TooFewTargets(_Base):
+    train = (np.zeros((2, 3)), np.zeros(1))
+
 class ListShape(_Base):
     sample_shape = [3]
 
@@ -87,6 +90,7 @@ def test_a_factory_is_called_with_its_options() -> None:
         ("ward:NoTarget", {}, "ShardError", "without 'target_shape'"),
         ("ward:Empty", {}, "EmptyShardError", "validation is empty"),
         ("ward:WrongShape", {}, "WrongShapeError", r"shape \(3,\), but sample_shape says \(4,\)"),
+        ("ward:TooFewTargets", {}, "WrongShapeError", "train has 2 samples and 1 targets"),
         ("ward:ListShape", {}, "ShardError", "expected a tuple"),
         ("ward:NoLength", {}, "ShardError", "neither a pair"),
         ("ward:NoText", {}, "ShardError", "description"),

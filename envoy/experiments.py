@@ -259,7 +259,7 @@ class Experiments:
         )
 
     def _again(self, record: Participation, assignment: director_pb2.Assignment) -> None:
-        """A question that was asked before; only where the aggregator listens may be news."""
+        """A question that was asked before; where the aggregator listens may be news, and that it does always is."""
         old = record.message
         moved = (old.aggregator_address, old.aggregator_server_name) != (
             assignment.aggregator_address,
@@ -268,7 +268,7 @@ class Experiments:
         if moved:
             record = self.store.update(record.experiment, assignment=assignment.SerializeToString())
         collaborator = self.collaborators.get(record.experiment)
-        if collaborator is not None and moved:
+        if collaborator is not None:
             self.supervisor.job(
                 f"move-{record.experiment}",
                 collaborator.move(assignment.aggregator_address, assignment.aggregator_server_name),

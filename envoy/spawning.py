@@ -125,11 +125,12 @@ class Collaborator:
         self._crashes = 0
 
     async def move(self, address: str, server_name: str) -> None:
-        """Tell it where its aggregator is now, and whoever is started later."""
-        self.config = self.config.model_copy(
-            update={"aggregator_address": address, "aggregator_server_name": server_name}
-        )
-        self._write_config()
+        """Tell it that its aggregator is there, and where, and whoever is started later."""
+        if (address, server_name) != (self.config.aggregator_address, self.config.aggregator_server_name):
+            self.config = self.config.model_copy(
+                update={"aggregator_address": address, "aggregator_server_name": server_name}
+            )
+            self._write_config()
         if self._stream is not None:
             try:
                 await self._stream.send({"type": "aggregator", "address": address, "server_name": server_name})

@@ -4,8 +4,8 @@ Rules:
 
 1. The collaborator dials; the first line is ``hello``, later ones are ``status``. The latest status is sent again
    after a reconnect, so an envoy that was restarted knows how things stand.
-2. ``stop`` asks for an orderly end; ``aggregator`` gives a newer address to dial; ``certificate`` says that the
-   certificate files may be newer than those in use.
+2. ``stop`` asks for an orderly end; ``aggregator`` says that the aggregator is there, and its address; ``certificate``
+   says that the certificate files may be newer than those in use.
 3. While the envoy is away the work goes on, until the lease expires; then the collaborator ends itself.
 """
 
@@ -71,7 +71,7 @@ class EnvoyLine:
         lease: how long this process may be alone.
         clock: for the backoff.
         on_stop: called with the reason, and whether a task in progress may end first, when the envoy asks for an end.
-        on_aggregator: called with address and server name when the envoy knows newer ones.
+        on_aggregator: called with address and server name when the envoy hears that the aggregator is there.
         on_certificate: called when the certificate files may have changed.
     """
 

@@ -338,6 +338,10 @@ def _ask_to_stop(shutdown: Shutdown, reason: str, *, drain: bool) -> None:
 
 
 def _move(place: _Place, session: Session, address: str, server_name: str) -> None:
-    if address and server_name and (address, server_name) != (place.address, place.server_name):
+    if not address or not server_name:
+        return
+    if (address, server_name) == (place.address, place.server_name):
+        session.aggregator_is_there()
+    else:
         place.address, place.server_name = address, server_name
         session.redial()

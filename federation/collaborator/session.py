@@ -7,8 +7,8 @@ Rules:
    superseded, which here is meant, and a transfer on its way goes on in the next where it was cut.
 2. Hello first: what this site has obeyed, its plan, and the update it keeps. Then the welcome is checked; only then is
    anything obeyed.
-3. A cut is answered by dialling again after a growing, spread delay; work goes on meanwhile. That the aggregator is
-   somewhere else now, or that the certificate was renewed, ends the delay.
+3. A cut is answered by dialling again after a growing, spread delay; work goes on meanwhile. The envoy's word that the
+   aggregator is there, here or somewhere else, and a renewed certificate end the delay.
 4. A session that another one of this site superseded is not dialled again: two collaborators would take turns for ever.
 """
 
@@ -135,6 +135,11 @@ class Session:
         for call in (self._call, self._opening):
             if call is not None:
                 call.cancel()
+
+    def aggregator_is_there(self) -> None:
+        """Dial at once if there is no session: the aggregator was started again where it was."""
+        if self.links.current is None:
+            self._moved.set()
 
     async def say_goodbye(self) -> None:
         """Let what was said reach the aggregator: end our half of the stream, and wait a moment for the other."""

@@ -33,7 +33,11 @@ async def test_a_session_is_trouble_while_there_is_none_with_the_aggregator() ->
     assert session.trouble is not None
 
 
-@pytest.mark.parametrize("news", [Session.redial, Session.renew], ids=["another address", "another certificate"])
+@pytest.mark.parametrize(
+    "news",
+    [Session.redial, Session.renew, Session.aggregator_is_there],
+    ids=["another address", "another certificate", "started again"],
+)
 async def test_a_site_that_dials_in_vain_dials_again_as_there_is_news(news) -> None:
     clock, nobody = FakeClock(), SimpleNamespace()
     dialled: asyncio.Queue[float] = asyncio.Queue()

@@ -69,6 +69,11 @@ def _connect(profile: Path | None):  # type: ignore[no-untyped-def]  # its type 
     return Federation.connect(profile)
 
 
+def _table(*names: str, whole: tuple[str, ...]) -> Table:
+    """Return a table that a narrow terminal folds and never cuts; columns in `whole` stay on one line."""
+    return Table(*(Column(name, no_wrap=name in whole, overflow="fold") for name in names))
+
+
 def _follow(federation, experiment: str, *, as_json: bool, cursor: int = 0) -> None:  # type: ignore[no-untyped-def]
     from federation.client import views
     from federation.client.progress import follow
@@ -126,7 +131,7 @@ def list_experiments(
     if as_json:
         print(views.to_json(found))
         return
-    table = Table(Column("experiment", no_wrap=True), "project", "by", "state", "rounds", "sites", "reason")
+    table = _table("experiment", "project", "by", "state", "rounds", "sites", "reason", whole=("experiment", "state"))
     for row in found:
         rounds = f"{row.rounds_done}/{row.rounds_planned}"
         shown = row.state + (" (degraded)" if row.degraded else "")
@@ -288,9 +293,10 @@ def envoys(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print(views.to_json(found))
         return
-    table = Table(
-        "site", "online", "running", "quarantined in", "shard", "kind", "train", "validation", "sample", "description"
-    )
+    table = _table(
+        "site", "online", "running", "quarantined in", "shard", "kind", "train", "validation", "sample", "description",
+        whole=("site", "shard", "kind"),
+    )  # fmt: skip
     for envoy in found:
         online = "yes" if envoy.online else "no"
         held = printable(", ".join(envoy.quarantined_in))

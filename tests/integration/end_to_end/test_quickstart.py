@@ -169,6 +169,14 @@ def test_envoys_and_doctor_print_json(call: Callable[..., list[Any]], completed:
     assert findings and all(finding["outcome"] != "bad" for finding in findings)
 
 
+def test_a_terminal_of_80_columns_cuts_no_state_and_no_name(local: LocalFederation, completed: dict[str, str]) -> None:
+    environment = {"FEDERATION_HOME": str(local.folder / "user"), "COLUMNS": "80"}
+    listed = federation("list", environment=environment).stdout
+    assert listed.count("completed") == len(completed) and all(name in listed for name in completed.values())
+    offered = federation("envoys", environment=environment).stdout
+    assert offered.count("breast-cancer") == len(HOSPITALS) and "\u2026" not in listed + offered
+
+
 def test_submit_and_cancel_print_json(call: Callable[..., list[Any]], local: LocalFederation, tmp_path: Path) -> None:
     # Far more rounds than fit before the cancel: how fast this machine is does not decide the test.
     source = in_rounds(ROOT / "examples" / "numpy_logistic", tmp_path / "long", 100_000)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Column, Table
 
 from federation.client.exits import Exit
@@ -49,11 +50,22 @@ def compare(
         for row in comparison.rows:
             print(json.dumps(dataclasses.asdict(row)), flush=True)
         return
-    head, rows = comparing.table_of(comparison)
-    table = Table(Column(head[0], no_wrap=True), *head[1:])
+    _print_whole(*comparing.table_of(comparison), Console())
+
+
+def _print_whole(head: list[str], rows: list[list[str]], console: Console) -> None:
+    """Print a table of runs with every number whole: where the console is too narrow for it, a table for each run."""
+    table = Table(*(Column(name, no_wrap=True) for name in head))
     for cells in rows:
         table.add_row(*map(escape, cells))
-    Console().print(table)
+    if Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width:
+        console.print(table)
+        return
+    for cells in rows:
+        single = Table(Column(overflow="fold"), Column(overflow="fold"), show_header=False)
+        for name, cell in zip(head, cells, strict=True):
+            single.add_row(escape(name), escape(cell))
+        console.print(single)
 
 
 def sweep(

@@ -80,6 +80,14 @@ def test_what_no_run_measured_names_what_there_is(runs: Path) -> None:
         compare_runs([])
 
 
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_numbers_are_whole_however_narrow_the_terminal_is(runs: Path, columns: str) -> None:
+    shown = CliRunner(env={"COLUMNS": columns}).invoke(app, ["compare", str(runs), "--to", "loss=0.5"])
+    assert shown.exit_code == 0
+    assert "…" not in shown.output
+    assert "bits to it" in shown.output
+
+
 def test_the_command_prints_a_table_or_json_and_writes_its_files(runs: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     arguments = ["compare", str(runs), "--to", "accuracy=0.8", "--x", "bits_up"]

@@ -122,6 +122,22 @@ def load_algorithm(plan: Plan, own: Algorithm | None = None) -> Algorithm:
     )
 
 
+def check_own(method: type[Algorithm]) -> None:
+    """Refuse a method of one's own that a plan could not name: it would run as another, or not at all.
+
+    Raises:
+        PlanError: it has no name, or inherits or takes one of ours.
+    """
+    name = getattr(method, "name", None)
+    if not name:
+        raise PlanError(f"algorithm {method.__name__} has no name: set the class attribute name, such as 'my_method'")
+    if BUILT_IN.get(name, method) is not method:
+        raise PlanError(
+            f"algorithm {method.__name__} is called {name!r}, which is {BUILT_IN[name].__name__} of this release and "
+            "would run in its place: set the class attribute name to one of its own"
+        )
+
+
 def _load_plugin(entry: EntryPoint) -> type[Algorithm]:
     try:
         method = entry.load()

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from federation.algorithms.algorithm import Algorithm
-from federation.algorithms.registry import check, load_algorithm
+from federation.algorithms.registry import check, check_own, load_algorithm
 from federation.errors import InvalidNameError, PlanError
 from federation.names import check_name
 from federation.plan import ExperimentSpec, Plan, tensor_rows
@@ -125,6 +125,8 @@ class Experiment:
             raise PlanError(f"algorithm is a {type(algorithm).__name__}; give an Algorithm, or its name in the plan")
         if data is not None and not callable(data) and not isinstance(data, str):
             raise PlanError(f"data is a {type(data).__name__}; give a callable that gives a shard, or 'module:Class'")
+        if algorithm is not None:
+            check_own(type(algorithm))
         self.algorithm = algorithm
         self.data = data
         self.plan = _with_algorithm(plan or Plan(), algorithm)

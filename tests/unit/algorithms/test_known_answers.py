@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from federation import Experiment, simulate
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
@@ -134,3 +136,17 @@ def test_methods_that_come_down_to_fedavg_give_its_model(
     average = {name: value for name, value in plan.items() if name != "options"}
     own, plain = quadratics.run(algorithm=method, **plan), quadratics.run(algorithm="fedavg", **average)
     assert relative(own, plain) < 1e-12
+
+
+def test_the_method_of_ones_own_in_the_documents_runs_as_it_stands_there(quadratics: ModuleType) -> None:
+    page = (FOLDER.parents[1] / "docs" / "methods" / "README.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "sign_of_mean"}
+    exec(page.partition("```python\n")[2].partition("```")[0], names)  # noqa: S102 - our own page
+    problem = quadratics.make_quadratic(d=20, mu=1.0, smoothness=2.0, samples=100, sites=10, iid=True, seed=1)
+    made = quadratics.make_experiment(learning_rate=0.05, rounds=2, server_learning_rate=0.125)
+    own = Experiment(
+        name="own", model=made.model, task=made.task, shard=made.shard, metrics=made.metrics, plan=made.plan,
+        algorithm=names["SignOfMean"](mu=0.1),
+    )  # fmt: skip
+    result = simulate(own, sites=quadratics.site_names(), data=quadratics.problem_shards(problem))
+    assert set(np.abs(1 - result.arrays["x"]) / 0.125) <= {0.0, 2.0}

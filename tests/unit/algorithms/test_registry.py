@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from federation import Experiment, SupervisedTask
 from federation.algorithms import Algorithm, algorithm_names, check, load_algorithm, registry
 from federation.algorithms.fedavg import FedAvg
 from federation.errors import ConfigurationError, PlanError
@@ -81,6 +82,23 @@ def test_built_in_names_cannot_be_taken():
         """Calls itself fedavg."""
 
     assert type(load_algorithm(Plan(), Impostor())) is FedAvg
+
+
+def test_a_method_of_ones_own_that_would_run_as_another_is_refused():
+    task = SupervisedTask(loss="mse", optimizer="sgd")
+
+    class Tuned(FedAvg):
+        """Inherits its name, and would run as plain FedAvg."""
+
+    class Nameless(Algorithm):
+        """Has none."""
+
+    for method, text in (
+        (Tuned(), r"Tuned is called 'fedavg', which is FedAvg of.*set the class attribute name"),
+        (Nameless(), r"Nameless has no name: set the class attribute"),
+    ):
+        with pytest.raises(PlanError, match=text):
+            Experiment(name="try", model=dict, task=task, shard="none", algorithm=method)
 
 
 def test_plugins_the_operator_installed_are_found(monkeypatch):

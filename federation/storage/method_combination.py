@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from federation.aggregation.mean import WeightedMean
+from federation.aggregation.scores import KRUM
 from federation.aggregation.tiles import TILE_ELEMENTS, Array, Tile, TileSource, tiles_of
 from federation.algorithms.server import ServerHalf, ServerTile
 from federation.compression.frame import payload_damping
@@ -190,7 +191,7 @@ def _prepare(
     round = replace(round, damping=_damping(spec))
     server = algorithm.server()
     combiner = combiner_of(aggregation, round, sources.rule_state)
-    is_shared = spec.plan.compression == IDENTITY and not algorithm.needs_base
+    quarantine = spec.plan.quarantine
     return _Ready(
         server=server,
         round=round,
@@ -198,7 +199,12 @@ def _prepare(
         weights=server.weights(round),
         combiner=combiner,
         rule=KeepingCombiner(combiner, aggregation.rule, sources.rule_state, rule_sinks),
-        scoring=Scoring(byzantine=spec.plan.byzantine, is_shared=is_shared, is_late=scores_later),
+        scoring=Scoring(
+            byzantine=spec.plan.byzantine,
+            needs_krum=quarantine is not None and quarantine.score == KRUM,
+            is_shared=spec.plan.compression == IDENTITY and not algorithm.needs_base,
+            is_late=scores_later,
+        ),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from federation.aggregation.mean import WeightedMean
 from federation.aggregation.registry import load_aggregation
+from federation.aggregation.scores import KRUM, KRUM_SITES
 from federation.algorithms.diana import Diana
 from federation.algorithms.fedavg import FedAvg
 from federation.algorithms.fedopt import FedAdam
@@ -19,8 +20,9 @@ from federation.algorithms.server import ServerRound, SiteFacts
 from federation.compression.frame import decode_payload, encode_payload
 from federation.compression.registry import load_codec
 from federation.errors import PlanError
-from federation.names import PayloadName, SiteName
-from federation.plan import ExperimentSpec, Plan, TensorRow
+from federation.names import PayloadName, RoundNumber, SiteName
+from federation.plan import ExperimentSpec, Plan, Quarantine, TensorRow
+from federation.rounds.quarantine import Suspicion, judge
 from federation.storage.combination import (
     BUFFERS,
     DELTA,
@@ -337,6 +339,33 @@ def test_parameters_of_a_model_lie_as_those_of_an_update() -> None:
     for offset in range(0, parameters.nbytes, 1000):
         parameters.pread_into(offset, memoryview(data)[offset : offset + 1000])
     assert data == pack(NETWORK.parameters, arrays)
+
+
+@pytest.mark.parametrize("policy", [None, "distance", "krum"])
+def test_a_quarantine_by_krum_holds_whom_it_should_however_many_sites_there_are(policy: str | None) -> None:
+    count = KRUM_SITES + 2
+    schema = TensorSchema.of([TensorSpec(name="w", dtype=DType.FLOAT32, shape=(20,))])
+    rules = Quarantine.model_validate({"score": policy, "threshold": 3.0, "rounds": 1}) if policy else None
+    spec = spec_of(FedAvg(), schema, rule="median", quarantine=rules)
+    rows = np.random.default_rng(0).standard_normal((count, 20)).astype(np.float32)
+    rows[7] *= 50.0
+    sites = [SiteName(f"site-{index:02d}") for index in range(count)]
+    facts = tuple(SiteFacts(site=site, examples=1, steps=1, scalars={}) for site in sites)
+    combined = combine_round(
+        algorithm=FedAvg(),
+        spec=spec,
+        aggregation=load_aggregation(spec.plan),
+        round=ServerRound(number=1, plan=spec.plan, sites=facts, total=count, learning_rate=1.0),
+        updates=[
+            SiteUpdate(site=site, payloads={PayloadName("delta"): Bytes(row.tobytes())})
+            for site, row in zip(sites, rows, strict=True)
+        ],
+        sources=RoundSources(model=MemoryModel.of(schema, {"w": np.zeros(20, np.float32)})),
+        sinks=RoundSinks(model=MemoryWriter(schema)),
+    )
+    assert all((KRUM in scores) is (policy == "krum") for scores in combined.scores.values())
+    suspicion = judge(rules, Suspicion(), RoundNumber(1), combined.scores)
+    assert [row.site for row in suspicion.held] == (["site-07"] if policy else [])
 
 
 def test_memory_of_compressed_updates_is_a_block_each() -> None:

@@ -15,7 +15,7 @@ from pydantic import Field
 from federation.aggregation.geometric_median import GeometricMedian
 from federation.aggregation.geometry import measure_about
 from federation.aggregation.linear import weighted_sum
-from federation.aggregation.mixing import KEPT, with_state
+from federation.aggregation.mixing import KEPT, by_site, with_state
 from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport, SiteOption
 from federation.names import SiteName
 
@@ -92,7 +92,7 @@ class FlTrust(AggregationRule):
         weights = yield from weighted_sum(extended, coefficients, context)
         named = ", ".join(f"{site} {score:.2f}" for site, score in zip(source.sites, trust, strict=True))
         weights.pop(KEPT, None)
-        return RuleReport(weights=weights, note=f"trust: {named}")
+        return RuleReport(weights=weights, note=f"trust: {named}", trust=by_site(source, trust))
 
     def advance(self, state: Mapping[str, Array], aggregate: Array) -> dict[str, Array]:
         """Return the next momentum, where that is trusted."""

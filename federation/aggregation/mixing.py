@@ -134,6 +134,21 @@ def unmixed(source: TileSource, coefficients: Array) -> tuple[TileSource, Array]
     return source, coefficients
 
 
+def by_site(source: TileSource, values: Array) -> dict[SiteName, float]:
+    """Return what is a property of each vector, such as how far it is trusted, of each site.
+
+    Args:
+        source: mixed or not.
+        values: (vectors,), 0 or more; of mixed ones each site gets what its part of them makes, whatever their length.
+    """
+    if not isinstance(source, MixedTiles):
+        return dict(zip(source.sites, values.tolist(), strict=True))
+    parts = np.abs(source.mixing)
+    sums = parts.sum(axis=1, keepdims=True)
+    each = values @ np.divide(parts, sums, out=np.zeros_like(parts), where=sums > 0)
+    return dict(zip(source.source.sites, each.tolist(), strict=True))
+
+
 def _is_diagonal(matrix: Array) -> bool:
     if matrix.shape[0] != matrix.shape[1]:
         return False

@@ -44,10 +44,18 @@ class RuleReport:
             and 0 for all others, w_i of the geometric median; after clipping and mixing, seen from the site's own
             vector. None for rules that decide coordinate by coordinate.
         note: one sentence for the report.
+        trust: how much each site counted, 0 or more, where `weights` do not say so: where vectors are brought to one
+            length first, a short one is multiplied by much and counts no more for it.
     """
 
     weights: Mapping[SiteName, float] | None
     note: str
+    trust: Mapping[SiteName, float] | None = None
+
+    @property
+    def counted(self) -> Mapping[SiteName, float] | None:
+        """How much each site counted beside the others: its trust, or its weight; None: the rule says neither."""
+        return self.weights if self.trust is None else self.trust
 
 
 class StateReader(Protocol):

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 DISTANCE, COSINE, KRUM = "distance", "cosine", "krum"
 RULE_WEIGHT = "rule_weight"
-"""Beside the scores: what the rule multiplied the update by, where it works so (`rule.RuleReport`)."""
+"""Beside the scores: how much the update counted (`rule.RuleReport.counted`): what the rule multiplied it by, where it
+works so, or its trust, where all are brought to one length first (fltrust)."""
 KRUM_SITES = 64
 """Up to here the pairs cost less than reading the updates does; twice as many sites would cost four times as much."""
 ROUNDING = 1e-6

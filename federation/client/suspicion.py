@@ -87,7 +87,7 @@ def is_held(rounds: Sequence[Round], at: int, site: str) -> bool:
 
 
 def rule_weights(report: Round) -> dict[str, float]:
-    """Return each site's share of what the rule multiplied updates by; empty where it does not work so."""
+    """Return each site's share of what the rule gave updates, as factors or as trust; empty where it gives neither."""
     weights = {row.site: row.scores["rule_weight"] for row in report.contributions if "rule_weight" in row.scores}
     total = sum(weights.values())
     return {site: weight / total for site, weight in weights.items()} if total > 0 else {}
@@ -124,7 +124,7 @@ def _heat_map(details: ExperimentDetails, sites: Sequence[str]) -> str:
         rows.append(f"<tr><td>{html.escape(site)}</td>{cells}</tr>")
     head = "".join(f"<th>{report.round}</th>" for report in rounds)
     what = (
-        "Weight the rule gave each update: 1 is an equal share, 0 none."
+        "How much each update counted for the rule: 1 is an equal share, 0 nothing."
         if is_weighted
         else "The rule gives no weights by trust: each update's distance to the aggregate, in units of the round's "
         "median."

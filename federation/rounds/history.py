@@ -48,7 +48,8 @@ class SiteRecord:
         peak_memory: most memory its trainer had resident at once, bytes; 0 if not known.
         staleness: rounds between the model its update starts from and the one it went into.
         scores: how its update lay to the aggregate and the others: ``distance``, ``cosine`` and ``krum`` of
-            `federation.aggregation.scores`, and ``rule_weight``, what the rule multiplied it by; those that apply.
+            `federation.aggregation.scores`, and ``rule_weight``, what the rule multiplied it by, or its trust with
+            fltrust; those that apply.
     """
 
     site: SiteName

@@ -107,7 +107,7 @@ class Scoring:
         """Return each site's scores, once every tile has passed; none where there were fewer than 2 updates.
 
         Args:
-            report: what the rule says of the round; its weights become a score of each site.
+            report: what the rule says of the round; how much each site counted becomes a score of it.
         """
         return LateScores(lambda: self._finish(report)) if self._kept else self._finish(report)
 
@@ -119,7 +119,7 @@ class Scoring:
                 self._found.add(rows, values)
             self._kept.clear()
         found = self._found.finish() if self._found is not None else {}
-        weights = report.weights if report is not None else None
+        weights = report.counted if report is not None else None
         for site, scores in found.items():
             if weights is not None and math.isfinite(weights.get(site, math.nan)):
                 scores[RULE_WEIGHT] = weights[site]

@@ -253,6 +253,26 @@ def test_fltrust_with_momentum_keeps_the_direction_of_the_rounds_before() -> Non
     np.testing.assert_array_equal(rule.advance({"momentum": np.array([2.0])}, np.array([4.0]))["momentum"], [3.0])
 
 
+def test_what_counts_with_fltrust_is_trust_and_not_how_much_an_update_was_lengthened() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal(40)
+    rows = base + 0.3 * rng.standard_normal((6, 40))
+    rows[5] = (0.25 * base + rng.standard_normal(40)) * 1e-4
+    _, report = run(rows, 1, "fltrust", trusted="site-00")
+    trust = [max(0.0, float(row @ rows[0] / np.linalg.norm(row) / np.linalg.norm(rows[0]))) for row in rows]
+    assert 0 < trust[5] < 0.5
+    assert report.counted is not None and report.weights is not None
+    np.testing.assert_allclose(list(report.counted.values()), trust, rtol=1e-6)
+    assert max(report.weights, key=lambda site: report.weights[site]) == "site-05", "which counts least"
+    # Clipped to one length the updates point where they did; mixed, the trust of a mixture is shared by who is in it.
+    _, clipped = run(rows, 1, "fltrust", "arc", trusted="site-00")
+    assert clipped.counted is not None
+    np.testing.assert_allclose(list(clipped.counted.values()), trust, rtol=1e-6)
+    _, mixed = run(rows, 1, "fltrust", "nnm", trusted="site-00")
+    assert mixed.counted is not None
+    assert min(mixed.counted, key=lambda site: mixed.counted[site]) == "site-05"
+
+
 def test_centered_clipping_goes_on_from_the_last_aggregate_by_steps_of_tau() -> None:
     rows = np.random.default_rng(2).standard_normal((7, 15))
     rows[0] = 1e9

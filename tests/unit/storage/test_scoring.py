@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from federation.aggregation.mean import WeightedMean
+from federation.aggregation.rule import RuleReport
+from federation.aggregation.scores import RULE_WEIGHT
 from federation.aggregation.tiles import ArrayTiles
 from federation.names import SiteName
 from federation.storage import scoring
@@ -45,3 +47,20 @@ def test_late_scores_are_the_same_though_the_updates_are_gone() -> None:
 def test_updates_too_large_to_be_kept_are_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "_KEPT_BYTES", 100)
     assert scores(is_late=True) == scores(is_late=False)
+
+
+def test_how_much_a_site_counted_is_its_trust_where_the_rule_says_that() -> None:
+    schema = TensorSchema.of([TensorSpec(name="w", dtype=DType.FLOAT32, shape=(4,))])
+    draw = np.random.default_rng(3)
+    buffers: dict[SiteName, bytes | bytearray] = {site: draw.normal(size=4).astype("<f4").tobytes() for site in SITES}
+    source = ArrayTiles(schema, buffers, dict.fromkeys(SITES, 1.0))
+    trust = dict(zip(SITES, (1.0, 0.5, 0.25, 0.0), strict=True))
+    weights = dict.fromkeys(SITES, 7.0)
+    for report, expected in (
+        (RuleReport(weights=weights, note="", trust=trust), trust),
+        (RuleReport(weights=weights, note=""), weights),
+    ):
+        watching = Scoring()
+        for _ in watching.watch(source, WeightedMean().combine(source)):
+            pass
+        assert {site: row[RULE_WEIGHT] for site, row in watching.finish(report).items()} == expected

@@ -41,6 +41,7 @@ class Alie(Attack):
     factor: float | None = 0.0
     name: ClassVar[str] = "alie"
     source: ClassVar[str] = "arXiv:1902.06156, algorithm 3"
+    fewest_seen: ClassVar[int] = 2
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Alie:

@@ -67,16 +67,23 @@ class Attack:
         name: as in its specification, ``name:argument,argument``.
         source: paper.
         poisons: whether it spoils training data.
+        fewest_seen: honest updates without which it sends what an honest site would, its own among them.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     poisons: ClassVar[bool] = False
+    fewest_seen: ClassVar[int] = 1
 
     @property
     def spec(self) -> str:
         """The text that `load_attack` makes it of."""
         return self.name
+
+    @property
+    def alters_updates(self) -> bool:
+        """Whether hostile sites send anything else than what they learnt."""
+        return not self.poisons
 
     def poison(self, samples: Array, targets: Array, *, classes: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Return the data a hostile site trains on instead of its own.

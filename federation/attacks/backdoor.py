@@ -65,6 +65,11 @@ class Backdoor(Attack):
             return f"{self.name}:{self.target}"
         return f"{self.name}:{self.target},{text_of(self.scale) if self.scale else REPLACE}"
 
+    @property
+    def alters_updates(self) -> bool:
+        """Whether what was learnt is scaled."""
+        return self.scale != 1
+
     def poison(self, samples: Array, targets: Array, *, classes: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Return copies in which a share carries trigger and target.
 

@@ -33,6 +33,7 @@ class Mimic(Attack):
     index: int = 0
     name: ClassVar[str] = "mimic"
     source: ClassVar[str] = "arXiv:2006.09365, section 3.2"
+    fewest_seen: ClassVar[int] = 2
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Mimic:

@@ -2,7 +2,8 @@
 
 The attacks themselves are those of `federation.attacks`, which a simulation uses too; here they know no more than a
 real adversary does. `HostileSite` sends what an attack makes of what it, and those it colludes with, would have sent
-honestly. A site that is hostile by its data alone is `federation.testing.poisoned`.
+honestly. A site that is hostile by its data alone is `federation.testing.poisoned`. Model replacement is both: give
+each `HostileSite` as its `target` what the spoilt data teach, and a `Collusion` of ``"backdoor:3,replace"``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Collusion:
         rule: aggregate if they sent a matrix of shape (f, d), for those who know the rule in force.
 
     Raises:
-        ValueError: the attack spoils data, and these sites have none.
+        ValueError: the attack does nothing but spoil data, and these sites have none; or it needs to see more updates
+            than these sites have, and would send an honest one.
     """
 
     def __init__(
@@ -57,9 +59,15 @@ class Collusion:
         rule: Callable[[Array], Array] | None = None,
     ) -> None:
         self.attack = load_attack(attack) if isinstance(attack, str) else attack
-        if self.attack.poisons:
+        if not self.attack.alters_updates:
             raise ValueError(
                 f"attack {self.attack.spec!r} spoils data; use PoisonedShard in a federation with trainers"
+            )
+        if len(sites) < self.attack.fewest_seen:
+            raise ValueError(
+                f"attack {self.attack.spec!r} is made of {self.attack.fewest_seen} updates or more, and over the wire "
+                f"hostile sites see only their own: {len(sites)} would send what it learnt, unchanged. Let more "
+                "collude, choose an attack that needs one, such as 'ipm', or simulate"
             )
         self._sites = sorted(sites)
         self._total = total

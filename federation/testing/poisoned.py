@@ -5,7 +5,8 @@
     factory = "federation.testing.poisoned:PoisonedShard"
     options = { attack = "label_flip", base = "federation.data.samples:DigitsShard", options = { part = 0 } }
 
-Everything else about such a site is honest: its envoy, its collaborator, and how it trains.
+Everything else about such a site is honest: its envoy, its collaborator, and how it trains. So an attack that also
+changes what is sent, such as model replacement (``backdoor:3,replace``), is more than a shard can do, and is refused.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class PoisonedShard(ArrayShard):
     Raises:
         PlanError: there is no such attack.
         ShardError: the honest shard cannot be loaded.
-        ValueError: the attack spoils no data, or not such data.
+        ValueError: the attack spoils no data, not such data, or changes what is sent as well.
     """
 
     def __init__(
@@ -45,6 +46,13 @@ class PoisonedShard(ArrayShard):
         chosen, honest = load_attack(attack), load_shard("honest", base, options)
         if not chosen.poisons or not is_pair(honest.train) or not is_pair(honest.validation):
             raise ValueError(f"attack {attack!r} spoils no data of {base}: give label_flip or backdoor, and arrays")
+        if chosen.alters_updates:
+            raise ValueError(
+                f"attack {attack!r} also changes what the site sends, which its shard cannot: the collaborator is an "
+                f"honest one. Use {chosen.name!r} without a scale, such as 'backdoor:3'; for all of it simulate with "
+                f"attack={attack!r}, or let HostileSite of federation.testing.attacks send it, with what the spoilt "
+                "data teach as its target"
+            )
         samples, targets = np.asarray(honest.train[0]), np.asarray(honest.train[1])
         rng = np.random.default_rng(derive_seed(seed, 0, "", "attack"))
         known = classes or int(targets.max()) + 1

@@ -8,10 +8,11 @@ import json
 import numpy as np
 import pytest
 
-from federation.attacks import load_attack
+from federation.attacks import Attack, load_attack
 from federation.data.samples import DigitsShard
 from federation.errors import Refusal
 from federation.plan import Plan
+from federation.rounds.randomness import derive_seed
 from federation.storage.checkpoints import read_model
 from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.attacks import Collusion, HostileSite
@@ -29,7 +30,7 @@ async def run(tmp_path, attack, *, known=None, **plan):
     """
     plan = {"sites": 7, "rounds": 2, "evaluate_every": 0, "weighting": "uniform", **plan}
     built = Stage(tmp_path, Plan(**plan), [*HONEST, *HOSTILE], schema=flat_schema(ELEMENTS))
-    if isinstance(attack, str):
+    if not isinstance(attack, dict):
         collusions = dict.fromkeys(HOSTILE, Collusion(attack, HOSTILE, total=7, rule=known))
     else:
         collusions = {name: Collusion(attack[name], [name], total=7) for name in HOSTILE}
@@ -69,6 +70,39 @@ async def test_the_mean_is_moved_by_exactly_what_was_sent(tmp_path, attack):
     own = np.array([[0.45], [0.55]])
     sent = {"sign_flip:5": -2.5, "scaling:20": 10.0, "alie:8": 0.5 + 8 * own.std()}[attack]
     np.testing.assert_allclose(weight, (sum(HONEST.values()) / 2 + 2 * sent) / 7, rtol=1e-5)
+
+
+IN_TURN = ("gaussian:0.5", "ipm:3", "mimic", "free_rider", "backdoor:3,replace", "ipm:opt")
+
+
+class InTurn(Attack):
+    """Another attack in each round, so that one federation sees them all."""
+
+    def updates(self, sight):
+        return load_attack(IN_TURN[sight.round - 1]).updates(sight)
+
+
+async def test_every_other_attack_arrives_as_it_is_made(tmp_path):
+    mean_of_known = lambda sent: sent.mean(axis=0)  # noqa: E731 - the longer, the worse
+    weight, rounds, hostile = await run(tmp_path, InTurn(), known=mean_of_known, rounds=len(IN_TURN))
+    expected, targets = np.zeros(ELEMENTS), np.array(list(HOSTILE.values()))[:, None]
+    for attack, row in zip(IN_TURN, rounds, strict=True):
+        own = (targets - expected) / 2
+        noise = np.random.default_rng(derive_seed(0, row["round"], "", "attack")).standard_normal(own.shape)
+        sent = {
+            "gaussian:0.5": 0.5 * noise,
+            "ipm:3": np.tile(-3 * own.mean(axis=0), (2, 1)),
+            "mimic": np.tile(own[0], (2, 1)),
+            "free_rider": np.zeros_like(own),
+            "backdoor:3,replace": own * 7 / 2,
+            "ipm:opt": np.tile(-32 * own.mean(axis=0), (2, 1)),  # the largest that is tried
+        }[attack]
+        norms = [site["update_norm"] for site in row["sites"] if site["site"] in HOSTILE]
+        np.testing.assert_allclose(norms, np.linalg.norm(sent, axis=1), rtol=1e-4, atol=1e-6, err_msg=attack)
+        honest = sum((target - expected) / 2 for target in HONEST.values())
+        expected = expected + (honest + sent.sum(axis=0)) / 7
+    np.testing.assert_allclose(weight, expected, rtol=1e-3, atol=1e-4)
+    assert not any(site.refusals for site in hostile)
 
 
 @pytest.mark.parametrize(
@@ -118,5 +152,21 @@ def test_a_poisoned_shard_is_what_an_envoy_would_load():
     np.testing.assert_array_equal(flipped.validation[1], honest.validation[1])
     with pytest.raises(ValueError, match="spoils no data"):
         PoisonedShard(attack="sign_flip", base=base, options=options)
+    for attack in ("backdoor:3,10", "backdoor:3,replace"):
+        with pytest.raises(ValueError, match=r"also changes what the site sends.* or let HostileSite"):
+            PoisonedShard(attack=attack, base=base, options=options)
+    stamped = PoisonedShard(attack="backdoor:3", base=base, options=options, classes=10)
+    assert (stamped.train[1] != honest.train[1]).any()
+
+
+@pytest.mark.parametrize("attack", ["label_flip", "backdoor:3"])
+def test_sites_without_data_cannot_spoil_any(attack):
     with pytest.raises(ValueError, match="use PoisonedShard"):
-        Collusion(load_attack("label_flip"), ["site-x"], total=7)
+        Collusion(attack, ["site-x"], total=7)
+
+
+@pytest.mark.parametrize("attack", ["alie:1.5", "mimic"])
+def test_an_attack_that_would_send_an_honest_update_is_refused_to_a_single_site(attack):
+    with pytest.raises(ValueError, match=r"is made of 2 updates or more.* 1 would send what it learnt, unchanged"):
+        Collusion(attack, ["site-x"], total=7)
+    Collusion(attack, HOSTILE, total=7)

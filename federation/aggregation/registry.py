@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import difflib
+from bisect import bisect_left
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,10 @@ PRE_AGGREGATIONS: dict[str, type[PreAggregation]] = {each.name: each for each in
 
 HALF = 0.5
 """Who weighs that much of a mean of clipped updates decides it."""
+
+
+MOST_TRIED = 100
+"""Updates, for each hostile site and one more, up to which to look for enough; bulyan needs fewer than 5 of them."""
 
 
 def rule_names() -> list[str]:
@@ -172,6 +177,32 @@ def check(plan: Plan, fewest: int, advice: str = "raise quorum, or lower byzanti
     return aggregation
 
 
+def fewest_enough(plan: Plan) -> int | None:
+    """Return the fewest updates with which a plan's rule stands `byzantine`; None: no number, or not every larger one.
+
+    Raises:
+        PlanError, ConfigurationError: as `load_aggregation`.
+    """
+    aggregation = load_aggregation(plan)
+    if aggregation.rule.is_bounded:
+        return None
+
+    def is_enough(count: int) -> bool:
+        try:
+            aggregation.check(count)
+        except PlanError:
+            return False
+        return plan.rule != "mean" or count > 2 * plan.byzantine or _has_arc(aggregation)
+
+    tried = range(1, MOST_TRIED * (plan.byzantine + 1))
+    place = bisect_left(tried, True, key=is_enough)
+    return tried[place] if place < len(tried) else None
+
+
+def _has_arc(aggregation: Aggregation) -> bool:
+    return any(isinstance(step, Arc) for step in aggregation.before)
+
+
 def _check_hostile_mean(plan: Plan, aggregation: Aggregation, fewest: int, advice: str) -> None:
     """Refuse a mean that shall stand hostile sites and lets one of them be long or weigh as much as it says."""
     f, share = plan.byzantine, plan.max_share
@@ -186,7 +217,7 @@ def _check_hostile_mean(plan: Plan, aggregation: Aggregation, fewest: int, advic
             f"byzantine is {f}, and the mean weighs by examples, which are the sites' word{given}: set weighting "
             f"'uniform', or max_share below {HALF / f:g}"
         )
-    if 2 * f >= fewest and not any(isinstance(step, Arc) for step in aggregation.before):
+    if 2 * f >= fewest and not _has_arc(aggregation):
         raise PlanError(
             f"clipping before the mean stands byzantine = {f} only where 2f < n: it needs {2 * f + 1} updates or more "
             f"and has {fewest}. A round of this plan may close with {fewest}: {advice}"

@@ -203,7 +203,7 @@ def _check_rule(spec: ExperimentSpec, algorithm: Algorithm) -> None:
         f"algorithm {algorithm.name!r} is asynchronous, and a step of it may be of a single update: choose a method of "
         "synchronous rounds"
         if is_asynchronous
-        else "raise quorum (or, without one, minimum_sites and sample), or lower byzantine"
+        else _advise_more_updates(plan)
     )
     aggregation = rules.check(plan, fewest_updates(plan, is_asynchronous=is_asynchronous), advice)
     trusted = aggregation.rule.trusted_site
@@ -214,6 +214,25 @@ def _check_rule(spec: ExperimentSpec, algorithm: Algorithm) -> None:
         )
     if aggregation.rule.state:
         _refuse_half_precision(spec, f"rule {plan.rule!r}", "another rule")
+
+
+def _advise_more_updates(plan: Plan) -> str:
+    """Return how a round of a plan could need so many updates that its rule stands `byzantine`."""
+    needed = rules.fewest_enough(plan)
+    if needed is None:
+        return (
+            "raise quorum (or, without one, minimum_sites), and sites and sample where it would be above them; or "
+            "lower byzantine"
+        )
+    room = [
+        f"{field} ({value})"
+        for field, value in (("sites", plan.sites), ("sample", plan.sample))
+        if value is not None and value < needed
+    ]
+    if plan.sites is None and plan.quorum is not None and plan.minimum_sites < needed:
+        room.insert(0, f"minimum_sites ({plan.minimum_sites})")
+    also = f", and with it {' and '.join(room)}, which it may not be above" if room else ""
+    return f"raise quorum (or, without one, minimum_sites) to {needed}{also}; or lower byzantine"
 
 
 def _refuse_what_the_rule_does_not_see(spec: ExperimentSpec, *, is_plain: bool) -> None:

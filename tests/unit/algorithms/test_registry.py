@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import EntryPoint
 from typing import Any, ClassVar
 
@@ -243,6 +244,34 @@ def test_a_rule_is_checked_for_the_fewest_updates_a_round_may_close_with() -> No
             check(_spec(**stands, **plan))
     with pytest.raises(PlanError, match=r"may close with 1: raise quorum"):
         check(_spec(**stands, minimum_sites=8, sampler="poisson:0.9"))
+
+
+@pytest.mark.parametrize(
+    ("plan", "advice", "followed"),
+    [
+        ({"sites": 10, "quorum": 8}, "to 11, and with it sites (10), which", {"sites": 11, "quorum": 11}),
+        (
+            {"sites": 10, "minimum_sites": 10},
+            "to 11, and with it sites (10), which",
+            {"sites": 11, "minimum_sites": 11},
+        ),
+        (
+            {"minimum_sites": 9, "quorum": 9},
+            "to 11, and with it minimum_sites (9), which",
+            {"minimum_sites": 11, "quorum": 11},
+        ),
+        ({"sites": 20, "sample": 9}, "to 11, and with it sample (9), which", {"sample": 11, "minimum_sites": 11}),
+        ({"sites": 20, "quorum": 9}, "to 11; or", {"quorum": 11}),
+        ({"sites": 10, "quorum": 9, "pre_aggregation": ("bucketing:2",)}, "to 21, and", {"sites": 21, "quorum": 21}),
+    ],
+)
+def test_what_to_raise_for_a_rule_is_said_with_all_that_must_grow_and_how_far(
+    plan: dict[str, Any], advice: str, followed: dict[str, Any]
+) -> None:
+    stands = {"rule": "krum", "byzantine": 4}
+    with pytest.raises(PlanError, match=re.escape(advice)):
+        check(_spec(**stands, **plan))
+    check(_spec(**{**stands, **plan, **followed}))
 
 
 def test_an_asynchronous_method_may_step_with_one_update_which_no_rule_stands_an_attacker_in() -> None:

@@ -67,7 +67,8 @@ class CenteredClipping(AggregationRule):
         """Return the coefficients of v_i - v, how many were clipped in the last step, and τ."""
         # In the vectors' own scales, as for the geometric median: b_i = coefficient times r_i.
         typical = geometry.typical
-        scales, gram = (geometry.units / typical)[:count], geometry.gram[:count, :count]
+        scales, shrinking = (found[:count] for found in geometry.bounded())
+        gram = geometry.gram[:count, :count]
         squares = np.diagonal(gram)
         b = np.zeros(count)
         tau = None if self.tau is None else self.tau / typical
@@ -78,7 +79,8 @@ class CenteredClipping(AggregationRule):
                 tau = float(np.median(distances))
             factors = np.minimum(1.0, np.divide(tau, distances, out=np.ones(count), where=distances > 0))
             b = b * (1.0 - factors.sum() / count) + factors * scales / count
-        return b / scales, int(np.count_nonzero(factors < 1.0)), float(tau or 0.0) * typical
+        note = float(tau or 0.0) * typical if self.tau is None else self.tau
+        return b / scales * shrinking, int(np.count_nonzero(factors < 1.0)), note
 
     def advance(self, state: Mapping[str, Array], aggregate: Array) -> dict[str, Array]:
         """Return the aggregate as the next v."""

@@ -68,16 +68,18 @@ class FlTrust(AggregationRule):
         count = len(source.sites)
         extended = with_state(source, context.state.get(MOMENTUM)) if self.state else source
         geometry = measure_about(extended, np.zeros(len(extended.sites)), context.threads)
-        gram, scales = geometry.gram, geometry.units / geometry.typical
+        gram, unit = geometry.gram, geometry.typical
         lengths = np.sqrt(np.diagonal(gram))
-        reference = np.zeros(len(lengths))
+        b = np.zeros(len(lengths))  # g₀ = Σ b_i v_i / r_i, but for its length where it is one vector
         if not self.state:
-            reference[self.place_of_trusted(source)] = 1.0
+            place = self.place_of_trusted(source)
+            b[place], unit = 1.0, float(geometry.units[place])
         elif lengths[count] > 0:
-            reference[count] = 1.0
+            b[count] = 1.0
         else:
-            reference[:count] = GeometricMedian().weigh(measure_about(source, None, context.threads))[0]
-        b = reference * scales
+            middle, _ = GeometricMedian().weigh(measure_about(source, None, context.threads))
+            b[:count] = np.ldexp(middle, geometry.powers()[:count])
+        scales, shrinking = (found[:count] for found in geometry.bounded(unit))
         norm = math.sqrt(max(float(b @ gram @ b), 0.0))
         along = np.divide(
             (gram @ b)[:count], lengths[:count] * norm, out=np.zeros(count), where=lengths[:count] * norm > 0
@@ -85,10 +87,11 @@ class FlTrust(AggregationRule):
         trust = np.maximum(along, 0.0)
         coefficients = np.zeros(len(lengths))
         if trust.sum() > 0:
-            norms = scales[:count] * lengths[:count]
+            norms = scales * lengths[:count]
             length = float(np.median(norms)) if self.state else norm
             shares = trust / trust.sum()
             coefficients[:count] = np.divide(shares * length, norms, out=np.zeros(count), where=norms > 0)
+            coefficients[:count] *= shrinking
         weights = yield from weighted_sum(extended, coefficients, context)
         named = ", ".join(f"{site} {score:.2f}" for site, score in zip(source.sites, trust, strict=True))
         weights.pop(KEPT, None)

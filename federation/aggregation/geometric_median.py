@@ -58,9 +58,10 @@ class GeometricMedian(AggregationRule):
         """Return the coefficients of the geometric median, which sum to 1, and how many steps they took.
 
         Everything is in units of the vectors' own scales r_i: where m - c = Σ b_i (v_i - c)/r_i, each b_i is of the
-        size of the honest vectors, though v_i may be beyond any number whose square is one.
+        size of the honest vectors, though v_i may be beyond any number whose square is one. A vector beyond the scales
+        is first taken to be nearer on its way to c, and its coefficient is then the smaller by that.
         """
-        scales, gram = geometry.units / geometry.typical, geometry.gram
+        (scales, shrinking), gram = geometry.bounded(), geometry.gram
         lengths = np.sqrt(np.diagonal(gram))
         distances = scales * lengths
         unit = float(np.median(distances))
@@ -78,7 +79,7 @@ class GeometricMedian(AggregationRule):
             distances = scales * np.sqrt(np.maximum(inside, 0.0))
             if step > 1 and float(change @ gram @ change) <= (self.tolerance * unit) ** 2:
                 break
-        return shares, step
+        return shares * shrinking, step
 
 
 def _shares(chosen: Array) -> Array:

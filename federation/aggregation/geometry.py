@@ -7,6 +7,8 @@
 2. Products are taken in blocks too small for the linear algebra below to split over threads of its own.
 3. Where elements are float64 they may square to infinity or to nothing: each v_i - c is then measured in a unit of its
    own, a power of two near its largest element, found in a pass before.
+4. Two units may be farther apart than float64 reaches. Distances, of which the far ones need only be far, take what is
+   beyond a cap to be at it. What a vector is multiplied by follows from its true length, whatever that is.
 """
 
 from __future__ import annotations
@@ -33,6 +35,12 @@ _CANCELLED = 1e-9
 """Of a squared distance to the squared length: below it, less than seven digits of the distance are left."""
 _FARTHEST = 1e100
 """How much farther than usual a vector is taken to be at most: its square is finite, and nothing is near it."""
+_MOST_POWER = 1000
+"""Of two, of a unit that is not squared: the length of a vector of any number of elements in it is finite."""
+_LEAST_POWER = -500
+"""Of a unit that something finite is divided by twice: the centre is no nearer than that."""
+_NOTHING = -10_000
+"""Power of two of a norm of 0: below that of any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +63,23 @@ class Geometry:
     @property
     def scales(self) -> Array:
         """Return r_i = u_i / typical, capped."""
-        found: Array = np.minimum(self.units / self.typical, _FARTHEST)
+        found: Array = np.minimum(np.ldexp(1.0, np.minimum(self.powers(), _MOST_POWER)), _FARTHEST)
         return found
+
+    def powers(self, unit: float | None = None) -> Array:
+        """Return log₂(u_i / unit), integers; with the typical unit by default."""
+        found: Array = np.frexp(self.units)[1] - np.frexp(self.typical if unit is None else unit)[1]
+        return found
+
+    def bounded(self, unit: float | None = None) -> tuple[Array, Array]:
+        """Return r_i = u_i / unit within bounds that arithmetic stands, and s_i = r_i / (u_i / unit), 1 or less.
+
+        A coefficient found for a vector beyond the upper bound as if it were at it is that of the vector itself when
+        multiplied by s_i. One below the lower bound, and so next to nothing, keeps its coefficient.
+        """
+        powers = self.powers(unit)
+        scales: Array = np.ldexp(1.0, np.clip(powers, _LEAST_POWER, _MOST_POWER))
+        return scales, np.ldexp(1.0, np.minimum(_MOST_POWER - powers, 0))
 
     def products(self) -> Array:
         """Return ⟨v_i - c, v_j - c⟩ / typical², float64, (n, n): vectors beyond the cap are taken to be at it."""
@@ -118,8 +141,34 @@ def measure_about(source: TileSource, centre: Array | None, threads: int | None 
     return Geometry(gram, units)
 
 
-def norms(source: TileSource, threads: int | None = None) -> tuple[Array, float]:
-    """Return ‖v_i‖ / u of every vector, float64, and u, a power of two: the norms themselves may be beyond any number.
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """Norms that may be beyond any number: ‖v_i‖ = m_i 2^e_i.
+
+    Attributes:
+        mantissas: m, float64, (n,): at least 1/2 and below 1, or 0.
+        powers: e, integers, (n,): least of all where m is 0.
+    """
+
+    mantissas: Array
+    powers: Array
+
+    def largest(self, rank: int) -> tuple[float, int]:
+        """Return mantissa and power of the norm that `rank` others come before, the largest first."""
+        place = np.lexsort((self.mantissas, self.powers))[-1 - rank]
+        return float(self.mantissas[place]), int(self.powers[place])
+
+    def shrinking(self, mantissa: float, power: int) -> Array:
+        """Return min(1, c / ‖v_i‖) for c = mantissa · 2^power; what is no normal number of float64 is rounded to 0."""
+        ratios = np.divide(mantissa, self.mantissas, out=np.ones(len(self.powers)), where=self.mantissas > 0)
+        # A ratio of mantissas is above 1/2: twice that, or more, is 1 in any case.
+        found: Array = np.minimum(np.ldexp(ratios, np.clip(power - self.powers, -2000, 1)), 1.0)
+        found[found < np.finfo(np.float64).tiny] = 0.0
+        return found
+
+
+def norms(source: TileSource, threads: int | None = None) -> Norms:
+    """Return the norm of every vector.
 
     Raises:
         ValueError: there is no site.
@@ -130,8 +179,9 @@ def norms(source: TileSource, threads: int | None = None) -> tuple[Array, float]
     squares = np.zeros(len(source.sites))
     for part in gather_columns(source, functools.partial(_squares, units=units), threads):
         squares += part
-    geometry = Geometry(np.diag(squares), units)
-    return np.sqrt(squares) * geometry.scales, geometry.typical
+    mantissas, powers = np.frexp(np.sqrt(squares))
+    powers = powers + np.frexp(units)[1] - 1
+    return Norms(mantissas, np.where(mantissas > 0, powers, _NOTHING))
 
 
 def products(rows: Array) -> Array:

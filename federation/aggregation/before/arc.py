@@ -30,8 +30,7 @@ class Arc(PreAggregation):
 
     def wrap(self, source: TileSource, context: RuleContext) -> MixedTiles:
         """Return the clipped vectors."""
-        found, _ = norms(source, context.threads)
-        count = len(found)
+        found = norms(source, context.threads)
+        count = len(source.sites)
         clipped = 2 * context.byzantine * (count - context.byzantine) // count
-        radius = sorted(found, reverse=True)[clipped]
-        return MixedTiles(source, np.diag([radius / norm if norm > radius else 1.0 for norm in found]))
+        return MixedTiles(source, np.diag(found.shrinking(*found.largest(clipped))))

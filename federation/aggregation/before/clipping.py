@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -36,6 +37,5 @@ class Clipping(PreAggregation):
 
     def wrap(self, source: TileSource, context: RuleContext) -> MixedTiles:
         """Return the clipped vectors."""
-        found, unit = norms(source, context.threads)
-        factors = np.divide(self.radius / unit, found, out=np.ones(len(found)), where=found > 0)
-        return MixedTiles(source, np.diag(np.minimum(1.0, factors)))
+        factors = norms(source, context.threads).shrinking(*math.frexp(self.radius))
+        return MixedTiles(source, np.diag(factors))

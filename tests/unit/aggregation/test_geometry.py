@@ -58,8 +58,19 @@ def test_equal_vectors_are_at_no_distance_and_others_at_theirs() -> None:
 @pytest.mark.parametrize("size", [1e300, 1e-300])
 def test_norms_of_vectors_whose_squares_are_no_numbers(size: float) -> None:
     rows = np.array([[3.0, 4.0], [0.0, 0.0], [5.0, 12.0]]) * size
-    found, unit = norms(source_of(rows))
-    np.testing.assert_allclose(found * (unit / size), [5.0, 0.0, 13.0], rtol=1e-12)
+    found = norms(source_of(rows))
+    np.testing.assert_allclose(found.mantissas * 2.0**found.powers, [5.0 * size, 0.0, 13.0 * size], rtol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(1e-310, 1.0, 1e307), (1e-160, 1.0, 1e150), (1.0, 1e105, 1e308)])
+def test_vectors_of_any_two_sizes_are_shrunk_to_the_length_of_one(sizes: tuple[float, float, float]) -> None:
+    rows = np.array([np.full(4, size) for size in sizes])
+    found = norms(source_of(rows))
+    shrunk = rows * found.shrinking(*found.largest(1))[:, None]
+    np.testing.assert_allclose(shrunk[:, 0], [sizes[0], sizes[1], sizes[1]], rtol=1e-12)
+    assert (found.shrinking(*found.largest(0)) == 1.0).all()
+    least = rows * found.shrinking(*found.largest(2))[:, None]
+    assert (least <= sizes[0]).all()
 
 
 def test_the_centre_is_what_it_is_told_to_be() -> None:

@@ -40,7 +40,7 @@ _CHOICES = {"clipping": "clipping:3000", "bucketing": "bucketing:2"}
 
 
 def measure(*, sites: int = 20, parameters: int = 10_000_000, byzantine: int = 4, repeats: int = 3) -> Iterator[Result]:
-    """Yield two results per rule, and per pre-aggregation in front of the mean, the mean itself first."""
+    """Yield two results per rule, and per pre-aggregation in front of `trimmed_mean`, the mean itself first."""
     reuse_freed_memory()  # as an aggregator does
     settings = {"sites": sites, "parameters": parameters, "byzantine": byzantine, "repeats": repeats}
     with _updates(sites, parameters) as source:

@@ -154,9 +154,7 @@ def _backdoors(figures: Figures) -> str:
     for defence in DEFENCES:
         row = [f"`{defence}`"]
         for hostile, partition in columns:
-            found = [each.success for each in figures.outcomes(defence, _BACKDOOR, hostile, partition)]
-            known = [100 * value for value in found if value is not None]
-            row.append(_spread(known) if known else "–")
+            row.append(_success(figures.outcomes(defence, _BACKDOOR, hostile, partition)))
         rows.append(row)
     head = ["defence", *(f"f = {hostile}, {PARTITIONS[partition]}" for hostile, partition in columns)]
     return (
@@ -190,6 +188,13 @@ def _plain(outcomes: Sequence[Outcome]) -> str:
         return "n/a"
     text = _spread([100 * row.accuracy for row in outcomes if row.accuracy is not None])
     return text + (f" {_EARLY}" if any(row.reason for row in outcomes) else "")
+
+
+def _success(outcomes: Sequence[Outcome]) -> str:
+    known = [100 * row.success for row in outcomes if row.success is not None]
+    if known:
+        return _spread(known)
+    return "n/a" if any(row.accuracy is None for row in outcomes) else "–"
 
 
 def _marked(text: str, value: float | None, best: float, peace: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -59,6 +60,26 @@ def test_cells_that_are_there_are_not_run_again_and_a_cut_line_is(tmp_path: Path
     assert set(read(path)) == set(cells)
 
 
+def test_cells_of_another_plan_are_run_again_and_lines_without_a_digest_are_of_todays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.jsonl"
+    cells = [cell(rounds=1), cell("median", rounds=1)]
+    list(fill(cells, path, workers=1))
+    changed = {"rule": "median", "weighting": "uniform"}
+    with monkeypatch.context() as patch:
+        patch.setitem(robustness.DEFENCES, "median", robustness.Defence(plan=changed))
+        robustness._plan_digest.cache_clear()
+        assert set(read(path)) == {cells[0]}
+        assert [each for each, _ in fill(cells, path, workers=1)] == [cells[1]]
+        assert list(fill(cells, path, workers=1)) == []
+    robustness._plan_digest.cache_clear()
+    assert set(read(path)) == set(cells), "of the plan of today, before the other"
+    older = [json.loads(line) for line in path.read_text().splitlines()][:2]
+    path.write_text("".join(json.dumps({name: row[name] for name in ("cell", "outcome")}) + "\n" for row in older))
+    assert list(fill(cells, path, workers=1)) == []
+
+
 def test_the_page_marks_best_fallen_early_and_refused() -> None:
     found = {
         cell(defence, NONE, 0, seed=seed): Outcome(accuracy=0.95 + seed / 100)
@@ -76,6 +97,8 @@ def test_the_page_marks_best_fallen_early_and_refused() -> None:
     assert "| **90.0 ± 0.0** |" in rows["median"] and "✗" not in rows["median"]
     assert "| 10.0 ± 0.0 † ✗ |" in rows["mean"]
     assert "| n/a |" in rows["bulyan"] and "| – |" in rows["krum"]
+    backdoors = text.split("## The backdoor")[1]
+    assert "| `bulyan` | n/a | – |" in backdoors and "| `krum` | – | – |" in backdoors
     assert "- `bulyan`, f = 2: n ≥ 4f + 3." in text
     assert "| `mean` | 95.5 ± 0.7 | – |" in text
     assert "## 4 of 10" not in text

@@ -89,6 +89,8 @@ class FlTrust(AggregationRule):
         if trust.sum() > 0:
             norms = scales * lengths[:count]
             length = float(np.median(norms)) if self.state else norm
+            # No vector is made longer by more than a number can say.
+            norms = np.where(norms > 0, np.maximum(norms, math.ldexp(length, -1000)), 0.0)
             shares = trust / trust.sum()
             coefficients[:count] = np.divide(shares * length, norms, out=np.zeros(count), where=norms > 0)
             coefficients[:count] *= shrinking

@@ -106,7 +106,8 @@ def check_payload(descriptor: int, schema: TensorSchema, name: str) -> Digest:
         name: payload name, for the site's log.
 
     Raises:
-        TaskError: class ``NotFinite`` if a float is not finite, ``WrongResult`` if the file became shorter.
+        TaskError: class ``NotFinite`` if a float is not finite or too large to be squared, ``WrongResult`` if the file
+            became shorter.
     """
     running = PayloadHash()
     scan = TensorScan(schema)

@@ -16,8 +16,8 @@ Where rounds overlap, each site has a task of its own, and an update that is mor
 Once all is in, the L2 norm of the parameter change is at most what the plan allows, `max_norm`, and at most
 `max_norm_ratio` times the median norm of the last rounds (NORM). What concerns the bytes is
 checked by `federation.wire.reception`, as they arrive or, where they are compressed, once they are there: every float
-is finite (NOT_FINITE), nothing is missing (TRUNCATED), the digests are as committed (CORRUPT), and a compressed payload
-can be decoded (WRONG_CODEC).
+is finite and their squares have a sum (NOT_FINITE), nothing is missing (TRUNCATED), the digests are as committed
+(CORRUPT), and a compressed payload can be decoded (WRONG_CODEC).
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,7 +46,7 @@ class Admission:
             examples: training examples behind it.
 
         Raises:
-            TaskError: NotFinite: a number is NaN or infinite.
+            TaskError: NotFinite: a number is NaN or infinite, or too large to be squared.
             UpdateRejectedError: with EXAMPLES or NORM.
         """
         norm = 0.0
@@ -79,4 +78,4 @@ def _scan(payload: Payload, plan: PayloadPlan) -> float:
         piece = tile[: min(_PIECE_BYTES, flat.nbytes - start)].data
         flat.pread_into(start, piece)
         scan.feed(piece)
-    return scan.norm if math.isfinite(scan.norm) else math.inf
+    return scan.norm

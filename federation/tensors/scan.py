@@ -1,10 +1,11 @@
-"""Whether a flat buffer holds finite numbers only, and its L2 norm: one pass, in pieces of any size, O(block) memory.
+"""Whether a flat buffer holds numbers that have an L2 norm, and which: one pass, pieces of any size, O(block) memory.
 
 Rules:
 
 1. Pieces come in buffer order and may end anywhere, even inside an element.
 2. Floats are squared and summed block by block (BLAS), blocks are added in float64. A finite sum of squares proves
    every element finite; only where it is not, as float32 squares overflow beyond 1e19, is the block looked at again.
+   Where it is not even in float64, as of elements of 1e154, there is no norm, and the buffer is refused.
 3. Integers and booleans have no norm and are always finite: they are skipped.
 """
 
@@ -29,14 +30,19 @@ _ALIGNED_BLOCKS = 4
 
 
 class NotFiniteError(ValueError):
-    """A flat buffer holds a NaN, an infinity, or a number whose square is one.
+    """A flat buffer holds a NaN, an infinity, or numbers whose squares add up to one.
+
+    Args:
+        tensor: name of the first tensor that does.
+        is_too_large: the numbers are finite, and only their squares are not.
 
     Attributes:
-        tensor: name of the first tensor that does.
+        tensor: as given.
     """
 
-    def __init__(self, tensor: str) -> None:
-        super().__init__(f"tensor {tensor!r} holds a number that is not finite")
+    def __init__(self, tensor: str, *, is_too_large: bool = False) -> None:
+        found = "numbers too large to be squared and summed" if is_too_large else "a number that is not finite"
+        super().__init__(f"tensor {tensor!r} holds {found}")
         self.tensor = tensor
 
 
@@ -75,7 +81,8 @@ class TensorScan:
         """Look at the next piece; it is not kept.
 
         Raises:
-            NotFiniteError: an element is NaN or infinite; the scan is then of no further use.
+            NotFiniteError: an element is NaN or infinite, or the squares are too large to be summed; the scan is then
+                of no further use.
             ValueError: more bytes than the schema has.
         """
         view = memoryview(piece).cast("B")
@@ -136,10 +143,12 @@ class TensorScan:
         sums: list[float] = []
         for part in self._aligned_parts(blocks):
             sums += np.vecdot(part, part).tolist()
-        if not all(map(math.isfinite, sums)):
-            return 0
+        total = self._squares
         for squares in sums:
-            self._squares += squares
+            total += squares
+        if not math.isfinite(total):
+            return 0
+        self._squares = total
         return int(blocks.size)
 
     def _aligned_parts(self, blocks: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
@@ -163,14 +172,14 @@ class TensorScan:
             np.copyto(wide, block)
             block = wide
         squares = float(np.dot(block, block))
-        if math.isfinite(squares):
-            return squares
-        double = block.astype(np.float64)
-        squares = float(np.dot(double, double))
+        double = block
         if not math.isfinite(squares):
-            # Squares of finite float64 overflow beyond 1e154: no norm could be told, so these count as not finite too.
-            bad = int(np.flatnonzero(~np.isfinite(double * double))[0])
-            raise NotFiniteError(self._tensor_at(self._position + (start + bad) * dtype.itemsize))
+            double = block.astype(np.float64)
+            squares = float(np.dot(double, double))
+        if not math.isfinite(self._squares + squares):
+            bad = int(np.argmin(np.isfinite(self._squares + np.cumsum(np.square(double)))))
+            tensor = self._tensor_at(self._position + (start + bad) * dtype.itemsize)
+            raise NotFiniteError(tensor, is_too_large=math.isfinite(double[bad]))
         return squares
 
     def _tensor_at(self, offset: int) -> str:

@@ -68,10 +68,34 @@ def test_large_finite_numbers_are_finite_though_their_squares_overflow_float32(d
     assert scan.norm == pytest.approx(10 * float(array[0]), rel=1e-6)
 
 
-def test_a_number_whose_square_is_beyond_float64_counts_as_not_finite() -> None:
-    schema = TensorSchema.of([TensorSpec(name="a", dtype=DType.FLOAT64, shape=(2,))])
-    with pytest.raises(NotFiniteError):
-        TensorScan(schema).feed(np.array([1.0, 1e200]).tobytes())
+@pytest.mark.parametrize(
+    ("second", "text"),
+    [
+        pytest.param([1.0, 1e200], "too large", id="one whose square is beyond float64"),
+        pytest.param([1e154] * 4, "too large", id="some whose squares together are"),
+        pytest.param([*[1e154, *[0.0] * 8191] * 4], "too large", id="some in different blocks"),
+        pytest.param([*[1e154, *[0.0] * 8191] * 4, 1.0], "too large", id="some in different blocks of many"),
+        pytest.param([1.0, math.inf, 1e200], "not finite", id="infinity before one that is too large"),
+        pytest.param([1e200, math.nan], "too large", id="one that is too large before NaN"),
+    ],
+)
+def test_numbers_without_a_norm_are_refused_and_called_what_they_are(second: list[float], text: str) -> None:
+    schema = TensorSchema.of(
+        [
+            TensorSpec(name="a", dtype=DType.FLOAT64, shape=(2,)),
+            TensorSpec(name="b", dtype=DType.FLOAT64, shape=(len(second),)),
+        ]
+    )
+    with pytest.raises(NotFiniteError, match=f"'b' .*{text}") as caught:
+        TensorScan(schema).feed(np.array([1.0, 2.0, *second]).tobytes())
+    assert caught.value.tensor == "b"
+
+
+def test_numbers_whose_squares_just_add_up_have_a_norm() -> None:
+    schema = TensorSchema.of([TensorSpec(name="a", dtype=DType.FLOAT64, shape=(40_000,))])
+    scan = TensorScan(schema)
+    scan.feed(np.full(40_000, 5e151).tobytes())
+    assert scan.norm == pytest.approx(1e154)
 
 
 def test_integers_that_look_like_nan_are_no_concern() -> None:

@@ -118,8 +118,9 @@ os.write(os.open(READY, os.O_WRONLY), b"1")
 signal.pause()
 """
 RUNNER = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a script starts without
 from federation.client.grid import make_grid
 from federation.client.sweep import Sweep
 folder = Path(sys.argv[1])

@@ -280,7 +280,7 @@ async def test_a_superseded_aggregator_is_not_obeyed_and_the_newer_one_is_found(
     aggregator.epoch = 2
     session.cut()
     stale = await aggregator.next_session()
-    assert await asyncio.wait_for(stale.heard.get(), 10) is None, "the site must not speak to a superseded aggregator"
+    assert await asyncio.wait_for(stale.heard.get(), 60) is None, "the site must not speak to a superseded aggregator"
     aggregator.epoch = 4
     session = await aggregator.next_session()
     while session.epoch != 4:

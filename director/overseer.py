@@ -21,7 +21,7 @@ from director import lifecycle, scheduling
 from director.running import Aggregators, Patience
 from director.store import events, experiments, sites
 from director.supervision import CANCELLED
-from federation.errors import ConflictError, FederationError, StorageError
+from federation.errors import ConflictError, FederationError, NotFoundError, StorageError
 from federation.names import Epoch, ExperimentId, ExperimentState
 from federation.telemetry.logs import get_logger
 
@@ -177,6 +177,8 @@ class Overseer:
     async def release(self, experiment: ExperimentId, site: str, reason: str, actor: str) -> int:
         """Let a site out of quarantine: stored, then sent with the roster. Repeating it changes nothing.
 
+        What is refused is in the audit trail too.
+
         Returns:
             The round that had quarantined the site; 0 if it was not in quarantine.
 
@@ -184,7 +186,12 @@ class Overseer:
             ConflictError: the experiment has ended.
             NotFoundError: there is none, or the site takes no part in it.
         """
-        since: int = await self._database.transact(_release, experiment, site, reason, actor, self._clock.now())
+        now = self._clock.now()
+        try:
+            since: int = await self._database.transact(_release, experiment, site, reason, actor, now)
+        except (ConflictError, NotFoundError) as error:
+            await self._database.transact(_note_refused_release, experiment, site, actor, str(error), now)
+            raise
         if since:
             _log.warning(
                 "site released", experiment=experiment, site=site, since_round=since, reason=reason, actor=actor
@@ -272,6 +279,11 @@ def _release(session: Session, experiment: str, site: str, reason: str, actor: s
     if found.state.is_terminal:
         raise ConflictError(f"experiment {experiment} is {found.state.value}: nobody is asked any more")
     return sites.release(session, experiment, site, actor=actor, reason=reason, at=at)
+
+
+def _note_refused_release(session: Session, experiment: str, site: str, actor: str, why: str, at: float) -> None:
+    subject = f"{experiment}/{site[:80]}"
+    events.audit(session, at=at, actor=actor, action="ReleaseSite", admitted=False, subject=subject, detail=why)
 
 
 def _finish(session: Session, experiment: ExperimentId, change: lifecycle.Change) -> bool:

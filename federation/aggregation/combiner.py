@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from federation.aggregation.rule import RuleContext, RuleReport
+from federation.aggregation.rule import NeverEnoughError, RuleContext, RuleReport
 from federation.errors import PlanError
 
 if TYPE_CHECKING:
@@ -36,11 +36,12 @@ class Aggregation:
 
         Raises:
             PlanError: one does not; the text says which, and how many it needs.
+            NeverEnoughError: no number of updates would do.
         """
         trusted = self.rule.trusted_site
         losing = [step.name for step in self.before if not step.keeps_sites]
         if trusted is not None and losing:
-            raise PlanError(
+            raise NeverEnoughError(
                 f"rule {self.rule.name!r} trusts site {trusted!r}, whose vector is none of its own after "
                 f"pre_aggregation {losing[0]!r}: leave that out"
             )
@@ -53,7 +54,7 @@ class Aggregation:
         except PlanError as error:
             if count == updates:
                 raise
-            raise PlanError(f"{error}: {updates} updates, {count} after pre_aggregation") from error
+            raise type(error)(f"{error}: {updates} updates, {count} after pre_aggregation") from error
 
     def for_round(
         self,

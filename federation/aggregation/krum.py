@@ -1,7 +1,7 @@
-"""Krum and Multi-Krum: the vectors that lie closest to their neighbours.
+"""Krum: the vector that lies closest to its neighbours.
 
 Blanchard, El Mhamdi, Guerraoui, Stainer: "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent",
-NeurIPS 2017, section 4 and section 7.
+NeurIPS 2017, section 4. Bulyan picks by the same scores, and `federation.aggregation.multi_krum` several at once.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from federation.aggregation.geometry import measure
 from federation.aggregation.linear import mean_coefficients, weighted_sum
 from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport
-from federation.errors import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -68,37 +66,3 @@ class Krum(AggregationRule):
         weights = yield from weighted_sum(source, mean_coefficients(count, best), context)
         names = ", ".join(source.sites[index] for index in sorted(best))
         return RuleReport(weights=weights, note=f"nearest to their neighbours: {names}")
-
-
-class MultiKrum(Krum):
-    """The mean of the m vectors that Krum ranks best.
-
-    Stands f of 2f + 3 or more sites, and averages noise away where Krum does not.
-
-    Formula: out = mean of the m vectors of least score, score as of Krum.
-
-    Attributes:
-        m: vectors that are averaged; by default n - f - 2, at most n - f.
-    """
-
-    name: ClassVar[str] = "multi_krum"
-    title: ClassVar[str] = "Multi-Krum"
-    source: ClassVar[str] = "arXiv:1703.02757, section 7"
-
-    m: int | None = Field(default=None, ge=1)
-
-    def check(self, vectors: int, byzantine: int) -> None:
-        """Check 2f + 2 < n and m ≤ n - f.
-
-        Raises:
-            PlanError: one does not hold.
-        """
-        super().check(vectors, byzantine)
-        if self.m is not None and self.m > vectors - byzantine:
-            raise PlanError(
-                f"rule 'multi_krum': m is {self.m}, more than the n - f = {vectors - byzantine} honest ones that "
-                f"{vectors} updates are sure to have"
-            )
-
-    def _picked(self, count: int, byzantine: int) -> int:
-        return self.m or count - byzantine - 2

@@ -13,8 +13,7 @@ import numpy as np
 
 from federation.aggregation.geometry import measure
 from federation.aggregation.linear import mean_coefficients, weighted_sum
-from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport
-from federation.errors import PlanError
+from federation.aggregation.rule import AggregationRule, NeverEnoughError, RuleContext, RuleReport
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -47,11 +46,12 @@ class Mda(AggregationRule):
         """Check 2f < n and f ≤ 12.
 
         Raises:
-            PlanError: one does not hold.
+            PlanError: 2f < n does not hold.
+            NeverEnoughError: the other does not.
         """
         super().check(vectors, byzantine)
         if byzantine > MOST_BYZANTINE:
-            raise PlanError(
+            raise NeverEnoughError(
                 f"rule 'mda' takes byzantine up to {MOST_BYZANTINE}, for its time doubles with each, and got "
                 f"{byzantine}: use multi_krum with pre_aggregation nnm"
             )

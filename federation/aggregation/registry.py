@@ -26,13 +26,14 @@ from federation.aggregation.centered_clipping import CenteredClipping
 from federation.aggregation.combiner import Aggregation
 from federation.aggregation.fltrust import FlTrust
 from federation.aggregation.geometric_median import GeometricMedian
-from federation.aggregation.krum import Krum, MultiKrum
+from federation.aggregation.krum import Krum
 from federation.aggregation.mda import Mda
 from federation.aggregation.meamed import MeaMed
 from federation.aggregation.mean import WeightedMean
 from federation.aggregation.median import Median
 from federation.aggregation.monna import Monna
-from federation.aggregation.rule import AggregationRule
+from federation.aggregation.multi_krum import MultiKrum
+from federation.aggregation.rule import AggregationRule, NeverEnoughError
 from federation.aggregation.smea import Smea
 from federation.aggregation.trimmed_mean import TrimmedMean
 from federation.errors import ConfigurationError, PlanError
@@ -165,6 +166,8 @@ def check(plan: Plan, fewest: int, advice: str = "raise quorum, or lower byzanti
         _check_hostile_mean(plan, aggregation, fewest, advice)
     try:
         aggregation.check(fewest)
+    except NeverEnoughError:
+        raise
     except PlanError as error:
         raise PlanError(f"{error}. A round of this plan may close with {fewest}: {advice}") from error
     if aggregation.rule.is_bounded and plan.sample is None:

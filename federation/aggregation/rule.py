@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from federation.plan import OptionValue
 
 
+class NeverEnoughError(PlanError):
+    """What a plan asks of its rule is too much, or does not go together, whatever the number of updates."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleReport:
     """What a rule says of a round after its last tile.

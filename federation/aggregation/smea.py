@@ -14,8 +14,7 @@ import numpy as np
 
 from federation.aggregation.geometry import measure
 from federation.aggregation.linear import mean_coefficients, weighted_sum
-from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport
-from federation.errors import PlanError
+from federation.aggregation.rule import AggregationRule, NeverEnoughError, RuleContext, RuleReport
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -51,12 +50,13 @@ class Smea(AggregationRule):
         """Check 2f < n and that there are not too many subsets.
 
         Raises:
-            PlanError: one does not hold.
+            PlanError: 2f < n does not hold.
+            NeverEnoughError: the other does not.
         """
         super().check(vectors, byzantine)
         subsets = math.comb(vectors, byzantine)
         if subsets > MOST_SUBSETS:
-            raise PlanError(
+            raise NeverEnoughError(
                 f"rule 'smea' tries every subset, at most {MOST_SUBSETS}, and {byzantine} of {vectors} updates can be "
                 f"left out in {subsets} ways: use caf, or sample fewer sites"
             )

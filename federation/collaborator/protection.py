@@ -4,7 +4,8 @@ One pass over each payload in reused megabytes, never the whole in memory; the d
 
 1. The file is a regular one and has exactly the size of its schema; an encoded payload has at most the size its codec
    can make, and decodes.
-2. Every float is finite, after decoding where it is encoded: a NaN would poison the model of everyone.
+2. Every float is finite and can be squared, after decoding where it is encoded: a NaN would poison the model of
+   everyone, and an update without a norm is admitted nowhere.
 3. Metrics are among those the plan fixes, and finite.
 4. Examples are at least 1 and at most what the shard has; steps and seconds are not negative.
 
@@ -29,7 +30,7 @@ from federation.tensors.digest import PayloadHash
 from federation.wire.payloads import IDENTITY_CODEC
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from federation.compression.codec import Buffer
     from federation.names import Digest
@@ -138,7 +139,7 @@ def check_encoded(descriptor: int, nbytes: int, plan: PayloadPlan) -> Digest:
 
     Raises:
         TaskError: class ``WrongResult`` if it is no frame of this codec or became shorter, ``NotFinite`` if a decoded
-            float is not finite.
+            float is not finite or too large to be squared.
     """
     source = _File(descriptor, nbytes, plan.name)
     running = PayloadHash()
@@ -147,22 +148,26 @@ def check_encoded(descriptor: int, nbytes: int, plan: PayloadPlan) -> Digest:
         piece = view[: nbytes - offset]
         source.pread_into(offset, piece)
         running.update(piece)
+    scan = TensorScan(plan.schema)
     try:
         decoder = PayloadDecoder(source, plan.schema, (plan.codec, IDENTITY_CODEC))
         for segment in plan.schema.segments:
-            _scan(decoder, segment, plan.name)
+            for part in _decoded(decoder, segment):
+                scan.feed(part)
+    except NotFiniteError as error:
+        raise TaskError("NotFinite", traceback=f"payload {plan.name!r}: {error}") from error
     except ValueError as error:
         raise TaskError("WrongResult", traceback=f"payload {plan.name!r}: {error}") from error
     return running.digest()
 
 
-def _scan(decoder: PayloadDecoder, segment: Segment, name: str) -> None:
+def _decoded(decoder: PayloadDecoder, segment: Segment) -> Iterator[memoryview]:
+    """Yield the bytes of a segment's elements, each piece valid until the next."""
     block = np.empty(min(BLOCK_ELEMENTS, segment.elements), segment.dtype.numpy)
     for first in range(0, segment.elements, BLOCK_ELEMENTS):
         part = block[: segment.elements - first]
         decoder.read(segment.offset + first * segment.dtype.itemsize, part)
-        if segment.dtype.is_float and not np.isfinite(part).all():
-            raise TaskError("NotFinite", traceback=f"payload {name!r}: a {segment.dtype.value} is not finite")
+        yield part.view(np.uint8).data
 
 
 class _File:

@@ -128,6 +128,21 @@ def test_a_plan_that_its_rule_cannot_stand_is_refused_with_what_to_change(
         check(Plan(**options), fewest)
 
 
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"rule": "smea", "byzantine": 5, "sites": 30, "sample": 30}, "use caf, or sample fewer sites"),
+        ({"rule": "mda", "byzantine": 13}, "use multi_krum with pre_aggregation nnm"),
+        ({"rule": "fltrust", "rule_options": {"trusted": "a"}, "pre_aggregation": ("bucketing:2",)}, "leave that out"),
+    ],
+)
+def test_who_would_not_be_helped_by_more_updates_is_not_told_to_raise_the_quorum(
+    options: dict[str, Any], advice: str
+) -> None:
+    with pytest.raises(PlanError, match=f"{advice}$"):
+        check(Plan(**options), 30)
+
+
 def test_a_rule_that_takes_only_so_many_is_accepted_with_a_sample() -> None:
     check(Plan(rule="smea", byzantine=2, sites=10, sample=10), 9)
 

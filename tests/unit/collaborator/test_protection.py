@@ -137,6 +137,21 @@ def test_an_encoded_payload_that_does_not_decode_to_numbers_does_not_leave_the_s
     os.close(descriptor)
 
 
+@pytest.mark.parametrize("codec", ["identity", "rand_k:1.0"])
+def test_finite_numbers_too_large_to_be_squared_do_not_leave_the_site_encoded_either(
+    tmp_path: Path, codec: str
+) -> None:
+    schema = TensorSchema.of([TensorSpec(name="d", dtype=DType.FLOAT64, shape=(5,))])
+    plan = PayloadPlan(name=PayloadName("delta"), schema=schema, codec=codec)
+    data = encode_payload(schema, {"d": np.full(5, 1e160)}, load_codec(codec), seed=3)
+    descriptor = _file(tmp_path / "p", data)
+    with pytest.raises(TaskError) as caught:
+        check_encoded(descriptor, len(data), plan)
+    assert caught.value.error_class == "NotFinite"
+    assert "tensor 'd' holds numbers too large to be squared and summed" in caught.value.traceback
+    os.close(descriptor)
+
+
 def test_an_encoded_payload_that_becomes_shorter_is_refused(tmp_path: Path) -> None:
     data, plan = _encoded("rand_k:0.1")
     descriptor = _file(tmp_path / "p", data)

@@ -6,11 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from director.overseer import Overseer
 from director.running import Patience
-from director.store import experiments
+from director.store import experiments, tables
+from federation.errors import ConflictError, NotFoundError
 from federation.names import ExperimentState
 from federation.runtime.tasks import Supervisor
 from federation.telemetry.metrics import Metrics
@@ -92,6 +93,24 @@ async def test_cancelling_twice_is_one_transition(
             await overseer.finish(experiment, ExperimentState.CANCELLED, "enough", "spiffe://test/user/alice")
     history = await database.transact(experiments.transitions, experiment)
     assert [item.reason for item in history] == ["submitted", "enough"]
+
+
+async def test_a_release_that_is_refused_is_in_the_audit_trail_with_who_asked_and_why_not(
+    database: Database, clock: FakeClock, tmp_path: Path, experiment: str
+) -> None:
+    operator = "spiffe://test/operator/o"
+    async with Supervisor("test") as tasks:
+        overseer = make(database, clock, tmp_path / "work", tasks)
+        with pytest.raises(NotFoundError):
+            await overseer.release(experiment, "west", "a new scanner", operator)
+        await overseer.finish(experiment, ExperimentState.CANCELLED, "enough", "spiffe://test/user/alice")
+        with pytest.raises(ConflictError):
+            await overseer.release(experiment, "north", "", operator)
+    rows = await database.transact(lambda session: list(session.scalars(select(tables.Audit))))
+    assert [(row.actor, row.subject, row.admitted, row.detail[:40]) for row in rows if row.action == "ReleaseSite"] == [
+        (operator, f"{experiment}/west", False, "site 'west' takes no part in experiment "),
+        (operator, f"{experiment}/north", False, f"experiment {experiment} is cancelled: nobody is"[:40]),
+    ]
 
 
 async def test_going_on_without_anything_left_behind_starts_nothing(

@@ -34,7 +34,15 @@ if TYPE_CHECKING:
     from federation.plan import Plan
 
 HERE = Path(__file__).parent
-EXAMPLES = {"north": (24, 1), "south": (40, 2), "west": (16, 3), "east": (32, 4), "centre": (28, 5)}
+EXAMPLES = {
+    "north": (24, 1),
+    "south": (40, 2),
+    "west": (16, 3),
+    "east": (32, 4),
+    "centre": (28, 5),
+    "coast": (36, 6),
+    "hills": (20, 7),
+}
 """Training examples and seed of each site."""
 _PATIENCE_S = 60.0
 
@@ -380,6 +388,12 @@ def load_module(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def rows_of() -> Callable[[str], Any]:
+    """Return what gives the rows of a site as its trainer loads them."""
+    return lambda name: load_module(HERE / "site" / "rows.py").Rows(*EXAMPLES[name])
 
 
 @pytest.fixture(scope="session")

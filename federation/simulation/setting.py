@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from federation.aggregation.registry import trusted_site
 from federation.algorithms import Algorithm, load_algorithm
 from federation.errors import PlanError
 from federation.plan import Plan
@@ -96,6 +97,7 @@ def prepare(
     threat = threat_of(attack, hostile, names)
     _limit_torch(loaded.plan.threads)
     built = loaded.build()
+    _check_trusted(built.spec.plan, names)
     shards = shards_of(loaded, names, data, partition, built.spec.plan.seed)
     check_data(built.spec, shards)
     algorithm = load_algorithm(built.spec.plan, loaded.algorithm)
@@ -133,6 +135,15 @@ def _check_script(script: Script, names: Sequence[SiteName]) -> None:
     unknown = sorted(script.join_round.keys() - set(names))
     if unknown:
         raise PlanError(f"the script makes {unknown[0]!r} join, but sites are {names[0]} to {names[-1]}")
+
+
+def _check_trusted(plan: Plan, names: Sequence[SiteName]) -> None:
+    trusted = trusted_site(plan)
+    if trusted is not None and trusted not in names:
+        raise PlanError(
+            f"rule {plan.rule!r} trusts site {trusted!r}, which is none of the sites, {names[0]} to {names[-1]}: no "
+            "round could be aggregated; name one of them, in rule_options or in sites"
+        )
 
 
 def _limit_torch(threads: int) -> None:

@@ -331,6 +331,12 @@ def test_every_tracker_is_ended_when_one_fails(make: Make) -> None:
     assert first.heard == second.heard == ["start mean", "round 1", "end failed"]
 
 
+def test_a_rule_that_trusts_none_of_the_sites_is_refused_before_a_round_is_tried(make: Make) -> None:
+    trusting = {"rule": "monna", "byzantine": 1, "rule_options": {"trusted": "north"}, "local": ("own", "seen")}
+    with pytest.raises(PlanError, match="trusts site 'north', which is none of the sites, site-000 to site-002"):
+        simulate(make(minimum_sites=3, **trusting), sites=3)
+
+
 def test_a_device_that_is_not_here_is_refused(make: Make) -> None:
     for device in ("cuda:99", "gpu"):
         with pytest.raises(ConfigurationError, match=f"device '{device}'"):

@@ -20,7 +20,7 @@ from federation.client.tables import STYLE as TABLE_STYLE
 from federation.client.tables import table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from federation.client.views import Contribution, ExperimentDetails, Round
@@ -101,8 +101,8 @@ def _metric_curves(rounds: Sequence[Round], kind: str, title: str, *, whole: str
     for metric in sorted({name for report in rounds for name in _values(report, kind)}):
         federated = _points((report.round, _values(report, kind).get(metric)) for report in rounds)
         lines = [Line(name=whole, points=federated, is_main=True)]
-        for place, site in enumerate(_site_names(rounds), start=1):
-            own = _points((report.round, _of(report, site, metric, kind)) for report in rounds)
+        for place, (site, entries) in enumerate(_by_site(rounds).items(), start=1):
+            own = _points((report.round, _values(entry, kind).get(metric)) for report, entry in entries)
             lines.append(Line(name=site, points=own, colour=place))
         yield line_chart(f"{title}: {metric}", lines)
 
@@ -115,29 +115,30 @@ def _values(entry: Round | Contribution, kind: str) -> dict[str, float]:
     return entry.metrics if kind == "metrics" else entry.train_metrics
 
 
-def _site_names(rounds: Sequence[Round]) -> list[str]:
-    return sorted({contribution.site for report in rounds for contribution in report.contributions})
-
-
-def _of(report: Round, site: str, metric: str, kind: str) -> float | None:
-    entry = next((entry for entry in report.contributions if entry.site == site), None)
-    return None if entry is None else _values(entry, kind).get(metric)
+def _by_site(rounds: Sequence[Round]) -> dict[str, list[tuple[Round, Contribution]]]:
+    """Return what each site did, in name order; in each list the rounds in which it was asked, in their order."""
+    found: dict[str, list[tuple[Round, Contribution]]] = {}
+    for report in rounds:
+        for entry in report.contributions:
+            found.setdefault(entry.site, []).append((report, entry))
+    return dict(sorted(found.items()))
 
 
 def _contributions(details: ExperimentDetails) -> str:
-    rounds, sites = details.rounds, _site_names(details.rounds)
+    rounds, sites = details.rounds, _by_site(details.rounds)
     if not sites:
         return "<p>No round was committed.</p>"
     is_mean = details.plan.get("rule", "mean") == "mean"
+    shares = [{} if is_mean else rule_weights(report) for report in rounds]
     rows = []
-    for site in sites:
-        cells = []
+    for site, entries in sites.items():
+        cells, asked = [], {report.round: entry for report, entry in entries}
         for at, report in enumerate(rounds):
-            found = next((entry for entry in report.contributions if entry.site == site), None)
+            found = asked.get(report.round)
             if found is None and is_held(rounds, at, site):
                 cells.append('<td class="held" title="in quarantine: not asked">held</td>')
             else:
-                cells.append(_cell(found, _share(report, found, is_mean=is_mean)))
+                cells.append(_cell(found, _share(shares[at], found, is_mean=is_mean)))
         rows.append(f"<tr><td>{html.escape(site)}</td>{''.join(cells)}</tr>")
     head = "".join(f"<th>{report.round}</th>" for report in rounds)
     what = (
@@ -151,11 +152,11 @@ def _contributions(details: ExperimentDetails) -> str:
     )
 
 
-def _share(report: Round, entry: Contribution | None, *, is_mean: bool) -> str:
+def _share(shares: Mapping[str, float], entry: Contribution | None, *, is_mean: bool) -> str:
     """Return what an update had of the model; only the mean goes by the weights that sites' examples give."""
     if entry is None or is_mean:
         return "" if entry is None else f"{entry.weight:.2f}"
-    share = rule_weights(report).get(entry.site)
+    share = shares.get(entry.site)
     return "✓" if share is None else f"{share:.2f}"
 
 
@@ -170,9 +171,9 @@ def _cell(entry: Contribution | None, share: str) -> str:
 
 
 def _sites(details: ExperimentDetails) -> str:
-    rows = []
+    rows, done = [], _by_site(details.rounds)
     for site in details.sites:
-        entries = [entry for report in details.rounds for entry in report.contributions if entry.site == site.site]
+        entries = [entry for _, entry in done.get(site.site, ())]
         rows.append(
             (
                 site.site, site.standing, site.quarantine_reason or site.reason, site.examples,

@@ -44,10 +44,12 @@ def trust_section(details: ExperimentDetails) -> str:
     held = sorted({row.site for report in rounds for row in report.quarantined})
     if not (has_scores or refusals or held):
         return ""
-    parts = [_rule(details)]
+    parts, judged = [_rule(details)], [_Judged(report) for report in rounds]
     if has_scores:
-        parts += [_heat_map(details, sites), _summary(details, sites), _charts(rounds, sites)]
-    return "".join([*parts, refusals, _timeline(details, held)])
+        is_weighted = _weighs_by_trust(details, judged)
+        parts += [_heat_map(rounds, judged, sites, is_weighted=is_weighted)]
+        parts += [_summary(judged, sites, is_weighted=is_weighted), _charts(judged, sites)]
+    return "".join([*parts, refusals, _timeline(details, judged, held)])
 
 
 def _rule(details: ExperimentDetails) -> str:
@@ -93,34 +95,43 @@ def rule_weights(report: Round) -> dict[str, float]:
     return {site: weight / total for site, weight in weights.items()} if total > 0 else {}
 
 
-def _entry(report: Round, site: str) -> Contribution | None:
-    return next((entry for entry in report.contributions if entry.site == site), None)
+class _Judged:
+    """A round as its cells need it: each site's entry, the medians of its scores and the shares its rule gave, once."""
+
+    def __init__(self, report: Round) -> None:
+        self.round = report.round
+        self.entries = {entry.site: entry for entry in report.contributions}
+        self._shares = rule_weights(report)
+        self._medians = {}
+        for name in _SCORES:
+            values = [entry.scores[name] for entry in report.contributions if name in entry.scores]
+            self._medians[name] = statistics.median(values) if values else 0.0
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether the rule gave any."""
+        return bool(self._shares)
+
+    def ratio(self, entry: Contribution, name: str) -> float | None:
+        """Return a score in units of the round's median; None where it was not measured or the median is 0."""
+        median = self._medians[name]
+        return entry.scores[name] / median if name in entry.scores and median > 0 else None
+
+    def equal_shares(self, entry: Contribution) -> float | None:
+        """Return the weight the rule gave, in units of what each would have had if all had had the same."""
+        share = self._shares.get(entry.site)
+        return None if share is None else share * len(self._shares)
 
 
-def _ratio(report: Round, entry: Contribution, name: str) -> float | None:
-    """Return a score in units of the round's median; None where it was not measured or the median is 0."""
-    values = [other.scores[name] for other in report.contributions if name in other.scores]
-    median = statistics.median(values) if values else 0.0
-    return entry.scores[name] / median if name in entry.scores and median > 0 else None
-
-
-def _equal_shares(report: Round, entry: Contribution) -> float | None:
-    """Return the weight the rule gave, in units of what each would have had if all had had the same."""
-    shares = rule_weights(report)
-    return shares[entry.site] * len(shares) if entry.site in shares else None
-
-
-def _weighs_by_trust(details: ExperimentDetails) -> bool:
+def _weighs_by_trust(details: ExperimentDetails, judged: Sequence[_Judged]) -> bool:
     """Tell whether the rule gives weights that say something: the mean's are examples."""
-    is_mean = details.plan.get("rule", "mean") == "mean"
-    return not is_mean and any(rule_weights(report) for report in details.rounds)
+    return details.plan.get("rule", "mean") != "mean" and any(one.has_shares for one in judged)
 
 
-def _heat_map(details: ExperimentDetails, sites: Sequence[str]) -> str:
-    rounds, is_weighted = details.rounds, _weighs_by_trust(details)
+def _heat_map(rounds: Sequence[Round], judged: Sequence[_Judged], sites: Sequence[str], *, is_weighted: bool) -> str:
     rows = []
     for site in sites:
-        cells = "".join(_cell(rounds, at, site, is_weighted=is_weighted) for at in range(len(rounds)))
+        cells = "".join(_cell(rounds, judged[at], at, site, is_weighted=is_weighted) for at in range(len(rounds)))
         rows.append(f"<tr><td>{html.escape(site)}</td>{cells}</tr>")
     head = "".join(f"<th>{report.round}</th>" for report in rounds)
     what = (
@@ -135,27 +146,26 @@ def _heat_map(details: ExperimentDetails, sites: Sequence[str]) -> str:
     )
 
 
-def _cell(rounds: Sequence[Round], at: int, site: str, *, is_weighted: bool) -> str:
-    report = rounds[at]
-    entry = _entry(report, site)
+def _cell(rounds: Sequence[Round], judged: _Judged, at: int, site: str, *, is_weighted: bool) -> str:
+    entry = judged.entries.get(site)
     if entry is None:
         held = is_held(rounds, at, site)
         return '<td class="held" title="in quarantine: not asked">held</td>' if held else "<td></td>"
     if entry.outcome != "counted":
         return f'<td class="refused-cell" title="{html.escape(entry.reason)}">{html.escape(entry.outcome)}</td>'
-    value = _equal_shares(report, entry) if is_weighted else _ratio(report, entry, "distance")
+    value = judged.equal_shares(entry) if is_weighted else judged.ratio(entry, "distance")
     if value is None:
-        return f'<td title="{_tip(report, entry)}">–</td>'
+        return f'<td title="{_tip(judged, entry)}">–</td>'
     doubt = 1 - value if is_weighted else (value - 1) / 2
     shade = _shade(doubt)
-    return f'<td style="background:{shade}" title="{_tip(report, entry)}">{_short(value)}</td>'
+    return f'<td style="background:{shade}" title="{_tip(judged, entry)}">{_short(value)}</td>'
 
 
-def _tip(report: Round, entry: Contribution) -> str:
+def _tip(judged: _Judged, entry: Contribution) -> str:
     told = [f"norm {entry.update_norm:.3g}"]
     for name in _SCORES:
         if name in entry.scores:
-            ratio = _ratio(report, entry, name) if name != "cosine" else None
+            ratio = judged.ratio(entry, name) if name != "cosine" else None
             beside = f" ({ratio:.3g} times the median)" if ratio is not None else ""
             told.append(f"{name} {entry.scores[name]:.3g}{beside}")
     return html.escape(", ".join(told))
@@ -175,21 +185,20 @@ def _short(value: float) -> str:
 # --- site by site
 
 
-def _summary(details: ExperimentDetails, sites: Sequence[str]) -> str:
-    rounds, is_weighted = details.rounds, _weighs_by_trust(details)
+def _summary(judged: Sequence[_Judged], sites: Sequence[str], *, is_weighted: bool) -> str:
     rows = []
     for site in sites:
-        pairs = [(report, entry) for report in rounds if (entry := _entry(report, site)) is not None]
-        scored = [(report, entry) for report, entry in pairs if entry.scores]
-        shares = [_middle(_equal_shares(report, entry) for report, entry in scored)] if is_weighted else []
+        pairs = [(one, one.entries[site]) for one in judged if site in one.entries]
+        scored = [(one, entry) for one, entry in pairs if entry.scores]
+        shares = [_middle(one.equal_shares(entry) for one, entry in scored)] if is_weighted else []
         rows.append(
             (
                 site,
                 len(scored),
                 *shares,
-                _middle(_ratio(report, entry, "distance") for report, entry in scored),
+                _middle(one.ratio(entry, "distance") for one, entry in scored),
                 _middle(entry.scores.get("cosine") for _, entry in scored),
-                _middle(_ratio(report, entry, "krum") for report, entry in scored),
+                _middle(one.ratio(entry, "krum") for one, entry in scored),
                 sum(entry.outcome == "refused" for _, entry in pairs),
             )
         )
@@ -206,12 +215,12 @@ def _middle(values: Iterable[float | None]) -> str:
     return _short(statistics.median(found)) if found else "–"
 
 
-def _charts(rounds: Sequence[Round], sites: Sequence[str]) -> str:
+def _charts(judged: Sequence[_Judged], sites: Sequence[str]) -> str:
     charts = []
     for name in _SCORES:
         lines = []
         for place, site in enumerate(sites, start=1):  # as in the report's other curves, where 0 is the federation's
-            entries = [(report.round, _entry(report, site)) for report in rounds]
+            entries = [(one.round, one.entries.get(site)) for one in judged]
             points = [(float(at), row.scores[name]) for at, row in entries if row is not None and name in row.scores]
             lines.append(Line(name=site, points=points, colour=place))
         charts.append(line_chart(_TITLES[name], lines, is_log=name != "cosine"))
@@ -237,13 +246,13 @@ def _refusals(rounds: Sequence[Round]) -> str:
     return "<h3>Refusals</h3>" + table(("reason", "site", "updates", "the last"), rows)
 
 
-def _timeline(details: ExperimentDetails, held: Sequence[str]) -> str:
+def _timeline(details: ExperimentDetails, judged: Sequence[_Judged], held: Sequence[str]) -> str:
     if not held:
         return ""
     rounds = details.rounds
     rows = []
     for site in held:
-        cells = "".join(_time_cell(rounds, at, site) for at in range(len(rounds)))
+        cells = "".join(_time_cell(rounds, at, site, is_asked=site in one.entries) for at, one in enumerate(judged))
         rows.append(f"<tr><td>{html.escape(site)}</td>{cells}</tr>")
     head = "".join(f"<th>{report.round}</th>" for report in rounds)
     told = table(("site", "since round", "until", "released before", "why"), _spells(details))
@@ -253,16 +262,16 @@ def _timeline(details: ExperimentDetails, held: Sequence[str]) -> str:
     )
 
 
-def _time_cell(rounds: Sequence[Round], at: int, site: str) -> str:
+def _time_cell(rounds: Sequence[Round], at: int, site: str, *, is_asked: bool) -> str:
     report = rounds[at]
     row = next((row for row in report.quarantined if row.site == site), None)
     if row is not None and row.since_round == report.round:
         return f'<td class="held" title="{html.escape(row.reason)}">in</td>'
     if row is not None:
         return '<td class="held" title="not asked"></td>'
-    if _entry(report, site) is None and is_held(rounds, at, site):
+    if not is_asked and is_held(rounds, at, site):
         return '<td class="held" title="released in this round, which was drawn without it">out</td>'
-    return f"<td>{'·' if _entry(report, site) is not None else ''}</td>"
+    return f"<td>{'·' if is_asked else ''}</td>"
 
 
 def _spells(details: ExperimentDetails) -> list[tuple[object, ...]]:

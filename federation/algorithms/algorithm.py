@@ -19,6 +19,7 @@ from federation.plan import PayloadRow, TensorRow
 from federation.tensors import DType, TensorRole
 
 if TYPE_CHECKING:
+    from federation.algorithms.client import OptimizerChoice
     from federation.plan import ExperimentSpec, OptionValue, Plan
 
 SCALARS = "scalars"
@@ -41,8 +42,9 @@ class Algorithm(BaseModel):
         needs_norms: whether the server half needs ‖Δ_i‖.
         needs_base: whether ``delta`` must be rebased onto the current model: x_τ − x + Δ_i.
         has_own_feedback: the method absorbs compression error itself; ``plan.error_feedback`` must stay off.
-        differences: those vectors that are changes of what both ends keep, such as c_i⁺ − c_i. What compression lost of
-            one is in the next already, so they get no error feedback: twice fed back, they diverge.
+        no_feedback: those vectors that get no error feedback: changes of what both ends keep, such as c_i⁺ − c_i, since
+            what compression lost of one is in the next already and, fed back too, they diverge; and what the server
+            takes afresh each round, where the loss of an earlier one would only be wrong.
         needs_unbiased: whether a biased codec would break it.
         only_mean: whether a rule other than the mean would break it.
         sets_server_step: its formula fixes the server's step, so η_g must stay 1.
@@ -67,7 +69,7 @@ class Algorithm(BaseModel):
     needs_norms: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
     has_own_feedback: ClassVar[bool] = False
-    differences: ClassVar[frozenset[str]] = frozenset()
+    no_feedback: ClassVar[frozenset[str]] = frozenset()
     needs_unbiased: ClassVar[bool] = False
     only_mean: ClassVar[bool] = False
     sets_server_step: ClassVar[bool] = False
@@ -101,6 +103,13 @@ class Algorithm(BaseModel):
 
         Raises:
             PlanError: says what to change.
+        """
+
+    def check_optimizer(self, choice: OptimizerChoice) -> None:
+        """Refuse a local optimizer for which the method's formula does not hold; asked where the task names its own.
+
+        Raises:
+            PlanError: says which to use instead.
         """
 
     def client(self) -> ClientHalf:

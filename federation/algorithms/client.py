@@ -36,6 +36,10 @@ class OptimizerChoice:
     name: str
     options: Mapping[str, float] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """Return it as a text names it: ``sgd, momentum=0.9``; options that are 0 are left out."""
+        return ", ".join([self.name, *(f"{name}={value}" for name, value in self.options.items() if value)])
+
 
 @dataclass(slots=True, kw_only=True)
 class Step:

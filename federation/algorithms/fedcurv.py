@@ -11,11 +11,17 @@ from federation.algorithms.algorithm import Algorithm
 from federation.algorithms.client import ClientHalf
 from federation.algorithms.server import ServerHalf, ServerRound, ServerTile, by_plan, uniform
 from federation.algorithms.vector import Vector
+from federation.compression import load_codec
+from federation.errors import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from federation.algorithms.client import ClientRound, Run, Step
+    from federation.plan import ExperimentSpec
+
+_FAITHFUL = ("identity", "float16", "bfloat16")
+"""Codecs with an error that is small beside each element, not only beside the largest."""
 
 
 class FedCurv(Algorithm):
@@ -31,6 +37,9 @@ class FedCurv(Algorithm):
     information at w_j, the mean over examples of the squared gradient of each. Sites send I_i and I_i w_i, the server
     returns the sums, and each site takes its own part out if it is in them. A late joiner has none.
 
+    Compression may only be a cast to 16 bits: another codec changes U and V unlike, and where it leaves a coordinate of
+    I_j out and keeps that of I_j w_j, the model is pushed without end.
+
     Example:
         ``Plan(algorithm="fedcurv", options={"strength": 1.0}, local_epochs=5)``
 
@@ -45,9 +54,23 @@ class FedCurv(Algorithm):
     broadcast: ClassVar[tuple[str, ...]] = ("fisher", "fisher-mean")
     vectors: ClassVar[tuple[str, ...]] = ("fisher", "fisher-mean")
     site_state: ClassVar[tuple[str, ...]] = ("fisher", "fisher-mean", "round")
+    no_feedback: ClassVar[frozenset[str]] = frozenset({"fisher", "fisher-mean"})
     only_mean: ClassVar[bool] = True
 
     strength: float = Field(default=1.0, ge=0)
+
+    def check(self, spec: ExperimentSpec) -> None:
+        """Refuse codecs that do not keep every coordinate of U and V to about its own size.
+
+        Raises:
+            PlanError: the penalty would pull w to another point than the others' models, zero above all.
+        """
+        if load_codec(spec.plan.compression).name not in _FAITHFUL:
+            raise PlanError(
+                f"algorithm 'fedcurv' pulls each coordinate to V/U, and compression {spec.plan.compression!r} changes "
+                "the two unlike, so that it would pull elsewhere or push without end: use 'bfloat16' or 'float16', "
+                "leave compression out, or use fedprox, which stands every codec"
+            )
 
     def client(self) -> ClientHalf:
         """Return the client half."""

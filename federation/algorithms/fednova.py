@@ -36,7 +36,8 @@ class FedNova(Algorithm):
         ``Plan(algorithm="fednova", local_epochs=2)`` where sites hold unequal amounts of data
 
     Attributes:
-        momentum: ρ in [0, 1): sites train with SGD of this momentum; 0: with the task's optimizer, taken as plain SGD.
+        momentum: ρ in [0, 1): sites train with SGD of this momentum; 0: with the task's own SGD,
+            which must have none. Other optimizers are refused.
         mu: μ ≥ 0 of a proximal term as in FedProx; not together with momentum, for which a_i has no closed form.
     """
 
@@ -69,6 +70,25 @@ class FedNova(Algorithm):
         if self.mu * spec.plan.learning_rate >= 1:
             raise PlanError(
                 f"algorithm 'fednova' needs learning_rate · mu below 1, got {self.mu * spec.plan.learning_rate:g}"
+            )
+
+    def check_optimizer(self, choice: OptimizerChoice) -> None:
+        """Refuse an optimizer whose steps are not those ‖a_i‖₁ counts; weight decay only changes F_i.
+
+        Raises:
+            PlanError: it is not SGD, or has a momentum that option ``momentum`` does not know of.
+        """
+        if self.momentum:
+            return  # sites train with SGD of that, whatever the task's
+        if choice.name != "sgd":
+            raise PlanError(
+                f"algorithm 'fednova' divides changes by the work behind them, which is known for SGD; the task uses "
+                f"{choice}: use optimizer 'sgd', option momentum (SGD with momentum in the task's place), or fedavg"
+            )
+        if choice.options.get("momentum"):
+            raise PlanError(
+                f"algorithm 'fednova' must know of momentum, and the task uses {choice}: set option momentum to "
+                f"{choice.options['momentum']} in place of the task's"
             )
 
     def client(self) -> ClientHalf:

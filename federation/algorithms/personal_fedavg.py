@@ -11,6 +11,7 @@ from federation.algorithms.client import ClientHalf
 from federation.algorithms.fedopt import AdamServer
 from federation.algorithms.personal import as_personal, put_back
 from federation.algorithms.server import ServerHalf, ServerRound, ServerTile, advance
+from federation.rounds.schedules import factor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,8 @@ class PersonalFedAvg(Algorithm):
         stage_rounds: T₁, rounds of the first stage.
         reptile_k: K, local steps a round in the second.
         beta: server momentum of the first stage.
-        reptile_rate: η_r, server step size of the second stage.
+        reptile_rate: η_r, server step size of the second stage, in the place of ``plan.server_learning_rate``; the
+            plan's ``server_schedule`` multiplies either.
         personal_epochs: passes over the local data before a personal evaluation.
     """
 
@@ -95,7 +97,8 @@ class _Server(ServerHalf):
         if round.number <= stage:
             return {"eta": round.learning_rate, "beta": self._method.beta}
         # Adam's m starts at 0; what the slot holds then is momentum of the first stage.
-        return {"eta": self._method.reptile_rate, "kept": 0.0 if round.number == stage + 1 else 1.0}
+        eta_r = self._method.reptile_rate * factor(round.plan.server_schedule, round.number, round.plan.rounds)
+        return {"eta": eta_r, "kept": 0.0 if round.number == stage + 1 else 1.0}
 
     def step(self, tile: ServerTile, scalars: Mapping[str, float]) -> None:
         """Momentum in the first stage, Adam in the second."""

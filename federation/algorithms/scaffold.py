@@ -12,7 +12,7 @@ from federation.errors import PlanError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from federation.algorithms.client import ClientRound, LocalProblem, Step
+    from federation.algorithms.client import ClientRound, OptimizerChoice, Step
 
 
 class Scaffold(Algorithm):
@@ -46,13 +46,22 @@ class Scaffold(Algorithm):
     vectors: ClassVar[tuple[str, ...]] = ("control",)
     site_state: ClassVar[tuple[str, ...]] = ("control",)
     rescaled: ClassVar[frozenset[str]] = frozenset({"control"})
-    differences: ClassVar[frozenset[str]] = frozenset({"control"})
+    no_feedback: ClassVar[frozenset[str]] = frozenset({"control"})
 
     option: Literal[1, 2] = 1
 
+    def check_optimizer(self, choice: OptimizerChoice) -> None:
+        """Refuse option 2 with anything but plain SGD.
+
+        Raises:
+            PlanError: the steps would not tell the gradients.
+        """
+        if self.option == 2 and (choice.name != "sgd" or any(choice.options.values())):
+            raise PlanError(f"algorithm 'scaffold' option 2 needs plain SGD; the task uses {choice}: set option = 1")
+
     def client(self) -> ClientHalf:
         """Return the client half."""
-        return _Client(self.option)
+        return _Client(self)
 
     def server(self) -> ServerHalf:
         """Return the server half."""
@@ -60,17 +69,16 @@ class Scaffold(Algorithm):
 
 
 class _Client(ClientHalf):
-    def __init__(self, option: int) -> None:
-        self._option = option
+    def __init__(self, method: Scaffold) -> None:
+        self._method = method
 
     def work(self, round: ClientRound) -> None:
         """Descend along g_i(y) − c_i + c; then make c_i⁺ as the option says and send Δ and c_i⁺ − c_i."""
-        if self._option == 2:
-            _require_plain_sgd(round.problem)
+        self._method.check_optimizer(round.problem.optimizer)
         x, c = round.start, round.received["control"]
         c_i = round.state.setdefault("control", x.zeros_like())
         # Before y moves; option II needs no gradient at x.
-        g_x = round.problem.gradient(estimator="full")[0] if self._option == 1 else None
+        g_x = round.problem.gradient(estimator="full")[0] if self._method.option == 1 else None
         # The previous c_i, throughout: refreshed first, τ = 1 would step along an old gradient, and oscillate.
         correction = c - c_i
 
@@ -100,10 +108,3 @@ class _Server(ServerHalf):
         advance(tile.x, scalars["eta"], tile.mean["delta"])
         c = tile.state["control"]
         c += scalars["share"] * tile.mean["control"]
-
-
-def _require_plain_sgd(problem: LocalProblem) -> None:
-    choice = problem.optimizer
-    if choice.name != "sgd" or any(choice.options.values()):
-        shown = ", ".join([choice.name, *(f"{name}={value}" for name, value in choice.options.items() if value)])
-        raise PlanError(f"algorithm 'scaffold' option 2 needs plain SGD; the task uses {shown}: set option = 1")

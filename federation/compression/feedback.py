@@ -57,8 +57,8 @@ class HasOwnFeedback(Protocol):
         ...
 
     @property
-    def differences(self) -> frozenset[str]:
-        """Payloads that are changes of what both ends keep, and so correct themselves (SCAFFOLD's control)."""
+    def no_feedback(self) -> frozenset[str]:
+        """Payloads that correct themselves (SCAFFOLD's control) or are taken afresh each round (FedCurv's Fisher)."""
         ...
 
 
@@ -184,11 +184,11 @@ def feedback_for(codec: Codec, plan: Plan, algorithm: HasOwnFeedback, payload: s
     """Return the feedback a site uses for a payload sent by `codec`, or None.
 
     Off for unbiased codecs, if ``plan.error_feedback`` is False, for algorithms with a correction of their own, and for
-    payloads that are `differences`; ``powersgd`` keeps its Q and ``dgc`` its count all the same.
+    payloads in `no_feedback`; ``powersgd`` keeps its Q and ``dgc`` its count all the same.
     """
     if codec.is_unbiased:
         return None
-    corrects_itself = algorithm.has_own_feedback or payload in algorithm.differences
+    corrects_itself = algorithm.has_own_feedback or payload in algorithm.no_feedback
     is_on = not corrects_itself and plan.error_feedback is not False
     if isinstance(codec, PowerSgd):
         return WarmQ(codec, ErrorFeedback() if is_on else None)

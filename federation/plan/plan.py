@@ -34,7 +34,13 @@ class BestModel(Frozen):
 
 
 class EarlyStopping(Frozen):
-    """Stop after `patience` evaluations in which the best metric did not improve by more than `min_delta`."""
+    """Stop after `patience` evaluations in a row in which the best metric did not improve by more than `min_delta`.
+
+    Attributes:
+        patience: k: the k-th such evaluation is the last. It counts evaluations, not rounds: with ``evaluate_every`` of
+            5 and a patience of 2 the experiment stops 10 rounds after the last progress.
+        min_delta: how much better than the value at the last progress is progress, in the metric's own unit.
+    """
 
     patience: int = Field(ge=1)
     min_delta: float = Field(default=0.0, ge=0)
@@ -81,7 +87,7 @@ class Plan(Frozen):
         seed: root of every random stream, derived from it by (round, site, purpose).
         evaluate_every: federated evaluation after every k-th round, and after the last. 0: never.
         early_stopping: when to stop before `rounds`; None: never.
-        best: which model is kept as the best.
+        best: which model is kept as the best. Without evaluations none is.
         optimizer_state: what becomes of the local optimizer's state between rounds: ``reset`` it, ``keep`` it at the
             site, or ``aggregate`` it (sent up, averaged like the model, sent down).
         federated: shell patterns of the parameters and buffers that are federated. All by default.
@@ -192,6 +198,8 @@ class Plan(Frozen):
             raise ValueError(f"quorum is {self.quorum}, more than the {self.sites_wanted} sites wanted")
         if self.early_stopping is not None and self.evaluate_every == 0:
             raise ValueError("early_stopping needs evaluations: set evaluate_every to 1 or more")
+        if self.best != BestModel() and self.evaluate_every == 0:
+            raise ValueError("best chooses by evaluations: set evaluate_every to 1 or more, or leave best out")
         return self
 
     @property

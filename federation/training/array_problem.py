@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from federation.algorithms.client import OptimizerChoice, Run, Step
+from federation.algorithms.client import Run, Step
 from federation.algorithms.vector import Vector
 from federation.errors import PlanError
 from federation.tensors import DType, TensorSchema, TensorSpec
@@ -23,6 +23,7 @@ from federation.training.passes import Amount, Group, Means, Sizes, groups_of, s
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from federation.algorithms.client import OptimizerChoice
     from federation.data.local import LocalData
     from federation.tensors.buffers import Array
     from federation.training.context import RoundContext
@@ -78,7 +79,7 @@ class ArrayProblem:
     @property
     def optimizer(self) -> OptimizerChoice:
         """The task's own."""
-        return OptimizerChoice(name="sgd", options=self._task.optimizer_options)
+        return self._task.optimizer_choice
 
     def run(
         self,

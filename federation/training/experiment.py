@@ -52,7 +52,8 @@ class Task(Protocol):
 
     It may also have ``metric_names`` (tuple of str: what it reports), and, for plans that aggregate optimizer state,
     ``optimizer_tensors(model, learning_rate) -> dict[str, array]``. Algorithms that correct gradients need
-    ``problem(model, data, round)``, which gives a `federation.training.problems.SiteProblem`.
+    ``problem(model, data, round)``, which gives a `federation.training.problems.SiteProblem`. Where it has
+    ``optimizer_choice`` (`federation.algorithms.OptimizerChoice`), algorithms refuse optimizers they do not hold for.
     """
 
     def train(self, model: Model, data: LocalData, round: RoundContext) -> Mapping[str, float]:
@@ -201,6 +202,9 @@ def check_task(task: Task, algorithm: Algorithm, plan: Plan) -> None:
     Raises:
         PlanError: says what to use instead.
     """
+    choice = getattr(task, "optimizer_choice", None)
+    if choice is not None:
+        algorithm.check_optimizer(choice)
     if callable(getattr(task, "problem", None)):
         return
     name = type(task).__name__

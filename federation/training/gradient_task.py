@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from federation.algorithms.client import OptimizerChoice
 from federation.errors import PlanError
 from federation.training.array_problem import ArrayProblem, means_of
 
@@ -72,6 +73,11 @@ class GradientTask(ABC):
         Returns:
             Metrics, with ``loss`` among them, and the gradient of the loss by each float tensor of the model.
         """
+
+    @property
+    def optimizer_choice(self) -> OptimizerChoice:
+        """The local optimizer: SGD, with what it was given."""
+        return OptimizerChoice(name="sgd", options=self.optimizer_options)
 
     def problem(self, model: dict[str, Array], data: LocalData, round: RoundContext) -> ArrayProblem:
         """Return the site's problem, for algorithms that do more than have it trained."""

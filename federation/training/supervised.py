@@ -17,6 +17,7 @@ import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from federation.algorithms.client import OptimizerChoice
 from federation.errors import PlanError
 from federation.training.optimizers import OPTIMIZERS, state_of
 from federation.training.structure import Structures
@@ -51,6 +52,14 @@ class Recipe:
     metrics: Mapping[str, str | Metric]
     max_gradient_norm: float | None
     device: str
+
+    @property
+    def optimizer_choice(self) -> OptimizerChoice:
+        """The optimizer as algorithms see it; a factory of the author's goes by its name."""
+        name = self.optimizer
+        if not isinstance(name, str):
+            return OptimizerChoice(name=getattr(name, "__name__", type(name).__name__))
+        return OptimizerChoice(name=name, options=self.optimizer_options)
 
 
 class SupervisedTask:
@@ -111,6 +120,11 @@ class SupervisedTask:
     def device(self) -> str:
         """Where it computes."""
         return self._recipe.device
+
+    @property
+    def optimizer_choice(self) -> OptimizerChoice:
+        """The local optimizer; a factory of the author's goes by its name."""
+        return self._recipe.optimizer_choice
 
     def on(self, device: str) -> SupervisedTask:
         """Return the same task for another device, such as ``"cuda:1"``."""

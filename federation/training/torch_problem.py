@@ -92,10 +92,7 @@ class TorchProblem:
     @property
     def optimizer(self) -> OptimizerChoice:
         """The task's own; a factory of the author's goes by its name."""
-        name = self._recipe.optimizer
-        if not isinstance(name, str):
-            return OptimizerChoice(name=getattr(name, "__name__", type(name).__name__))
-        return OptimizerChoice(name=name, options=self._recipe.optimizer_options)
+        return self._recipe.optimizer_choice
 
     def run(
         self,

@@ -73,6 +73,7 @@ def test_a_plan_without_arguments_is_sound() -> None:
         ({"sites": 3, "quorum": 4}, "quorum is 4"),
         ({"sites": 5, "sample": 3, "quorum": 4}, "more than the 3 sites asked"),
         ({"evaluate_every": 0, "early_stopping": {"patience": 2}}, "early_stopping needs evaluations"),
+        ({"evaluate_every": 0, "best": {"metric": "accuracy", "direction": "max"}}, "best chooses by evaluations"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"learning_rate": math.nan}, "learning_rate"),
         ({"deadline_s": math.inf}, "deadline_s"),

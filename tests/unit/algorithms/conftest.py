@@ -1,15 +1,16 @@
 """A whole federation of least-squares problems in memory, to try methods on: `Federation`.
 
 Site i has f_i(x) = mean((A_i x − b_i)²), x of d float64 elements in two tensors, in memory order ``bias`` (1) and
-``weight`` (d − 1). A pass is one full-batch step. The server half sees tiles of a size the test chooses; payloads go
-through the real codecs. What methods compute is compared with brute force over whole vectors in the tests themselves.
+``weight`` (d − 1, or a matrix where a codec wants one). A pass is one full-batch step. The server half sees tiles of a
+size the test chooses; payloads go through the real codecs and their real feedback, the model through the real downlink
+codec. What methods compute is compared with brute force over whole vectors in the tests themselves.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -25,27 +26,31 @@ from federation.algorithms import (
     count_sites,
 )
 from federation.algorithms.client import OptimizerChoice, shared_stream
-from federation.compression import decode_payload, encode_payload, load_codec, payload_damping
+from federation.compression import decode_payload, encode_payload, feedback_for, load_codec, payload_damping
 from federation.plan import Plan
 from federation.rounds.randomness import derive_seed
+from federation.rounds.schedules import local_rate, server_rate
 from federation.tensors import DType, TensorSchema, TensorSpec
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-def schema_of(d: int) -> TensorSchema:
+
+def schema_of(d: int, shape: tuple[int, ...] | None = None) -> TensorSchema:
     return TensorSchema.of(
         [
             TensorSpec(name="bias", dtype=DType.FLOAT64, shape=(1,)),
-            TensorSpec(name="weight", dtype=DType.FLOAT64, shape=(d - 1,)),
+            TensorSpec(name="weight", dtype=DType.FLOAT64, shape=shape or (d - 1,)),
         ]
     )
 
 
-def as_vector(flat: np.ndarray) -> Vector:
-    return Vector({"bias": flat[:1].copy(), "weight": flat[1:].copy()})
+def as_vector(flat: np.ndarray, shape: tuple[int, ...] = (-1,)) -> Vector:
+    return Vector({"bias": flat[:1].copy(), "weight": flat[1:].copy().reshape(shape)})
 
 
-def as_flat(vector: Vector) -> np.ndarray:
-    return np.concatenate([vector["bias"], vector["weight"]])
+def as_flat(vector: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([vector["bias"], vector["weight"].reshape(-1)])
 
 
 @dataclass
@@ -71,7 +76,7 @@ class LeastSquares:
 
     def _gradient(self) -> Vector:
         residual = self._residual()
-        gradient = dict(as_vector(2 / len(self.b) * self.a.T @ residual))
+        gradient = dict(as_vector(2 / len(self.b) * self.a.T @ residual, self.parameters["weight"].shape))
         return Vector(gradient if self.head is None else {**gradient, "head": np.array([2 * residual.mean()])})
 
     def run(
@@ -101,7 +106,7 @@ class LeastSquares:
 
     def fisher(self) -> Vector:
         each = 2 * self._residual()[:, None] * self.a
-        return as_vector((each**2).mean(axis=0))
+        return as_vector((each**2).mean(axis=0), self.parameters["weight"].shape)
 
     def evaluate(self) -> dict[str, float]:
         return {"loss": self.loss()}
@@ -123,18 +128,30 @@ class SiteRound:
     received: dict[str, Vector]
     state: dict[str, Vector]
     schema: TensorSchema
-    compression: str
+    plan: Plan
+    method: Algorithm
+    feedback: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     sent: dict[str, Vector] = field(default_factory=dict)
     scalars: dict[str, float] = field(default_factory=dict)
 
     def send(self, name: str, vector: Vector, *, whole: bool = False) -> Vector:
         assert name not in self.sent, f"{name} was sent twice"
-        codec = load_codec("identity" if whole else self.compression)
+        codec = load_codec("identity" if whole else self.codecs[name])
         seed = derive_seed(self.seed, self.number, self.site, f"compression/{name}")
-        self.sent[name] = Vector(
-            decode_payload(encode_payload(self.schema, dict(vector), codec, seed=seed), self.schema)
-        )
+        feedback = None if whole else feedback_for(codec, self.plan, self.method, name)
+        state = self.feedback.get(name, {})
+        target = dict(vector) if feedback is None else feedback.before(vector, state)
+        data = encode_payload(self.schema, target, codec, seed=seed, state=state)
+        sent = decode_payload(data, self.schema)
+        if feedback is not None:
+            self.feedback[name] = feedback.after(target, sent, data, state)
+        self.sent[name] = Vector(sent)
         return self.sent[name].copy()
+
+    @property
+    def codecs(self) -> dict[str, str]:
+        uplink, _ = self.method.payload_rows(self.plan)
+        return {"delta": self.plan.compression} | {str(row.name): row.codec for row in uplink}
 
     def send_change(self) -> Vector:
         return self.send("delta", self.problem.parameters - self.start)
@@ -143,7 +160,7 @@ class SiteRound:
         self.scalars[name] = value
 
     def damping(self, name: str) -> float:
-        return payload_damping(self.schema, load_codec(self.compression))
+        return payload_damping(self.schema, load_codec(self.codecs[name]))
 
     def rng(self, purpose: str) -> np.random.Generator:
         return np.random.default_rng(derive_seed(self.seed, self.number, self.site, f"algorithm/{purpose}"))
@@ -157,28 +174,34 @@ class Federation:
 
     def __init__(
         self, method: Algorithm, problems: list[tuple[np.ndarray, np.ndarray]], *, tile: int = 3, tau: int = 1,
-        has_head: bool = False, start: np.ndarray | None = None, **plan: Any,
+        has_head: bool = False, start: np.ndarray | None = None, shape: tuple[int, ...] | None = None, **plan: Any,
     ) -> None:  # fmt: skip
         self.method, self.problems, self.tile, self.tau = method, problems, tile, tau
         self.plan = Plan(algorithm=method.name, options=method.options(), evaluate_every=0, **plan)
         d = problems[0][0].shape[1]
-        self.schema = schema_of(d)
+        self.schema = schema_of(d, shape)
         self.x = np.ones(d) if start is None else start.copy()
         self.slots = {slot: np.full(d, method.server().initial(slot)) for slot in method.slots}
+        self.at_sites = self.x.copy()
+        """x̂: what sites hold where a downlink codec brings it to them."""
         self.states: list[dict[str, Vector]] = [{} for _ in problems]
+        self.feedback: dict[int, dict[str, dict[str, np.ndarray]]] = {}
         self.heads = [np.zeros(1) if has_head else None for _ in problems]
         self.number = self.total = 0
         self.facts: tuple[SiteFacts, ...] = ()
 
     def site_round(self, site: int, x: np.ndarray | None = None) -> SiteRound:
         a, b = self.problems[site]
-        x = self.x if x is None else x
-        problem = LeastSquares(a, b, as_vector(x), self.plan.learning_rate, self.tau, self.heads[site])
+        if x is None:
+            x = self.x if self.plan.downlink == "identity" else self.at_sites
+        shape = self.schema["weight"].shape
+        eta = local_rate(self.plan, self.number)
+        problem = LeastSquares(a, b, as_vector(x, shape), eta, self.tau, self.heads[site])
         return SiteRound(
-            number=self.number, site=f"site-{site}", seed=self.plan.seed, learning_rate=self.plan.learning_rate,
-            problem=problem, start=as_vector(x), received={s: as_vector(self.slots[s]) for s in self.method.broadcast},
+            number=self.number, site=f"site-{site}", seed=self.plan.seed, learning_rate=eta, problem=problem,
+            start=as_vector(x, shape), received={s: as_vector(self.slots[s], shape) for s in self.method.broadcast},
             state={name: vector.copy() for name, vector in self.states[site].items()}, schema=self.schema,
-            compression=self.plan.compression,
+            plan=self.plan, method=self.method, feedback=dict(self.feedback.get(site, {})),
         )  # fmt: skip
 
     def round(self, asked: list[int] | None = None, *, lost: tuple[int, ...] = ()) -> np.ndarray:
@@ -191,8 +214,16 @@ class Federation:
         counted = {site: each for site, each in rounds.items() if site not in lost}
         for site, each in counted.items():
             self.states[site] = {name: vector.copy() for name, vector in each.state.items()}
+            self.feedback[site] = each.feedback
         self.combine(counted, connected=len(self.problems))
         return self.x
+
+    def _send_model(self) -> None:
+        """x̂ += C(x − x̂)/(1 + ω), as `federation.storage.steps` has it of a model that is one part."""
+        codec, step = load_codec(self.plan.downlink), as_vector(self.x - self.at_sites, self.schema["weight"].shape)
+        seed = derive_seed(self.plan.seed, self.number, "", "compression/step/0")
+        data = encode_payload(self.schema, dict(step), codec, seed=seed)
+        self.at_sites += payload_damping(self.schema, codec) * as_flat(decode_payload(data, self.schema))
 
     def combine(self, counted: dict[int, SiteRound], *, connected: int, staleness: tuple[int, ...] = ()) -> None:
         before, self.total = self.total, count_sites(self.total, connected, self.plan)
@@ -206,7 +237,7 @@ class Federation:
         damping = payload_damping(self.schema, load_codec(self.plan.compression))
         round = ServerRound(
             number=self.number, plan=self.plan, sites=self.facts, total=self.total,
-            learning_rate=self.plan.server_learning_rate, damping=damping,
+            learning_rate=server_rate(self.plan, self.number), damping=damping,
         )  # fmt: skip
         server = self.method.server()
         weights, scalars = server.weights(round), server.begin(round)
@@ -225,6 +256,8 @@ class Federation:
                 ),
                 scalars,
             )  # fmt: skip
+        if self.plan.downlink != "identity":
+            self._send_model()
 
 
 def draw_problems(sites: int = 3, d: int = 5, samples: int = 8, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:

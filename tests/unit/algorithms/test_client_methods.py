@@ -117,6 +117,13 @@ def test_fedcurv_trains_against_the_sum_over_the_others(federate, problems, grad
         np.testing.assert_allclose(federation.slots["fisher"], sum(fishers.values()), rtol=1e-10)
 
 
+def test_fedcurv_sends_each_rounds_fisher_without_what_an_earlier_ones_cast_lost(federate, problems):
+    federation = federate(FedCurv(strength=0.02), problems, learning_rate=0.02, compression="bfloat16")
+    for _ in range(3):
+        federation.round()
+        assert all(set(kept) == {"delta"} for kept in federation.feedback.values())
+
+
 def test_fedcurv_takes_out_nothing_where_the_sites_last_update_did_not_count(federate, problems):
     federation = federate(FedCurv(strength=0.02), problems, learning_rate=0.02)
     federation.round()

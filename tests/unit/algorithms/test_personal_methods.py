@@ -100,6 +100,19 @@ def test_personal_fedavg_is_momentum_first_and_then_reptile_with_adam(federate, 
         np.testing.assert_allclose(federation.round(), adam.round(), rtol=1e-13)
 
 
+def test_personal_fedavgs_second_stage_follows_the_plans_server_schedule(federate, problems, grad):
+    method = PersonalFedAvg(stage_rounds=1, reptile_k=1, reptile_rate=0.01)
+    federation = federate(method, problems, learning_rate=ETA, rounds=4, server_schedule="step:2,0.5")
+    x, m, v = federation.round().copy(), np.zeros(5), federation.slots["variance"].copy()
+    for factor in (1.0, 0.5, 0.5):
+        before = x
+        x = federation.round().copy()
+        changes = [-ETA * grad(problem, before) for problem in problems]
+        delta = np.average(changes, axis=0, weights=[len(b) for _, b in problems])
+        m, v = 0.9 * m + 0.1 * delta, 0.99 * v + 0.01 * delta**2
+        np.testing.assert_allclose(x, before + factor * 0.01 * m / (np.sqrt(v) + 1e-3), rtol=1e-10)
+
+
 def test_personal_fedavg_reports_the_model_before_and_after_personal_training(federate, problems, grad):
     federation = federate(PersonalFedAvg(personal_epochs=3), problems, learning_rate=ETA)
     round = federation.site_round(2)

@@ -178,6 +178,14 @@ def test_ef21_takes_every_codec_but_one_with_momentum_of_its_own():
         check(_spec(algorithm="ef21", compression="dgc:0.1"))
 
 
+def test_fedcurv_takes_codecs_that_keep_each_coordinate_to_its_own_size():
+    for codec in ("identity", "float16", "bfloat16:stochastic"):
+        check(_spec(algorithm="fedcurv", compression=codec))
+    for codec in ("top_k:0.5", "rand_k:0.5", "natural", "int8:64", "eden:4", "qsgd:16"):
+        with pytest.raises(PlanError, match=r"changes the two unlike.*use 'bfloat16' or 'float16', leave compression"):
+            check(_spec(algorithm="fedcurv", compression=codec))
+
+
 @pytest.mark.parametrize("name", ["diana", "marina"])
 def test_methods_for_unbiased_codecs_refuse_biased_ones(name):
     with pytest.raises(PlanError, match=r"needs an unbiased codec, and 'top_k:0\.1' is biased: use ef21"):

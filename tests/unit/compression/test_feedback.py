@@ -30,7 +30,7 @@ SCHEMA = TensorSchema.of(
 @dataclass
 class Method:
     has_own_feedback: bool = False
-    differences: frozenset[str] = frozenset()
+    no_feedback: frozenset[str] = frozenset()
 
 
 def vector(seed: int = 0) -> dict[str, Array]:
@@ -185,7 +185,7 @@ def test_feedback_is_for_biased_codecs_that_nothing_else_corrects() -> None:
 
 
 def test_a_difference_to_what_both_ends_keep_is_not_fed_back_twice() -> None:
-    method = Method(differences=frozenset({"control"}))
+    method = Method(no_feedback=frozenset({"control"}))
     assert feedback_for(load_codec("top_k:0.1"), Plan(), method, "control") is None
     assert feedback_for(load_codec("dgc:0.1"), Plan(), method, "control") is None
     assert isinstance(feedback_for(load_codec("top_k:0.1"), Plan(), method, "delta"), ErrorFeedback)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from federation import BestModel, Experiment, Plan
+from federation import BestModel, Experiment, Plan, SupervisedTask
 from federation.errors import PlanError
 from federation.tensors import DType, TensorRole
 
@@ -210,3 +210,32 @@ def test_the_whole_dataset_is_not_part_of_what_is_signed() -> None:
     with_data, without = _experiment(data="module:Whole"), _experiment()
     assert with_data.data == "module:Whole"
     assert with_data.build().spec.digest == without.build().spec.digest
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "task", "says"),
+    [
+        ("fednova", SupervisedTask(optimizer="adam"), "known for SGD; the task uses adam: use optimizer 'sgd'"),
+        (
+            "fednova",
+            SupervisedTask(optimizer_options={"momentum": 0.9}),
+            "must know of momentum, and the task uses sgd, momentum=0.9: set option momentum to 0.9",
+        ),
+        ("scaffold", SupervisedTask(optimizer="adam"), "option 2 needs plain SGD; the task uses adam: set option = 1"),
+    ],
+)
+def test_an_optimizer_the_method_does_not_hold_for_is_refused_at_the_authors_desk(algorithm, task, says) -> None:
+    options = {"option": 2} if algorithm == "scaffold" else {}
+    with pytest.raises(PlanError, match=says):
+        _experiment(task=task, plan=Plan(algorithm=algorithm, options=options)).build()
+
+
+@pytest.mark.parametrize(
+    ("options", "task"),
+    [
+        ({}, SupervisedTask(optimizer_options={"weight_decay": 0.01})),
+        ({"momentum": 0.9}, SupervisedTask(optimizer="adam")),
+    ],
+)
+def test_fednova_takes_sgd_and_momentum_by_its_option(options, task) -> None:
+    _experiment(task=task, plan=Plan(algorithm="fednova", options=options)).build()

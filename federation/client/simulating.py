@@ -107,7 +107,7 @@ def simulate(
         _print_table(*measured.table(), console=Console(stderr=as_json))
     print_notes(result.spec)
     if not as_json:
-        _print_result(result)
+        _print_result(result, trace=measured.traced if measured is not None else None)
     if result.outcome != "completed":
         print(f"federation: the experiment {result.outcome}: {result.reason}", file=sys.stderr)
         raise typer.Exit(Exit.EXPERIMENT_FAILED)
@@ -170,7 +170,7 @@ class _Bar:
         self._progress.update(self._task, completed=record.round, note=note)
 
 
-def _print_result(result: RunResult) -> None:
+def _print_result(result: RunResult, *, trace: Path | None) -> None:
     console = Console()
     if not result.records:
         return
@@ -191,6 +191,8 @@ def _print_result(result: RunResult) -> None:
         rows.append(["triggered examples taken for the target", f"{result.attack_success:.1%}"])
     if result.report is not None and result.folder is not None:
         rows.append(["what each site has", str(result.folder / "partition.svg")])
+    if trace is not None:
+        rows.append(["trace, for ui.perfetto.dev", str(trace)])
     _print_table(["", result.spec.name], rows, console=console)
 
 

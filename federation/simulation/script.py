@@ -71,6 +71,15 @@ class Rule:
             raise PlanError(f"probability is {self.probability}; give 0 to 1")
         if self.rounds is not None and not 1 <= self.rounds[0] <= self.rounds[1]:
             raise PlanError(f"rounds are {self.rounds}; give the first and the last, from 1")
+        for field_name, is_given, deeds in (
+            ("seconds", self.seconds != 0, ("delay",)),
+            ("probability", self.probability != 1, ("drop",)),
+            ("back", self.back is not None, ("lose", "drop")),
+        ):
+            if is_given and self.do not in deeds:
+                raise PlanError(
+                    f"a rule that does {self.do!r} takes no {field_name}, only {' and '.join(deeds)} may have it"
+                )
 
     def applies(self, round_number: int, site: str) -> bool:
         """Tell whether it holds for a site in a round."""

@@ -7,6 +7,7 @@ them by the plan's seed.
 from __future__ import annotations
 
 import copy
+import fnmatch
 import hashlib
 import json
 import sys
@@ -135,6 +136,9 @@ def _check_script(script: Script, names: Sequence[SiteName]) -> None:
     unknown = sorted(script.join_round.keys() - set(names))
     if unknown:
         raise PlanError(f"the script makes {unknown[0]!r} join, but sites are {names[0]} to {names[-1]}")
+    for pattern in (pattern for rule in script.rules for pattern in rule.sites):
+        if not fnmatch.filter(names, pattern):
+            raise PlanError(f"the script's pattern {pattern!r} matches no site; they are {names[0]} to {names[-1]}")
 
 
 def _check_trusted(plan: Plan, names: Sequence[SiteName]) -> None:

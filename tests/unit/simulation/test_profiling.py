@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,6 +27,30 @@ def test_components_count_calls_and_stay_within_the_whole() -> None:
     assert 0 < profile.components["train"].seconds < profile.seconds
     head, rows = profile.table()
     assert [row[0] for row in rows][-1] == "whole run" and all(len(row) == len(head) for row in rows)
+
+
+def test_what_lies_in_no_span_has_a_row_and_a_span_inside_another_is_not_taken_off_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = iter([0.0, 2.0, 3.0, 4.0, 7.0, 10.0])  # made; commit starts; record starts and ends; commit ends; finished
+    clock = SimpleNamespace(perf_counter=lambda: next(now))
+    monkeypatch.setattr("federation.simulation.profiling.time", clock)
+    profile = Profile()
+    with profile.span("commit"), profile.span("record"):
+        pass
+    profile.finish()
+    shown = {row[0]: row[2] for row in profile.table()[1]}
+    assert shown == {"commit": "5.000", "record": "1.000", "none of these": "5.000", "whole run": "10.000"}
+
+
+def test_without_torch_there_is_a_table_and_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("federation.simulation.profiling.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "torch.profiler", None)  # whoever imports it fails
+    profile = Profile(tmp_path / "trace.json")
+    for number in range(1, TRACED_ROUND + 2):
+        profile.round_done(number)
+    profile.finish()
+    assert profile.traced is None
 
 
 def test_without_a_file_no_round_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,12 @@ def result_sites(result: Any) -> list[str]:
     return [row.site for row in result.records[0].sites]
 
 
+def test_a_scripts_pattern_that_matches_no_site_is_refused(make: Make) -> None:
+    script = Script(rules=(Rule(do="fail", sites=("site-1*",)),))
+    with pytest.raises(PlanError, match=r"'site-1\*' matches no site; they are site-000 to site-002"):
+        simulate(make(), sites=3, script=script)
+
+
 def test_a_lost_site_makes_the_run_degraded_and_is_back_when_the_script_says(make: Make) -> None:
     script = Script(rules=(Rule(do="lose", sites=("site-001",), rounds=(2, 2), back=4),))
     result = simulate(make(quorum=1), sites=3, script=script)

@@ -45,6 +45,7 @@ class Algorithm(BaseModel):
         no_feedback: those vectors that get no error feedback: changes of what both ends keep, such as c_i⁺ − c_i, since
             what compression lost of one is in the next already and, fed back too, they diverge; and what the server
             takes afresh each round, where the loss of an earlier one would only be wrong.
+        has_momentum: changes add up over rounds, at the server or at a site; a codec with momentum would do it twice.
         needs_unbiased: whether a biased codec would break it.
         only_mean: whether a rule other than the mean would break it.
         sets_server_step: its formula fixes the server's step, so η_g must stay 1.
@@ -70,6 +71,7 @@ class Algorithm(BaseModel):
     needs_base: ClassVar[bool] = False
     has_own_feedback: ClassVar[bool] = False
     no_feedback: ClassVar[frozenset[str]] = frozenset()
+    has_momentum: ClassVar[bool] = False
     needs_unbiased: ClassVar[bool] = False
     only_mean: ClassVar[bool] = False
     sets_server_step: ClassVar[bool] = False

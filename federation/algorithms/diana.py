@@ -9,11 +9,14 @@ from pydantic import Field
 from federation.algorithms.algorithm import Algorithm
 from federation.algorithms.client import ClientHalf
 from federation.algorithms.server import ServerHalf, ServerRound, ServerTile, advance, uniform
+from federation.compression import load_codec, payload_damping
+from federation.errors import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from federation.algorithms.client import ClientRound
+    from federation.plan import ExperimentSpec
 
 
 class Diana(Algorithm):
@@ -34,7 +37,7 @@ class Diana(Algorithm):
         ``Plan(algorithm="diana", compression="rand_k:0.1", local_steps=1)``
 
     Attributes:
-        alpha: α, how fast h_i learns. None: 1/(1+ω) of the plan's compression.
+        alpha: α, how fast h_i learns. None: 1/(1+ω) of the plan's compression; from 2/(1+ω) on h_i diverges.
     """
 
     name: ClassVar[str] = "diana"
@@ -48,6 +51,20 @@ class Diana(Algorithm):
     only_mean: ClassVar[bool] = True
 
     alpha: float | None = Field(default=None, gt=0, le=1)
+
+    def check(self, spec: ExperimentSpec) -> None:
+        """Refuse an α with which E‖h_i + αC(Δ_i − h_i) − Δ_i‖² = (1 − 2α + α²(1 + ω))‖Δ_i − h_i‖² does not shrink.
+
+        Raises:
+            PlanError: α is 2/(1+ω) or more.
+        """
+        damping = payload_damping(spec.schema_.parameters.widened, load_codec(spec.plan.compression))
+        if self.alpha is not None and self.alpha >= 2 * damping:
+            raise PlanError(
+                f"algorithm 'diana' learns with alpha {self.alpha:g} and diverges from 2/(1+ω) on, which is "
+                f"{2 * damping:.4g} with compression {spec.plan.compression!r} of this model: leave alpha out for "
+                f"{damping:.4g}"
+            )
 
     def client(self) -> ClientHalf:
         """Return the client half."""

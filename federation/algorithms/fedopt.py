@@ -36,6 +36,7 @@ class FedAvgM(Algorithm):
     title: ClassVar[str] = "FedAvgM"
     source: ClassVar[str] = "arXiv:1909.06335, section 4.2"
     slots: ClassVar[tuple[str, ...]] = ("momentum",)
+    has_momentum: ClassVar[bool] = True
 
     beta: float = Field(default=0.9, ge=0, lt=1)
 

@@ -49,6 +49,7 @@ class PersonalFedAvg(Algorithm):
     title: ClassVar[str] = "Personalised FedAvg"
     source: ClassVar[str] = "arXiv:1909.12488, algorithm 2"
     slots: ClassVar[tuple[str, ...]] = ("momentum", "variance")
+    has_momentum: ClassVar[bool] = True
     personal: ClassVar[bool] = True
 
     stage_rounds: int = Field(default=50, ge=0)

@@ -38,6 +38,7 @@ from federation.algorithms.scaffold import Scaffold
 from federation.algorithms.site_momentum import SiteMomentum
 from federation.algorithms.stale import StaleCompensation
 from federation.compression import load_codec
+from federation.compression.dgc import Dgc
 from federation.compression.powersgd import PowerSgd
 from federation.errors import ConfigurationError, PlanError
 from federation.rounds.quarantine import check_quarantine
@@ -278,6 +279,11 @@ def _check_compression(plan: Plan, algorithm: Algorithm) -> None:
         raise PlanError(
             f"algorithm {name!r} needs an unbiased codec, and {plan.compression!r} is biased: use ef21, or a "
             "codec such as 'rand_k:0.1'"
+        )
+    if algorithm.has_momentum and isinstance(codec, Dgc) and codec.momentum:
+        raise PlanError(
+            f"compression {plan.compression!r} adds changes up with momentum, and so does algorithm {name!r}: steps "
+            f"would be momentum of momentum; write it 'dgc:{codec.q:g},0', or use fedavg"
         )
     # PowerSGD's Q is only a better start of the next round's.
     if algorithm.has_own_feedback and codec.takes_own_feedback and not isinstance(codec, PowerSgd):

@@ -36,6 +36,7 @@ class SiteMomentum(Algorithm):
     title: ClassVar[str] = "Site momentum"
     source: ClassVar[str] = "arXiv:2012.10333, algorithm 2"
     site_state: ClassVar[tuple[str, ...]] = ("momentum",)
+    has_momentum: ClassVar[bool] = True
 
     beta: float = Field(default=0.9, ge=0, lt=1)
 

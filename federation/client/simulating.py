@@ -84,7 +84,11 @@ def simulate(
     with ExitStack() as stack:
         show = _json_line if as_json else stack.enter_context(_Bar(Console(stderr=True)))
 
+        ran = 0
+
         def on_round(record: RoundRecord) -> None:
+            nonlocal ran
+            ran += 1
             if measured is not None:
                 measured.round_done(record.round)
             show(record)
@@ -106,11 +110,20 @@ def simulate(
         measured.finish()
         _print_table(*measured.table(), console=Console(stderr=as_json))
     print_notes(result.spec)
+    _say_what_was_there(result, ran)
     if not as_json:
         _print_result(result, trace=measured.traced if measured is not None else None)
     if result.outcome != "completed":
         print(f"federation: the experiment {result.outcome}: {result.reason}", file=sys.stderr)
         raise typer.Exit(Exit.EXPERIMENT_FAILED)
+
+
+def _say_what_was_there(result: RunResult, ran: int) -> None:
+    """Tell that rounds of the result are of an earlier command."""
+    before = len(result.records) - ran
+    if before:
+        done = f"went on after round {before}" if ran else "has ended already, and nothing was run"
+        print(f"federation: the run in {result.folder} {done}; --fresh begins anew", file=sys.stderr)
 
 
 def _script(path: Path | None, drop: float) -> Script | None:

@@ -45,7 +45,8 @@ class SiteRecord:
         update_digest: SHA-256 over its payload digests, hex; empty without an update.
         validation_examples: validation examples behind `metrics`.
         oracle_calls: gradients of single examples it computed.
-        peak_memory: most memory its trainer had resident at once, bytes; 0 if not known.
+        peak_memory: most memory its trainer had resident at once, bytes; in simulation, the process it was trained in.
+            0 if not known.
         staleness: rounds between the model its update starts from and the one it went into.
         scores: how its update lay to the aggregate and the others: ``distance``, ``cosine`` and ``krum`` of
             `federation.aggregation.scores`, and ``rule_weight``, what the rule multiplied it by, or its trust with

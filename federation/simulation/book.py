@@ -184,6 +184,7 @@ class Page:
             metrics=evaluated.metrics if evaluated else {},
             validation_examples=evaluated.examples if evaluated else 0,
             oracle_calls=trained.oracle_calls if trained else 0,
+            peak_memory=trained.peak_memory if trained else 0,
             staleness=max(commit.round - update.round, 0) if update else 0,
             scores=dict(scores),
         )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
 
 MAX_TEXT_BYTES = 4096
 """Cap on a description and on an error's text; people read them."""
-
-_PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes of one unit of ``ru_maxrss``: kibibytes, but on macOS."""
 
 
 class Orders:
@@ -98,7 +93,7 @@ class Orders:
             keeps_nothing=not work.has_pending,
             payload_bytes={str(name): nbytes for name, nbytes in done.payload_bytes.items()},
             oracle_calls=done.oracle_calls,
-            peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _PEAK_UNIT,
+            peak_memory=done.peak_memory,
         )
 
     def evaluate(self, order: pb.RunEvaluation) -> pb.EvaluationDone:

@@ -43,15 +43,17 @@ class Trained(Worked):
     Attributes:
         payload_bytes: bytes that travel, by payload, in the order they were written.
         oracle_calls: examples times gradient evaluations, local steps and passes over all data alike.
+        peak_memory: most memory the process that trained had resident until then, bytes; 0 if not known.
     """
 
     payload_bytes: dict[PayloadName, int]
     oracle_calls: int
+    peak_memory: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled field by field by a dataclass, it takes longer than the pipe between two processes.
         values = (self.examples, self.steps, self.metrics, self.seconds, self.payload_bytes, self.oracle_calls)
-        return _trained, values
+        return _trained, (*values, self.peak_memory)
 
 
 def _trained(
@@ -61,6 +63,7 @@ def _trained(
     seconds: float,
     payload_bytes: dict[PayloadName, int],
     oracle_calls: int,
+    peak_memory: int,
 ) -> Trained:
     return Trained(
         examples=examples,
@@ -69,6 +72,7 @@ def _trained(
         seconds=seconds,
         payload_bytes=payload_bytes,
         oracle_calls=oracle_calls,
+        peak_memory=peak_memory,
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from federation.algorithms.client import ClientHalf
 from federation.errors import PlanError
 from federation.rounds.schedules import local_rate
+from federation.runtime.resources import most_resident_bytes
 from federation.training.client_round import SiteRound
 from federation.training.context import RoundContext
 from federation.training.exchange import BUFFERS, DELTA, OPTIMIZER, Inputs, Outputs
@@ -119,6 +120,7 @@ class SiteWork:
             seconds=seconds,
             payload_bytes=written,
             oracle_calls=oracle_calls,
+            peak_memory=most_resident_bytes(),
         )
 
     def evaluate(self, number: int, inputs: Inputs) -> Worked:

@@ -85,6 +85,7 @@ def test_a_task_that_draws_itself_and_fails_is_the_same_everywhere(executor: Any
     assert same(alone, together)
     failed = [[(row.site, row.reason) for row in each.records[1].sites if row.reason] for each in (alone, together)]
     assert failed[0] == failed[1] == [("site-001", "RuntimeError")]
+    assert all(row.peak_memory > 1e6 for each in (alone, together) for row in each.records[0].sites)
 
 
 @pytest.mark.needs_cuda

@@ -134,6 +134,14 @@ def test_every_method_accepts_a_plain_plan_once_it_has_what_it_needs(name):
         ({"compression": "rand_k:5", "error_feedback": True}, "is unbiased; error_feedback is for biased codecs"),
         ({"compression": "randk:5"}, "no codec 'randk' here.*did you mean 'rand_k'"),
         ({"downlink": "randk:5"}, "no codec 'randk' here"),
+        (
+            {"algorithm": "fedavgm", "compression": "dgc:0.1"},
+            "momentum of momentum; write it 'dgc:0.1,0', or use fedavg",
+        ),
+        (
+            {"algorithm": "diana", "options": {"alpha": 0.5}, "compression": "rand_k:0.25"},
+            r"diverges from 2/\(1\+ω\) on, which is 0.5 with compression 'rand_k:0.25'.*leave alpha out for 0.25",
+        ),
         ({"downlink": "dgc:0.1"}, "momentum correction is for gradients that sites send.*use top_k or stc"),
         ({"downlink": "natural", "algorithm": "fedbuff"}, "'fedbuff' is asynchronous.*leave downlink out"),
         (

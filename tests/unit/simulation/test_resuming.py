@@ -53,7 +53,7 @@ def told(result: RunResult) -> list[RoundRecord]:
     return [
         replace(
             record, started_at=0.0, seconds=0.0, phase_seconds={},
-            sites=tuple(replace(row, train_seconds=0.0) for row in record.sites),
+            sites=tuple(replace(row, train_seconds=0.0, peak_memory=0) for row in record.sites),
         )
         for record in result.records
     ]  # fmt: skip

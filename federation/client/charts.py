@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 WIDTH, HEIGHT = 560, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 30, 40
+LEFT, RIGHT, TOP, BOTTOM = 64, 30, 30, 40
 LARGEST = 1e300
 """Values beyond this are not drawn: a metric that diverges must not break the page that shows it."""
 SMALLEST = 1e-300

@@ -134,8 +134,8 @@ def table_of(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     for row in comparison.rows:
         cells = [
             row.label, str(row.seeds), str(row.rounds), "" if row.last is None else f"{row.last:.6g}",
-            f"{row.spread:.2g}", f"{row.bits_up:.4g}", f"{row.bits_down:.4g}", f"{row.seconds:.4g}",
-            f"{row.oracle_calls:.4g}",
+            f"{row.spread:.2g}" if row.seeds > 1 else "", f"{row.bits_up:.4g}", f"{row.bits_down:.4g}",
+            f"{row.seconds:.4g}", f"{row.oracle_calls:.4g}",
         ]  # fmt: skip
         if goal is not None and row.reached_rounds is not None and row.reached_bits is not None:
             cells += [f"{row.reached_rounds:.4g}", f"{row.reached_bits:.4g}"]

@@ -95,7 +95,7 @@ class Sweep:
             on_finished: told of each as it ends, in this thread.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C; the running cells have kept checkpoints.
+            KeyboardInterrupt: Ctrl-C; the running cells have kept checkpoints, and the text says how many are left.
         """
         self._out.mkdir(parents=True, exist_ok=True)
         done: dict[Path, Finished] = {}
@@ -124,7 +124,8 @@ class Sweep:
                     wait(running)
                 except KeyboardInterrupt:
                     self._end(signal.SIGTERM)
-                raise
+                left = f"{len(cells) - len(done)} of {len(cells)} runs are left"
+                raise KeyboardInterrupt(f"interrupted; {left}: the same command goes on with them") from None
         return [done[self.folder_of(cell)] for cell in cells]
 
     def _in_turn(self, cells: list[Cell]) -> list[list[Cell]]:
@@ -134,6 +135,8 @@ class Sweep:
 
     def _run_cell(self, cell: Cell) -> Finished:
         folder = self.folder_of(cell)
+        if self._is_stopping:
+            return Finished(cell=cell, folder=folder, code=_INTERRUPTED, message="not started")
         log = folder.with_suffix(".log")
         tracked = [word for text in self._trackers for word in ("--tracker", text_for_run(text, folder))]
         arguments = [str(self._experiment), *self._shared, *cell.arguments(), *tracked, "--out", str(folder)]

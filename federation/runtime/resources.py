@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+resource: Any
 try:
     import resource
 except ImportError:  # Windows has none
-    resource = None  # type: ignore[assignment]
+    resource = None
 
 _PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes in a unit of ``ru_maxrss``."""
@@ -26,7 +28,7 @@ def resident_bytes() -> int:
 
 def most_resident_bytes() -> int:
     """Highest resident memory of this process so far, bytes, at the cost of a system call; 0 where it is not known."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _PEAK_UNIT if resource is not None else 0
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * _PEAK_UNIT if resource is not None else 0
 
 
 def peak_resident_bytes() -> int:

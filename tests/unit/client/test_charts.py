@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.client.charts import LARGEST, Line, line_chart, nice_ticks
+from federation.client.charts import LARGEST, WIDTH, Line, line_chart, nice_ticks
 
 _numbers = st.floats(min_value=-LARGEST, max_value=LARGEST, allow_subnormal=True)
 
@@ -90,6 +91,14 @@ def test_a_logarithmic_axis_shows_the_values_themselves_and_leaves_out_what_is_n
     chart = line_chart("t", [Line(name="a", points=[(1, 1.0), (2, 0.0), (3, 1e-10)])], is_log=True)
     assert ">1e-10</text>" in chart and ">1</text>" in chart
     assert chart.split('points="')[1].split('"')[0].count(",") == 2
+
+
+def test_the_last_tick_of_a_long_axis_is_not_cut_off() -> None:
+    svg = line_chart("t", [Line(name="a", points=[(1e6, 1.0), (5.6e6, 2.0)])], x_label="bits")
+    places = re.findall(r'<text x="([0-9.]+)" y="[0-9.]+" text-anchor="middle">([0-9.e+]+)</text>', svg)
+    place, shown = places[-1]
+    assert shown == "6e+06"
+    assert float(place) + 4 * len(shown) <= WIDTH  # half of a character of 7 or 8 units to either side
 
 
 def test_an_x_axis_of_seconds_has_ticks_between_whole_numbers() -> None:

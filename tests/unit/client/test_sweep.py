@@ -127,7 +127,8 @@ folder = Path(sys.argv[1])
 sweep = Sweep(folder, shared=[], out=folder / "runs", command=[sys.executable, str(folder / "waiting.py")])
 try:
     sweep.run(make_grid([("a", ["1", "2"])]), lambda finished: None)
-except KeyboardInterrupt:
+except KeyboardInterrupt as interrupt:
+    (folder / "said").write_text(str(interrupt))
     sys.exit(130)
 """
 
@@ -143,4 +144,5 @@ def test_ctrl_c_lets_a_running_cell_stop_by_itself_and_starts_no_other(tmp_path:
     runner.send_signal(signal.SIGINT)
     assert runner.wait() == 130
     assert len(list((tmp_path / "runs").glob("*.stopped"))) == 1
-    assert len(list((tmp_path / "runs").glob("*.log"))) == 2
+    assert len(list((tmp_path / "runs").glob("*.log"))) == 1
+    assert (tmp_path / "said").read_text() == "interrupted; 2 of 2 runs are left: the same command goes on with them"

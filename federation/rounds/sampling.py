@@ -79,7 +79,6 @@ def draw_sites(
     attempt: int,
     sampler: str = "uniform",
     weights: Mapping[SiteName, int] | None = None,
-    available: Callable[[SiteName], bool] | None = None,
     least: int = 1,
 ) -> tuple[SiteName, ...]:
     """Return the sites to ask, in name order.
@@ -92,14 +91,12 @@ def draw_sites(
         attempt: try at this round, from 1.
         sampler: the plan's sampler, by its registered name and parameters.
         weights: examples of each site; only ``weighted`` looks at them.
-        available: tells whether a connected site can be asked in this round; None: all can.
         least: fewest sites to ask, where the sampler leaves the number to chance.
 
     Raises:
         PlanError: no such sampler, or its parameters do not fit.
     """
-    present = set(connected)
-    candidates = sorted(present if available is None else filter(available, present))
+    candidates = sorted(set(connected))
     if not candidates or sample == 0:
         return ()
     rule = load_sampler(sampler)

@@ -81,9 +81,9 @@ def test_the_first_weighted_pick_is_proportional_to_the_weights():
 
 
 def test_available_asks_everyone_who_is_there():
-    assert drawn("available", available=lambda site: site > SITES[14]) == SITES[15:]
-    assert len(drawn("uniform", sample=3, available=lambda site: site > SITES[14])) == 3
-    assert drawn("available", available=lambda site: False) == ()
+    assert drawn("available") == SITES
+    assert drawn("available", sites=SITES[15:]) == SITES[15:]
+    assert drawn("available", sites=()) == ()
 
 
 @pytest.mark.parametrize(

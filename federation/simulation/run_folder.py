@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _NO_ROUND = RoundNumber(0)
+_PARTITION = ("partition.csv", "partition.svg")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,9 +173,16 @@ class RunFolder:
             raise StorageError(f"{self.path / 'history.jsonl'}: {error.strerror}") from error
 
     def note(self, round_number: int, site: str, failure: Failure) -> None:
-        """Write down why a site failed."""
-        with (self.path / "events.log").open("a") as log:
-            log.write(f"round {round_number}, {site}: {failure.error_class}: {failure.text}\n{failure.traceback}\n")
+        """Write down why a site failed.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        try:
+            with (self.path / "events.log").open("a") as log:
+                log.write(f"round {round_number}, {site}: {failure.error_class}: {failure.text}\n{failure.traceback}\n")
+        except OSError as error:
+            raise StorageError(f"{self.path / 'events.log'}: {error.strerror}") from error
 
     def save(
         self, standpoint: Standpoint, models: Models, best: Mapping[str, Array] | None, schema: TensorSchema
@@ -249,8 +257,8 @@ class RunFolder:
             StorageError: the disk refused.
         """
         try:
-            _replace(self.path / "partition.csv", report.csv())
-            _replace(self.path / "partition.svg", report.svg())
+            for name, content in zip(_PARTITION, (report.csv(), report.svg()), strict=True):
+                _replace(self.path / name, content)
         except OSError as error:
             raise StorageError(f"run folder {self.path}: {error.strerror}") from error
 
@@ -276,7 +284,7 @@ class RunFolder:
     def _clear(self) -> None:
         for name in ("checkpoint", "state"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("run.json", "history.jsonl", "model.safetensors", "best.safetensors", "events.log"):
+        for name in ("run.json", "history.jsonl", "model.safetensors", "best.safetensors", "events.log", *_PARTITION):
             (self.path / name).unlink(missing_ok=True)
 
     def _file(self, name: PayloadName, number: RoundNumber) -> Path:

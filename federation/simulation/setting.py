@@ -122,6 +122,11 @@ def _plan_of(
 ) -> Plan:
     """Return the plan with the simulated sites as its own: all of them join, but for those a script holds back."""
     late = sum(1 for number in script.join_round.values() if number > 1)
+    if changes.get("sites", sites) != sites:
+        raise PlanError(
+            f"the plan's sites are those simulated, {sites}, and not {changes['sites']!r}: give --sites (sites=...) "
+            "instead of changing the plan's"
+        )
     values = {**plan.model_dump(), **changes}
     values["sites"] = max(sites - late, 1)
     values["minimum_sites"] = min(int(values["minimum_sites"]), values["sites"])

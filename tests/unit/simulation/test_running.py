@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from federation.data.shard import ArrayShard
 from federation.errors import ConfigurationError, ConflictError, PlanError, StorageError
 from federation.rounds.history import RoundRecord, SiteOutcome
 from federation.simulation import Rule, Script, TimeModel, simulate
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from federation import Experiment
 
     Make = Callable[..., Experiment]
+
+X = np.linspace(0.0, 1.0, 20, dtype=np.float32).reshape(5, 4)
 
 
 def digests(result: Any) -> list[str]:
@@ -114,6 +117,21 @@ def test_a_folder_of_another_plan_is_refused_and_fresh_begins_anew(make: Make, t
     with pytest.raises(ConflictError, match="is of another plan"):
         simulate(make(), sites=3, folder=tmp_path, script=Script.dropping(0.5))
     assert simulate(make(learning_rate=0.1), sites=3, folder=tmp_path, resume=False).outcome == "completed"
+
+
+def test_a_run_that_begins_anew_shows_no_division_of_the_one_before(make: Make, tmp_path: Path) -> None:
+    whole = simulate(make(), sites=3, folder=tmp_path)
+    assert whole.report is not None
+    shards = {name: ArrayShard(train=(X, X), validation=(X, X)) for name in ("a", "b")}  # targets that are no classes
+    other = simulate(make(), sites=("a", "b"), data=shards, folder=tmp_path, resume=False)
+    assert other.report is None
+    assert not list(tmp_path.glob("partition.*"))
+
+
+def test_a_plan_that_would_have_other_sites_than_are_simulated_is_refused(make: Make) -> None:
+    with pytest.raises(PlanError, match=r"those simulated, 4, and not 3: give --sites"):
+        simulate(make(), sites=4, changes={"sites": 3})
+    assert len(simulate(make(), sites=3, changes={"sites": 3}).records[0].sites) == 3
 
 
 def test_the_run_folder_has_what_comparing_reads(make: Make, tmp_path: Path) -> None:

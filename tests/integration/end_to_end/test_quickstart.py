@@ -18,7 +18,7 @@ from federation.client.local import LocalFederation, LocalSite
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = [pytest.mark.needs_torch, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.needs_torch, pytest.mark.timeout(240), pytest.mark.xdist_group("end-to-end-quickstart")]
 
 ROOT = Path(__file__).parents[3]
 HOSPITALS = ("north", "south", "island")
@@ -30,7 +30,7 @@ def federation(*arguments: object, environment: dict[str, str] | None = None) ->
     """Run the command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "federation.client.command", *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **(environment or {})},
+        capture_output=True, text=True, check=False, timeout=200, env={**os.environ, **(environment or {})},
     )  # fmt: skip
 
 

@@ -64,20 +64,22 @@ async def test_a_site_trains_evaluates_and_finishes(
     assert status.code == 0
 
 
-@pytest.mark.parametrize(("wanted", "sent"), [(0, 1 << 20), (300_000, 300_000), (1, 64 << 10), (9 << 20, 1 << 20)])
 async def test_pieces_are_as_large_as_the_aggregator_would_like_within_reason(
-    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, wanted: int, sent: int
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
 ) -> None:
-    trial = make_trial(elements=500_000)
+    cases = [(0, 1 << 20), (300_000, 300_000), (1, 64 << 10), (9 << 20, 1 << 20)]
+    trial = make_trial(elements=500_000, rounds=len(cases))
     aggregator, site = await aggregator_of(trial), make_site(trial)
-    aggregator.piece_bytes = wanted
     child = await site.start(aggregator.address)
     session = await aggregator.next_session()
     await session.hear("ready")
-    session.send(task=aggregator.task(trial.first_model, inline=False))
-    update = await aggregator.next_update()
-    assert aggregator.largest_piece == sent
-    assert update.digests == [payload_digest(update.data[0])]
+    for number, (wanted, sent) in enumerate(cases, start=1):
+        aggregator.piece_bytes, aggregator.largest_piece = wanted, 0
+        session.send(task=aggregator.task(trial.first_model, round_number=number, inline=False))
+        update = await aggregator.next_update()
+        assert aggregator.largest_piece == sent, f"wanted: {wanted}"
+        assert update.digests == [payload_digest(update.data[0])]
+        session.send(verdict=aggregator.verdict(update))
     _finish(session)
     await wait_for_end(child)
 

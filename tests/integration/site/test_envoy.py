@@ -258,44 +258,35 @@ async def test_what_the_owner_refuses_stays_refused(
         session.send(assignment=trial.assignment(aggregator.address))
 
 
-@pytest.mark.parametrize(
-    ("spoil", "word"),
-    [
-        pytest.param(lambda a: setattr(a, "signature", b""), "not signed", id="unsigned"),
-        pytest.param(lambda a: setattr(a, "manifest", a.manifest.replace(b"trial", b"trail")), "changed", id="changed"),
-        pytest.param(lambda a: setattr(a, "submitted_by", "eve"), "user eve submitted it", id="another submitter"),
-        pytest.param(lambda a: setattr(a, "bundle_bytes", 1), "signed are", id="another size"),
-        pytest.param(lambda a: a.shards.append("attic"), "shard 'attic' is not offered here", id="unknown shard"),
-    ],
-)
 async def test_an_assignment_is_refused_with_a_reason_its_user_can_read(
-    make_trial: Any, director: Any, make_host: Any, spoil: Any, word: str
-) -> None:
-    trial, host = make_trial(), make_host()
-    director.bundle = trial.archive.read_bytes()
-    assignment = trial.assignment("127.0.0.1:1")
-    spoil(assignment)
-    await host.start()
-    session = await director.next_session()
-    session.send(assignment=assignment)
-    answer = await session.hear("answer")
-    assert answer.answer == ANSWER.ANSWER_REFUSED
-    assert word in answer.reason
-
-
-async def test_a_bundle_that_is_not_the_signed_one_is_not_unpacked(
     make_trial: Any, director: Any, make_host: Any
 ) -> None:
     trial, host = make_trial(), make_host()
-    archive = bytearray(trial.archive.read_bytes())
-    archive[len(archive) // 2] ^= 1
-    director.bundle = bytes(archive)
+    director.bundle = trial.archive.read_bytes()
     await host.start()
     session = await director.next_session()
-    session.send(assignment=trial.assignment("127.0.0.1:1"))
+    spoils = {
+        "not signed": {"signature": b""},
+        "changed": {"manifest": trial.signed.manifest.replace(b"trial", b"trail")},
+        "user eve submitted it": {"submitted_by": "eve"},
+        "signed are": {"bundle_bytes": 1},
+        "shard 'attic' is not offered here": {"shards": ["ward", "attic"]},
+    }
+    for number, (word, spoilt) in enumerate(spoils.items(), start=1):
+        session.send(assignment=trial.assignment("127.0.0.1:1", experiment=f"trial-{number:08d}", **spoilt))
+        answer = await session.hear("answer")
+        assert (answer.experiment, answer.answer) == (f"trial-{number:08d}", ANSWER.ANSWER_REFUSED)
+        assert word in answer.reason
+    assert director.fetches == []
+
+    # What is signed may still not be what comes.
+    archive = bytearray(director.bundle)
+    archive[len(archive) // 2] ^= 1
+    director.bundle = bytes(archive)
+    session.send(assignment=trial.assignment("127.0.0.1:1", experiment="trial-00000009"))
     answer = await session.hear("answer")
-    assert answer.answer == ANSWER.ANSWER_REFUSED
-    assert not (host.experiment / "bundle").exists()
+    assert (answer.experiment, answer.answer) == ("trial-00000009", ANSWER.ANSWER_REFUSED)
+    assert director.fetches and not list(host.folder.glob("state/experiments/*/bundle"))
 
 
 async def test_a_bundle_that_declares_more_than_the_owner_allows_is_not_fetched(
@@ -559,7 +550,7 @@ async def test_a_certificate_is_renewed_in_the_middle_of_a_round(
 
 
 async def test_a_refused_renewal_is_said_and_tried_again(director: Any, make_host: Any, pki: Any) -> None:
-    tls = pki.issue_due(Role.ENVOY, "north", left_s=60.0)  # so little that it is soon tried again
+    tls = pki.issue_due(Role.ENVOY, "north", left_s=30.0)  # so little that it is soon tried again
     asked: asyncio.Queue[tuple[bytes, asyncio.Future[bytes]]] = asyncio.Queue()
 
     async def renew(request: bytes) -> bytes:

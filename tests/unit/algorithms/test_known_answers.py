@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from federation.simulation import RunResult
 
 FOLDER = Path(__file__).parents[3] / "examples" / "quadratics"
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +43,22 @@ def quadratics() -> Iterator[ModuleType]:
         sys.modules.pop("generator", None)
 
 
-def gradient_square(result: RunResult) -> float:
-    """‖∇f‖² after the last round."""
+def gradient_squares(result: RunResult) -> list[float]:
+    """‖∇f‖² after each round that was evaluated."""
     assert result.outcome == "completed"
-    return result.records[-1].metrics["gradient_square"]
+    return [record.metrics["gradient_square"] for record in result.records if record.metrics]
 
 
 def scaffold(quadratics: ModuleType, seed: int, **fields: Any) -> float:
     plan = {"learning_rate": 1.0, "server_learning_rate": 0.5, "rounds": 100, "evaluate_every": 100, **fields}
-    return gradient_square(quadratics.run(seed=seed, smoothness=2.0, algorithm="scaffold", **plan))
+    return gradient_squares(quadratics.run(seed=seed, smoothness=2.0, algorithm="scaffold", **plan))[-1]
 
 
-def descent(quadratics: ModuleType, seed: int, *, tau: int = 1, rounds: int = 100, **fields: Any) -> float:
+def descent(quadratics: ModuleType, seed: int, *, tau: int = 1, **fields: Any) -> list[float]:
     """L = 5, η_l = 0.15, η_g = 1/τ: the total step is the same for every τ."""
-    plan = {"learning_rate": 0.15, "local_steps": tau, "server_learning_rate": 1 / tau, "rounds": rounds, **fields}
-    return gradient_square(quadratics.run(seed=seed, smoothness=5.0, evaluate_every=rounds, **plan))
+    plan = {"learning_rate": 0.15, "local_steps": tau, "server_learning_rate": 1 / tau, **fields}
+    plan = {"rounds": 100, "evaluate_every": 100, **plan}
+    return gradient_squares(quadratics.run(seed=seed, smoothness=5.0, **plan))
 
 
 def test_the_hessian_has_the_chosen_spectrum_whatever_the_sites_hold(quadratics: ModuleType) -> None:
@@ -95,29 +96,31 @@ def test_scaffold_arrives_under_biased_codecs(quadratics: ModuleType, codec: str
 def test_feddyn_arrives_under_the_strongest_codecs_it_takes(quadratics: ModuleType, codec: str) -> None:
     plan = {"learning_rate": 0.05, "local_steps": 20, "rounds": 60, "evaluate_every": 60, "options": {"alpha": 1.0}}
     result = quadratics.run(seed=1, smoothness=2.0, iid=False, algorithm="feddyn", compression=codec, **plan)
-    assert gradient_square(result) < 1e-6
+    assert gradient_squares(result)[-1] < 1e-6
 
 
 @pytest.mark.parametrize("method", ["diana", "marina"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_local_steps_do_not_help_once_the_total_step_is_fixed(quadratics: ModuleType, seed: int, method: str) -> None:
-    one, five = (descent(quadratics, seed, tau=tau, algorithm=method, compression="bernoulli:0.8") for tau in (1, 5))
+    fields = {"algorithm": method, "compression": "bernoulli:0.8"}
+    one, five = (descent(quadratics, seed, tau=tau, **fields)[-1] for tau in (1, 5))
     assert one < 1e-11
     assert five > 100 * one
 
 
 @pytest.mark.parametrize("method", ["diana", "marina"])
 def test_local_steps_stall_where_sites_differ(quadratics: ModuleType, method: str) -> None:
-    reached = descent(quadratics, 0, tau=5, iid=False, algorithm=method, compression="bernoulli:0.8")
+    reached = descent(quadratics, 0, tau=5, iid=False, algorithm=method, compression="bernoulli:0.8")[-1]
     assert 1e-4 < reached < 1e-2
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_dcgd_stalls_where_sites_differ_and_diana_does_not(quadratics: ModuleType, seed: int) -> None:
     fields = {"iid": False, "compression": "bernoulli:0.8"}
-    assert descent(quadratics, seed, algorithm="dcgd", **fields) > 1e-5
-    assert descent(quadratics, seed, algorithm="diana", **fields) < 1e-11
-    assert descent(quadratics, seed, rounds=200, algorithm="diana", **fields) < 1e-25
+    assert descent(quadratics, seed, algorithm="dcgd", **fields)[-1] > 1e-5
+    halfway, last = descent(quadratics, seed, rounds=200, evaluate_every=100, algorithm="diana", **fields)
+    assert halfway < 1e-11
+    assert last < 1e-25
 
 
 def relative(one: RunResult, other: RunResult) -> float:

@@ -43,7 +43,9 @@ PAIR_ROUNDING = 1e-5
 _PRODUCT_ROWS, _PRODUCT_SIZE = 32, 32 * 256 * 32
 """Rows of one product, and its multiplications: the most that OpenBLAS leaves to the calling thread. Other threads of
 ours have the other cores, and sums are the same bytes for any number of them."""
-_BLOCK_COLUMNS = 1 << 13
+_DOT_COLUMNS = 1 << 13
+"""Of one dot product, for the same reason."""
+_BLOCK_COLUMNS = 1 << 15
 _BLOCK_BYTES = 1 << 20
 """Of centred rows: they stay in a core's cache from the subtraction to the products."""
 _LARGEST = float(np.finfo(np.float64).max)
@@ -65,8 +67,8 @@ class SiteScores:
         self._neighbours = len(sites) - byzantine - 2
         self._has_pairs = self._neighbours >= 1 and (needs_krum or len(sites) <= KRUM_SITES)
         size = len(sites) + 1
-        self._columns = max(min(_BLOCK_COLUMNS, _BLOCK_BYTES // (4 * size)), 256)
-        self._piece = min(_PRODUCT_SIZE // min(size, _PRODUCT_ROWS) ** 2, _BLOCK_COLUMNS)
+        self._columns = max(_power_of_two(min(_BLOCK_COLUMNS, _BLOCK_BYTES // (4 * size))), 256)
+        self._piece = _power_of_two(min(_PRODUCT_SIZE // min(size, _PRODUCT_ROWS) ** 2, _DOT_COLUMNS))
         self._buffers: dict[str, Array] = {}
         # With pairs the Gram matrix, lower triangle; without them its diagonal and its last row.
         self._sums = np.zeros((size, size) if self._has_pairs else (2, size))
@@ -97,18 +99,12 @@ class SiteScores:
         block = buffer[:, : center.size]
         np.copyto(block[-1], center, casting="same_kind")
         np.subtract(rows, block[-1], out=block[:-1], dtype=dtype)
-        if not self._has_pairs:
-            return np.stack([np.einsum("ij,ij->i", block, block), block @ block[-1]]).astype(np.float64)
         found = np.zeros(self._sums.shape)
-        for start in range(0, center.size, self._piece):
-            piece = block[:, start : start + self._piece]
-            for first in range(0, len(block), _PRODUCT_ROWS):
-                rows = piece[first : first + _PRODUCT_ROWS]
-                for second in range(0, first + 1, _PRODUCT_ROWS):
-                    # A copy: of one and the same matrix twice the library makes a symmetric product, far slower here.
-                    others = piece[second : second + _PRODUCT_ROWS]
-                    others = others.copy() if first == second else others
-                    found[first : first + len(rows), second : second + len(others)] += rows @ others.T
+        whole = center.size // self._piece * self._piece
+        for part in (block[:, :whole], block[:, whole:]):
+            if part.size:
+                pieces = part.reshape(len(part), -1, min(self._piece, part.shape[1]))
+                found += _gram(pieces) if self._has_pairs else _last_row(pieces)
         return found
 
     def finish(self) -> dict[SiteName, Scores]:
@@ -143,6 +139,42 @@ class SiteScores:
         between[lower, lower] = np.inf
         between.sort(axis=1)
         return np.asarray(between[:, : self._neighbours].sum(axis=1))
+
+
+def _gram(pieces: Array) -> Array:
+    """Return the lower triangle of the Gram matrix of rows cut into pieces, (rows, pieces, columns).
+
+    What stands above the diagonal is of no meaning.
+    """
+    size = len(pieces)
+    found = np.zeros((size, size))
+    stack = pieces.swapaxes(0, 1)
+    for first in range(0, size, _PRODUCT_ROWS):
+        left = slice(first, min(first + _PRODUCT_ROWS, size))
+        for second in range(0, first, _PRODUCT_ROWS):
+            right = slice(second, second + _PRODUCT_ROWS)
+            found[left, right] = _product(stack[:, left], stack[:, right])
+        # Of rows by themselves the library makes a symmetric product, far slower here: so all but the first by all but
+        # the last, and these two by hand.
+        last = left.stop - 1
+        found[first + 1 : left.stop, first:last] = _product(stack[:, first + 1 : left.stop], stack[:, first:last])
+        for row in {first, last}:
+            found[row, row] = np.vecdot(pieces[row], pieces[row]).sum(dtype=np.float64)
+    return found
+
+
+def _product(left: Array, right: Array) -> Array:
+    return np.asarray(np.matmul(left, right.swapaxes(1, 2)).sum(axis=0, dtype=np.float64))
+
+
+def _last_row(pieces: Array) -> Array:
+    """Return the diagonal of the Gram matrix and its last row; argument as `_gram`."""
+    products = np.stack([np.vecdot(pieces, pieces), np.vecdot(pieces, pieces[-1])])
+    return np.asarray(products.sum(axis=2, dtype=np.float64))
+
+
+def _power_of_two(most: int) -> int:
+    return int(1 << (most.bit_length() - 1))
 
 
 def _middle(values: Array) -> float:

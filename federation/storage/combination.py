@@ -154,7 +154,7 @@ def combine_model(
     ordered = sorted(updates, key=lambda update: update.site)
     weights = [update.weight for update in ordered]
     deltas = site_tiles(ordered, weights, [update.delta for update in ordered], model.schema.parameters, tile_elements)
-    results = rule.combine(deltas)
+    results = rule.combine(scoring.ahead(deltas) if scoring else deltas)
     squares = walk(
         model=model,
         writer=writer,

@@ -322,7 +322,7 @@ def _changes(algorithm: Algorithm, ready: _Ready, schema: TensorSchema) -> dict[
         sites = [update.site for update in updates]
         source: TileSource = PayloadTiles(sites, weights.get(name, weights[DELTA]), payloads, tiles)
         combiner: Combines = ready.rule if name == DELTA else WeightedMean()
-        results = combiner.combine(source)
+        results = combiner.combine(scoring.ahead(source) if name == DELTA else source)
         streams[name] = TileStream(source, scoring.watch(source, results) if name == DELTA else results)
     return streams
 

@@ -1,9 +1,11 @@
 """Scores of the updates of a round, taken in passing: beside the combination, from tiles that were just read.
 
-The rule's results pass through `Scoring.watch` as they come. While the rule works on the next tile, another thread
-reads the one before once more, from the page cache, and adds it to the scores: with two cores the pass costs little of
-a round's time. Payloads that only one reader at a time may decode are read between the rule's steps instead, and a
-model of a few tiles is not worth a thread. Sums run in tile order in one thread: the same bytes every time.
+The rule's results pass through `Scoring.watch` as they come. While the rule works on the next tile, another thread adds
+the one before to the scores: with two cores the pass costs little of a round's time. A rule that goes through its tiles
+once is given them by that very thread (`federation.aggregation.ahead`). Behind any other rule, and for many sites, the
+thread reads them once more, from the page cache; payloads that only one reader at a time may decode are then read
+between the rule's steps. A model of a few tiles is not worth a thread. Sums run in tile order in one thread: the same
+bytes every time.
 
 Who has better to do than to wait for the scores of a small model gets them late: what they are computed from is kept,
 and looked at when they are.
@@ -14,11 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from federation.aggregation.ahead import TilesAhead, can_read_ahead
 from federation.aggregation.scores import RULE_WEIGHT, Scores, SiteScores
 
 if TYPE_CHECKING:
@@ -72,6 +76,7 @@ class Scoring:
         self, *, byzantine: int = 0, needs_krum: bool = False, is_shared: bool = False, is_late: bool = False
     ) -> None:
         self._found: SiteScores | None = None
+        self._ahead: TilesAhead | None = None
         self._pending: Future[None] | None = None
         self._byzantine = byzantine
         self._needs_krum = needs_krum
@@ -80,11 +85,18 @@ class Scoring:
         self._kept: list[tuple[Array, Array]] = []
         self._raw = np.empty(0, dtype=np.uint8)
 
+    def ahead(self, source: TileSource) -> TileSource:
+        """Return what the rule is to be given in place of a source, which is then watched."""
+        if len(source.sites) < 2 or len(source.tiles) <= _FEW_TILES or not can_read_ahead(source):
+            return source
+        self._ahead = TilesAhead(source, self._add)
+        return self._ahead
+
     def watch(self, source: TileSource, results: Iterator[tuple[Tile, Array]]) -> Iterator[tuple[Tile, Array]]:
         """Yield what a rule yields for a source, as it does.
 
         Args:
-            source: what the rule was given.
+            source: the updates; what the rule was given, or what that reads.
             results: every tile of the source in order, with its combined elements.
         """
         if len(source.sites) < 2:
@@ -131,16 +143,25 @@ class Scoring:
         def add(tile: Tile, values: Array) -> None:
             found.add(self._read(source, tile), values)
 
-        with ThreadPoolExecutor(1, thread_name_prefix="scores") as worker:
+        with ExitStack() as stack:
+            worker = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scores"))
+            ahead = stack.enter_context(self._ahead) if self._ahead is not None else None
             for tile, values in results:
-                if self._pending is not None:
-                    self._pending.result()
-                kept = values.copy()  # the rule overwrites it while we are at work
-                if self._is_shared:
-                    self._pending = worker.submit(add, tile, kept)
-                else:
-                    self._pending = worker.submit(found.add, self._read(source, tile), kept)
+                if ahead is None or not ahead.looked_at(values):
+                    if self._pending is not None:
+                        self._pending.result()
+                    kept = values.copy()  # the rule overwrites it while we are at work
+                    if self._is_shared:
+                        self._pending = worker.submit(add, tile, kept)
+                    else:
+                        self._pending = worker.submit(found.add, self._read(source, tile), kept)
                 yield tile, values
+            if ahead is not None:
+                ahead.finish()
+
+    def _add(self, rows: Array, values: Array) -> None:
+        assert self._found is not None  # noqa: S101 - results are watched before they are looked at
+        self._found.add(rows, values)
 
     def _read(self, source: TileSource, tile: Tile) -> Array:
         """Return every site's elements of a tile, valid until the next call."""

@@ -16,7 +16,7 @@ from federation.compression.options import arguments_of, number_of, text_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from federation.compression.codec import Array, Shapes, Source
+    from federation.compression.codec import Array, Buffer, Shapes, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,19 @@ class Bernoulli(Codec):
         """Return 1 + d · itemsize."""
         return 1 + elements * itemsize
 
-    def encode(self, vector: Array, seed: int, shapes: Shapes) -> bytes:
+    def encode(self, vector: Array, seed: int, shapes: Shapes) -> Buffer:
         """Return the body."""
         if np.random.default_rng(seed).random() >= self.p:
             return b"\x00"
         largest = max(abs(float(vector.min())), abs(float(vector.max())))
         if largest / self.p > float(np.finfo(vector.dtype).max) * (1 - 1e-6):
             raise ValueError(f"a value divided by {self.p:g} is too large for {vector.dtype.name}; raise p")
-        return b"".join((b"\x01", (vector / self.p).data))  # copied once
+        body = np.empty(
+            vector.itemsize + vector.nbytes, np.uint8
+        )  # the flag, at the end of a room that aligns the rest
+        body[vector.itemsize - 1] = 1
+        np.divide(vector, self.p, out=body[vector.itemsize :].view(vector.dtype))
+        return body[vector.itemsize - 1 :].data
 
     def decoder(self, body: Source, elements: int, dtype: np.dtype[Any], shapes: Shapes) -> BernoulliDecoder:
         """Return the decoder after checking the flag."""

@@ -75,6 +75,18 @@ def words(stream: np.random.SFC64, count: int) -> Array:
     return stream.random_raw(-(-count // 2)).view(np.uint32)[:count]
 
 
+def short_words(stream: np.random.SFC64, count: int, width: int) -> Array:
+    """Return `count` uniform numbers of `width` bits, at most 16, as 32-bit words: for half of what `words` costs."""
+    raw = stream.random_raw(-(-count // 4))
+    mask = np.uint64(((1 << width) - 1) * 0x1_0000_0001)
+    numbers = np.empty(4 * raw.size, np.uint32)
+    low, high = np.split(numbers.view(np.uint64), 2)
+    np.bitwise_and(raw, mask, out=low)
+    np.right_shift(raw, np.uint64(16), out=high)
+    high &= mask
+    return numbers[:count]
+
+
 def uniforms(stream: np.random.SFC64, count: int) -> Array:
     """Return `count` float32 uniform on [0, 1), multiples of 2^-24."""
     return (words(stream, count) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from federation.compression.bits import noise, words
+from federation.compression.bits import noise, short_words, uniforms
 from federation.compression.codec import BLOCK_ELEMENTS, Codec, block_size, blocks_of, expect_bytes, read_array
 from federation.compression.natural import single
 from federation.compression.options import arguments_of
@@ -20,7 +20,7 @@ from federation.compression.options import arguments_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from federation.compression.codec import Array, Shapes, Source
+    from federation.compression.codec import Array, Buffer, Shapes, Source
 
 _HALF_MAX = 65504.0
 _HALF_NORMAL = np.float32(2.0**-14).view(np.uint32)
@@ -88,20 +88,20 @@ class Half(Codec):
         """Return 2 · d."""
         return 2 * elements
 
-    def encode(self, vector: Array, seed: int, shapes: Shapes) -> bytes:
+    def encode(self, vector: Array, seed: int, shapes: Shapes) -> Buffer:
         """Return the body."""
         if self.stochastic:
             return self._encode_stochastically(vector, noise(seed))
         if max(abs(float(vector.min())), abs(float(vector.max()))) > _HALF_MAX:
             raise ValueError(_TOO_LARGE)
-        return b"".join(vector[start:end].astype("<f2").tobytes() for start, end in blocks_of(vector.size))
+        return vector.astype("<f2").view(np.uint8).data
 
-    def _encode_stochastically(self, vector: Array, stream: np.random.SFC64) -> bytes:
+    def _encode_stochastically(self, vector: Array, stream: np.random.SFC64) -> Buffer:
         body, magnitude = np.empty(vector.size, "<u2"), np.empty(BLOCK_ELEMENTS, np.uint32)
         for start, end in blocks_of(vector.size):
             block = single(self.name, vector[start:end])
-            body[start:end] = _stochastic_half(block, words(stream, block.size), magnitude[: block.size])
-        return body.tobytes()
+            body[start:end] = _stochastic_half(block, stream, magnitude[: block.size])
+        return body.view(np.uint8).data
 
     def decoder(self, body: Source, elements: int, dtype: np.dtype[Any], shapes: Shapes) -> CastDecoder:
         """Return the decoder."""
@@ -109,8 +109,8 @@ class Half(Codec):
         return CastDecoder(body, elements, brain=False)
 
 
-def _stochastic_half(x: Array, drawn: Array, magnitude: Array) -> Array:
-    """Return the bits of float32 `x` rounded stochastically to float16, in the arrays of `drawn` and `magnitude`.
+def _stochastic_half(x: Array, stream: np.random.SFC64, magnitude: Array) -> Array:
+    """Return the bits of float32 `x` rounded stochastically to float16; `magnitude` is overwritten.
 
     In whole numbers, and in arrays that stay in the cache: NumPy's own conversion takes longer than all of this.
 
@@ -122,14 +122,13 @@ def _stochastic_half(x: Array, drawn: Array, magnitude: Array) -> Array:
     if magnitude.max() > _HALF_MAX_BITS:
         raise ValueError(_TOO_LARGE)
     small = np.flatnonzero(magnitude < _HALF_NORMAL)
-    coin = (drawn[small] >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
-    steps = np.floor(magnitude[small].view(np.float32) * np.float32(2.0**24) + coin)
-    half = drawn
-    half >>= np.uint32(19)
+    half = short_words(stream, x.size, 13)
+    # A subnormal number is its steps.
+    steps = np.floor(magnitude[small].view(np.float32) * np.float32(2.0**24) + uniforms(stream, small.size))
     half += magnitude  # a carry goes where it belongs: into the exponent
     half >>= np.uint32(13)
     half -= _HALF_BIAS
-    half[small] = steps  # a subnormal number is its steps
+    half[small] = steps
     sign = np.right_shift(bits, np.uint32(16), out=magnitude)
     sign &= np.uint32(0x8000)
     half |= sign
@@ -182,16 +181,14 @@ class Brain(Codec):
         """Return 2 · d."""
         return 2 * elements
 
-    def encode(self, vector: Array, seed: int, shapes: Shapes) -> bytes:
+    def encode(self, vector: Array, seed: int, shapes: Shapes) -> Buffer:
         """Return the body."""
-        stream = noise(seed)
-        parts = []
+        stream, body = noise(seed), np.empty(vector.size, "<u2")
         for start, end in blocks_of(vector.size):
             bits = single(self.name, vector[start:end]).view(np.uint32)
             magnitude = bits & np.uint32(0x7FFFFFFF)
             if self.stochastic:
-                up = words(stream, bits.size)
-                up >>= np.uint32(16)
+                up = short_words(stream, bits.size, 16)
             else:
                 up = magnitude >> np.uint32(16)
                 up &= np.uint32(1)  # ties to even
@@ -202,8 +199,8 @@ class Brain(Codec):
             sign = np.right_shift(bits, np.uint32(16), out=up)
             sign &= np.uint32(0x8000)
             magnitude |= sign
-            parts.append(magnitude.astype("<u2").tobytes())
-        return b"".join(parts)
+            body[start:end] = magnitude
+        return body.view(np.uint8).data
 
     def decoder(self, body: Source, elements: int, dtype: np.dtype[Any], shapes: Shapes) -> CastDecoder:
         """Return the decoder."""

@@ -103,8 +103,8 @@ class Codec(Protocol):
         """Return the size of the largest body of d = `elements` elements of `itemsize` bytes, in bytes."""
         ...
 
-    def encode(self, vector: Array, seed: int, shapes: Shapes) -> bytes:
-        """Return the body of `vector`.
+    def encode(self, vector: Array, seed: int, shapes: Shapes) -> Buffer:
+        """Return the body of `vector`: bytes, or a view of bytes, of `vector` itself maybe, that is copied at once.
 
         Args:
             vector: 1-D, contiguous, float32 or float64, finite, at least one element; never written.

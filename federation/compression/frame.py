@@ -63,7 +63,7 @@ def encode_payload(
         ValueError: an element is not finite, or the codec cannot express it.
     """
     text = codec.spec.encode("ascii")
-    parts = [MAGIC, bytes([len(text)]), text, np.uint32(len(schema.segments)).tobytes()]
+    parts: list[Buffer] = [MAGIC, bytes([len(text)]), text, np.uint32(len(schema.segments)).tobytes()]
     for index, segment in enumerate(schema.segments):
         chosen = _codec_of(segment, codec)
         vector = _vector(schema, flat, segment).astype(_working_dtype(segment, chosen), copy=False)

@@ -13,7 +13,7 @@ from federation.compression.options import arguments_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from federation.compression.codec import Array, Shapes, Source
+    from federation.compression.codec import Array, Buffer, Shapes, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class Identity(Codec):
         """Return d · itemsize."""
         return elements * itemsize
 
-    def encode(self, vector: Array, seed: int, shapes: Shapes) -> bytes:
-        """Return the elements as they lie."""
-        return vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
+    def encode(self, vector: Array, seed: int, shapes: Shapes) -> Buffer:
+        """Return the elements where they lie."""
+        return vector.astype(vector.dtype.newbyteorder("<"), copy=False).view(np.uint8).data
 
     def decoder(self, body: Source, elements: int, dtype: np.dtype[Any], shapes: Shapes) -> IdentityDecoder:
         """Return the decoder."""

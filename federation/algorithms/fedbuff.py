@@ -24,7 +24,8 @@ class FedBuff(Algorithm):
 
     $$x \leftarrow x + \frac{\eta_g}{K} \sum_{i=1}^{K} s_i \Delta_i, \qquad s_i = (1 + \text{staleness}_i)^{-1/2}$$
 
-    Divided by K, not by Σs_i: a buffer of old changes makes a shorter step. A late joiner needs nothing.
+    Divided by K, not by Σs_i: a buffer of old changes makes a shorter step. A late joiner needs nothing. A site has one
+    change in the buffer at most, so where fewer than K sites take part, K is their number.
 
     Example:
         ``Plan(algorithm="fedbuff", options={"k": 10}, server_learning_rate=1.0)``

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from federation.aggregation.columns import gather_columns
+from federation.aggregation.mixing import BLOCK_ROWS, BLOCK_SIZE
 from federation.aggregation.sorting import median_row
 from federation.tensors import DType
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from federation.aggregation.columns import Scratch
     from federation.aggregation.tiles import Array, TileSource
 
-_BLOCK_ROWS, _BLOCK_SIZE = 32, 32 * 256 * 32
-"""Rows of one product, and its multiplications: the most that OpenBLAS leaves to the calling thread."""
 _CANCELLED = 1e-9
 """Of a squared distance to the squared length: below it, less than seven digits of the distance are left."""
 _FARTHEST = 1e100
@@ -190,13 +189,13 @@ def products(rows: Array) -> Array:
     out = np.empty((count, count))
     # Half of the rows at a time against other rows: of a matrix and its own transpose the library makes a symmetric
     # product, which is slower for so few rows.
-    size = min((count + 1) // 2, _BLOCK_ROWS)
-    step = min(_BLOCK_SIZE // (size * min(count, 2 * _BLOCK_ROWS)), 1024) // 64 * 64
+    size = min((count + 1) // 2, BLOCK_ROWS)
+    step = min(BLOCK_SIZE // (size * min(count, 2 * BLOCK_ROWS)), 1024) // 64 * 64
     whole = columns // step * step
     stacked = rows[:, :whole].reshape(count, -1, step).transpose(1, 0, 2)
     for i in range(0, count, size):
-        for j in range(0, count, 2 * _BLOCK_ROWS):
-            left, right = slice(i, i + size), slice(j, j + 2 * _BLOCK_ROWS)
+        for j in range(0, count, 2 * BLOCK_ROWS):
+            left, right = slice(i, i + size), slice(j, j + 2 * BLOCK_ROWS)
             block = rows[left, whole:] @ rows[right, whole:].T
             if whole:
                 block += np.matmul(stacked[:, left], stacked[:, right].transpose(0, 2, 1)).sum(axis=0)

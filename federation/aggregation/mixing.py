@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from federation.aggregation.rule import StateReader
     from federation.aggregation.tiles import Array, Tile, TileSource
 
-_BLOCK_ROWS, _BLOCK_SIZE = 32, 32 * 256 * 32
+BLOCK_ROWS, BLOCK_SIZE = 32, 32 * 256 * 32
 """Rows of one product, and its multiplications: the most that OpenBLAS leaves to the calling thread."""
 
 
@@ -72,7 +72,7 @@ class MixedTiles:
             return out
         np.copyto(wide, rows)
         (vectors, columns), sites = out.shape, len(wide)
-        step = min(_BLOCK_SIZE // (min(vectors, _BLOCK_ROWS) * min(sites, _BLOCK_ROWS)), 1024)
+        step = min(BLOCK_SIZE // (min(vectors, BLOCK_ROWS) * min(sites, BLOCK_ROWS)), 1024)
         whole = columns // step * step
         for some, width in ((slice(0, whole), step), (slice(whole, columns), columns - whole)):
             if width and some.stop > some.start:
@@ -82,11 +82,11 @@ class MixedTiles:
 
     def _mix_pieces(self, pieces: Array, out: Array) -> None:
         """Mix pieces (pieces, sites, columns) into `out`, a view (pieces, vectors, columns), block by block."""
-        for i in range(0, out.shape[1], _BLOCK_ROWS):
-            target = out[:, i : i + _BLOCK_ROWS]
-            for j in range(0, pieces.shape[1], _BLOCK_ROWS):
-                left = self.mixing[i : i + _BLOCK_ROWS, j : j + _BLOCK_ROWS]
-                block = np.matmul(left, pieces[:, j : j + _BLOCK_ROWS])
+        for i in range(0, out.shape[1], BLOCK_ROWS):
+            target = out[:, i : i + BLOCK_ROWS]
+            for j in range(0, pieces.shape[1], BLOCK_ROWS):
+                left = self.mixing[i : i + BLOCK_ROWS, j : j + BLOCK_ROWS]
+                block = np.matmul(left, pieces[:, j : j + BLOCK_ROWS])
                 if j:
                     np.add(target, block, out=target)
                 else:

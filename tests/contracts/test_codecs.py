@@ -168,9 +168,9 @@ def test_subnormal_and_huge_numbers_stay_finite_or_are_refused(spec: str) -> Non
 
 
 @pytest.mark.parametrize("spec", UNBIASED)
-@pytest.mark.parametrize("size", [1, 7, 300])
+@pytest.mark.parametrize("size", [7, 300])
 def test_the_mean_of_many_draws_is_the_vector_and_their_variance_within_omega(spec: str, size: int) -> None:
-    codec, draws = load_codec(spec), 3000
+    codec, draws = load_codec(spec), 2000
     x = normal(size, DType.FLOAT64, seed=size)
     values = np.array([decode(encode(codec, x, seed=draw), x) for draw in range(draws)])
     spread = values.std(axis=0) / math.sqrt(draws)
@@ -189,10 +189,10 @@ def test_the_mean_of_many_draws_is_the_vector_and_their_variance_within_omega(sp
         elements=st.floats(-1e4, 1e4, width=32).filter(lambda value: not value or abs(value) >= 2.0**-13),
     ).filter(lambda x: bool(x.any()))
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @pytest.mark.parametrize("spec", UNBIASED)
 def test_unbiased_and_within_omega_on_any_vector(spec: str, x: Array) -> None:
-    codec, draws = load_codec(spec), 300
+    codec, draws = load_codec(spec), 200
     values = np.array([decode(encode(codec, x, seed=draw), x) for draw in range(draws)], np.float64)
     wide = x.astype(np.float64)
     errors = np.square(values - wide).sum(axis=1) / np.square(wide).sum()

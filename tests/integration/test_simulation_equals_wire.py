@@ -7,6 +7,7 @@ by which uploads are told apart.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,10 +17,12 @@ from federation.simulation import simulate
 from federation.storage.checkpoints import read_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-pytestmark = [pytest.mark.needs_torch, pytest.mark.timeout(240)]
+    from federation.simulation import RunResult
+
+pytestmark = [pytest.mark.needs_torch, pytest.mark.timeout(240), pytest.mark.xdist_group("simulation-equals-wire")]
 
 SITES = ("east", "north", "west")
 WHOLE = "federation.data.samples:WholeDigits"
@@ -104,13 +107,25 @@ def _federated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str
     yield found
 
 
+@pytest.fixture(scope="module", name="simulated")
+def _simulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], RunResult]:
+    """Return what simulates a method with so many workers, once."""
+    folder = tmp_path_factory.mktemp("simulated")
+
+    @functools.cache
+    def run(name: str, workers: int) -> RunResult:
+        return simulate(write(folder / f"{name}-{workers}", name), sites=SITES, partition=PARTITION, workers=workers)
+
+    return run
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("name", METHODS)
 def test_the_model_of_every_round_is_the_same_to_the_bit(
-    federated: Mapping[str, tuple[Any, dict[str, Any]]], tmp_path: Path, name: str, workers: int
+    federated: Mapping[str, tuple[Any, dict[str, Any]]], simulated: Callable[..., RunResult], name: str, workers: int
 ) -> None:
     rounds, model = federated[name]
-    result = simulate(write(tmp_path / name, name), sites=SITES, partition=PARTITION, workers=workers)
+    result = simulated(name, workers)
     assert result.outcome == "completed", result.reason
     assert [record.model_digest for record in result.records] == [entry.model_digest for entry in rounds]
     assert sorted(model) == sorted(result.arrays)
@@ -120,10 +135,10 @@ def test_the_model_of_every_round_is_the_same_to_the_bit(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_history_is_the_same_but_for_times(
-    federated: Mapping[str, tuple[Any, dict[str, Any]]], tmp_path: Path, name: str
+    federated: Mapping[str, tuple[Any, dict[str, Any]]], simulated: Callable[..., RunResult], name: str
 ) -> None:
     rounds, _ = federated[name]
-    result = simulate(write(tmp_path / name, name), sites=SITES, partition=PARTITION)
+    result = simulated(name, 1)
     for record, entry in zip(result.records, rounds, strict=True):
         for field in ("round", "metrics", "train_metrics", "is_best", "bytes_up", "bytes_down"):
             assert getattr(record, field) == getattr(entry, field), (record.round, field)

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from federation.errors import StorageError
-from federation.names import Digest
 from federation.storage.disk import (
     Buffer,
     pread_into,
@@ -33,14 +32,14 @@ from federation.storage.disk import (
 )
 from federation.storage.safetensors_format import Header, encode_header, header_size, parse_header
 from federation.tensors import TensorSchema, pack
-from federation.tensors.digest import PayloadHash, payload_digest
+from federation.tensors.digest import PayloadHash, digest_of, payload_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
 
-_BLOCK_BYTES = 1 << 20
+    from federation.names import Digest
 
 
 def read_header(path: Path) -> Header:
@@ -121,7 +120,7 @@ class ModelFile:
         Raises:
             StorageError: the disk failed.
         """
-        return Digest(_digest(self._descriptor, self.data_offset, self.nbytes, self.path))
+        return digest_of(self.nbytes, self.pread_into)
 
     def close(self) -> None:
         """Give the file up; nothing may be read after."""
@@ -160,6 +159,7 @@ class ModelWriter:
         self.temporary = path.with_name(f".{path.name}.tmp")
         self._spare = spare
         self._position = 0
+        self._written = 0
         self._hash: PayloadHash | None = PayloadHash()
         self._digest: Digest | None = None
         header = encode_header(schema, metadata or {})
@@ -184,7 +184,7 @@ class ModelWriter:
         self.write_at(self._position, view)
 
     def write_at(self, offset: int, view: Buffer) -> None:
-        """Write bytes of the data section; out of order costs a second pass for the digest.
+        """Write bytes of the data section, each once; out of order costs a second pass for the digest.
 
         Raises:
             ValueError: beyond the end.
@@ -199,7 +199,7 @@ class ModelWriter:
             self._hash = None
         elif self._hash is not None:
             self._hash.update(view)
-        self._position = offset + nbytes
+        self._position, self._written = offset + nbytes, self._written + nbytes
 
     def finish(self) -> Digest:
         """Return the digest of the data section, which is now complete; nothing is durable yet.
@@ -209,14 +209,17 @@ class ModelWriter:
             StorageError: the disk failed.
         """
         if self._digest is None:
-            if self._hash is None:
-                self._digest = Digest(_digest(self._descriptor, self._data_offset, self.schema.nbytes, self.path))
-            elif self._position != self.schema.nbytes:
-                raise RuntimeError(f"{self._position} of {self.schema.nbytes} bytes written")
-            else:
-                self._digest = self._hash.digest()
+            if self._written != self.schema.nbytes:
+                raise RuntimeError(f"{self._written} of {self.schema.nbytes} bytes written")
+            self._digest = self._hash.digest() if self._hash is not None else self._reread()
             try_lock(self._descriptor, exclusive=False)
         return self._digest
+
+    def _reread(self) -> Digest:
+        start = self._data_offset
+        return digest_of(
+            self.schema.nbytes, lambda offset, view: pread_into(self._descriptor, view, start + offset, self.path)
+        )
 
     def reader(self) -> ModelFile:
         """Open the finished candidate, before it is committed or after.
@@ -347,15 +350,3 @@ def _open_temporary(temporary: Path, spare: Path | None) -> int:
             return descriptor
         os.close(descriptor)
     raise StorageError(f"{temporary} is being written or read by another; one writer of a model file at a time")
-
-
-def _digest(descriptor: int, offset: int, nbytes: int, path: Path) -> bytes:
-    block = memoryview(bytearray(min(_BLOCK_BYTES, max(nbytes, 1))))
-    running = PayloadHash()
-    position = 0
-    while position < nbytes:
-        view = block[: min(len(block), nbytes - position)]
-        pread_into(descriptor, view, offset + position, path)
-        running.update(view)
-        position += len(view)
-    return running.digest()

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from federation.errors import StorageError
 from federation.names import Attempt, Digest, RoundNumber
-from federation.storage.disk import pwrite_all, translated
-from federation.tensors.digest import PayloadHash
+from federation.storage.disk import pread_into, pwrite_all, translated
+from federation.tensors.digest import digest_of
 
 _RECORD = "retained"
 _NOTHING = b"-\n"
@@ -150,15 +149,7 @@ def _read_line(content: bytes) -> dict[str, Any]:
     return record
 
 
-def _digest(file: RetainedFile) -> bytes:
-    running = PayloadHash()
-    block = memoryview(bytearray(1 << 20))
+def _digest(file: RetainedFile) -> Digest:
     with translated(file.path), open(file.path, "rb", buffering=0) as source:
-        left = file.nbytes
-        while left:
-            got = source.readinto(block[: min(left, len(block))])
-            if not got:
-                raise StorageError(f"{file.path} ends {left} bytes early")
-            running.update(block[:got])
-            left -= got
-    return running.digest()
+        descriptor = source.fileno()
+        return digest_of(file.nbytes, lambda offset, view: pread_into(descriptor, view, offset, file.path))

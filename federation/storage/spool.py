@@ -27,13 +27,12 @@ from typing import TYPE_CHECKING, Any
 from federation.errors import InvalidNameError, StorageError
 from federation.names import Attempt, Digest, RoundNumber, SiteName, check_name
 from federation.storage.disk import Buffer, pread_into, preallocate, pwrite_all, translated, write_atomically
-from federation.tensors.digest import PayloadHash
+from federation.tensors.digest import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-_BLOCK_BYTES = 1 << 20
 _RECORD_VERSION = 1
 
 
@@ -111,13 +110,7 @@ class SpoolPayload:
         Raises:
             StorageError: the disk failed.
         """
-        running = PayloadHash()
-        block = memoryview(bytearray(min(_BLOCK_BYTES, max(self.nbytes, 1))))
-        for offset in range(0, self.nbytes, _BLOCK_BYTES):
-            view = block[: min(_BLOCK_BYTES, self.nbytes - offset)]
-            self.pread_into(offset, view)
-            running.update(view)
-        return running.digest()
+        return digest_of(self.nbytes, self.pread_into)
 
     def _require_held(self) -> None:
         if self._is_revoked:

@@ -9,11 +9,17 @@ Reference: O'Connor, Aumasson, Neves, Wilcox-O'Hearn, "BLAKE3: one function, fas
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from blake3 import blake3
 
 from federation.names import Digest
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 Buffer = bytes | bytearray | memoryview
+_BLOCK_BYTES = 1 << 20
 
 
 class PayloadHash:
@@ -34,3 +40,19 @@ class PayloadHash:
 def payload_digest(data: Buffer) -> Digest:
     """Return the digest of a whole payload."""
     return Digest(blake3(data).digest())
+
+
+def digest_of(nbytes: int, read: Callable[[int, memoryview], None]) -> Digest:
+    """Return the digest of a payload that lies elsewhere, in one pass and a mebibyte of memory.
+
+    Args:
+        nbytes: its size.
+        read: fills a view with the bytes from an offset on; what it raises is raised here.
+    """
+    running = PayloadHash()
+    block = memoryview(bytearray(min(_BLOCK_BYTES, nbytes)))
+    for offset in range(0, nbytes, _BLOCK_BYTES):
+        view = block[: nbytes - offset]
+        read(offset, view)
+        running.update(view)
+    return running.digest()

@@ -136,10 +136,11 @@ def test_a_digest_is_right_though_bytes_were_written_out_of_order(tmp_path: Path
         assert writer.commit() == payload_digest(buffer)
 
 
-def test_a_model_that_is_not_whole_cannot_be_committed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("offset", [0, 1], ids=["its end is missing", "its beginning is missing"])
+def test_a_model_that_is_not_whole_cannot_be_committed(tmp_path: Path, offset: int) -> None:
     path = tmp_path / "model.safetensors"
     with ModelWriter(path, SCHEMA) as writer:
-        writer.append(bytes(SCHEMA.nbytes - 1))
+        writer.write_at(offset, bytes(SCHEMA.nbytes - 1))
         with pytest.raises(RuntimeError, match="bytes written"):
             writer.commit()
     assert os.listdir(tmp_path) == []

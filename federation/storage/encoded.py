@@ -13,7 +13,7 @@ import numpy as np
 
 from federation.compression.frame import PayloadDecoder
 from federation.errors import StorageError
-from federation.storage.tile_streams import runs
+from federation.storage.tile_streams import Places, Scattered, runs
 from federation.tensors import TensorRole
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class _Rebased:
         np.copyto(out, wide, casting="same_kind")
 
 
-class RoleOf:
+class RoleOf(Scattered):
     """The parameters of a model, or its buffers, as their own flat buffer. Implements `Readable`.
 
     Args:
@@ -115,24 +115,5 @@ class RoleOf:
     """
 
     def __init__(self, model: ModelSource, role: TensorRole) -> None:
-        self._model = model
-        self.nbytes = 0
-        self._runs = []
-        for run in runs(model.schema):
-            if run.role is role:
-                self._runs.append((self.nbytes, run.tile))
-                self.nbytes += run.tile.nbytes
-
-    def pread_into(self, offset: int, view: Buffer) -> None:
-        """Fill `view` with the bytes from `offset` on.
-
-        Raises:
-            StorageError: they are not all there, or the disk failed.
-        """
-        target = memoryview(view).cast("B")
-        if offset + target.nbytes > self.nbytes:
-            raise StorageError(f"read past the {self.nbytes} bytes of a part of a model")
-        for place, tile in self._runs:
-            begin, end = max(offset, place), min(offset + target.nbytes, place + tile.nbytes)
-            if begin < end:
-                self._model.pread_into(tile.offset + begin - place, target[begin - offset : end - offset])
+        own = (run.tile for run in runs(model.schema) if run.role is role)
+        super().__init__(model, Places((tile.offset, tile.nbytes) for tile in own), "a part of a model")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from federation.aggregation.tiles import Array, Tile, TileSource
+from federation.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from federation.names import SiteName
     from federation.storage.disk import Buffer, Readable
@@ -73,6 +75,65 @@ def copy(source: Readable, sink: ByteSink) -> None:
         view = piece[: source.nbytes - offset]
         source.pread_into(offset, view)
         sink.append(view)
+
+
+class Places:
+    """Where the bytes of a buffer lie in another one, piece by piece.
+
+    Args:
+        pieces: of each, in the order of the buffer: its first byte in the other one, and how many there are.
+
+    Attributes:
+        nbytes: of all pieces.
+    """
+
+    def __init__(self, pieces: Iterable[tuple[int, int]]) -> None:
+        self.nbytes = 0
+        self._starts: list[int] = []
+        self._pieces: list[tuple[int, int]] = []
+        for place, nbytes in pieces:
+            self._starts.append(self.nbytes)
+            self._pieces.append((place, nbytes))
+            self.nbytes += nbytes
+
+    def of(self, offset: int, nbytes: int) -> Iterator[tuple[int, int, int]]:
+        """Yield pieces of a range: first byte in the range, first byte in the other buffer, and how many."""
+        end = offset + nbytes
+        for index in range(max(bisect_right(self._starts, offset) - 1, 0), len(self._starts)):
+            start, (place, size) = self._starts[index], self._pieces[index]
+            if start >= end:
+                return
+            first, last = max(offset, start), min(end, start + size)
+            if first < last:
+                yield first - offset, place + first - start, last - first
+
+
+class Scattered:
+    """A buffer whose bytes lie here and there in another one. Implements `Readable`.
+
+    Args:
+        source: the other one.
+        places: where in it.
+        what: it is, for the error.
+    """
+
+    def __init__(self, source: Readable, places: Places, what: str) -> None:
+        self.nbytes = places.nbytes
+        self._source = source
+        self._places = places
+        self._what = what
+
+    def pread_into(self, offset: int, view: Buffer) -> None:
+        """Fill `view` with the bytes from `offset` on.
+
+        Raises:
+            StorageError: they are not all there, or the disk failed.
+        """
+        target = memoryview(view).cast("B")
+        if offset + target.nbytes > self.nbytes:
+            raise StorageError(f"read past the {self.nbytes} bytes of {self._what}")
+        for first, place, nbytes in self._places.of(offset, target.nbytes):
+            self._source.pread_into(place, target[first : first + nbytes])
 
 
 class PayloadTiles:

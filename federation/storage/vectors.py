@@ -11,11 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from federation.aggregation.tiles import Tile
-from federation.errors import StorageError
+from federation.storage.tile_streams import Places, Scattered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from federation.storage.disk import Buffer, Readable
     from federation.storage.memory import PlacedSink
     from federation.tensors import TensorSchema
@@ -42,12 +40,12 @@ def in_order(vector: Readable, parameters: TensorSchema) -> Readable:
         vector: flat buffer of ``parameters.widened``.
         parameters: schema of the parameters.
     """
-    return vector if _is_same_order(parameters) else _Ordered(vector, parameters)
+    return vector if _is_same_order(parameters) else Scattered(vector, _places(parameters), "a vector")
 
 
 def append_in_order(sink: PlacedSink, parameters: TensorSchema) -> OrderedSink:
     """Return what writes a vector whose elements come in the order of the parameters."""
-    return OrderedSink(sink, None if _is_same_order(parameters) else _Places(parameters))
+    return OrderedSink(sink, None if _is_same_order(parameters) else _places(parameters))
 
 
 class OrderedSink:
@@ -58,7 +56,7 @@ class OrderedSink:
         places: where the pieces go; None: where they come.
     """
 
-    def __init__(self, sink: PlacedSink, places: _Places | None) -> None:
+    def __init__(self, sink: PlacedSink, places: Places | None) -> None:
         self._sink = sink
         self._places = places
         self._position = 0
@@ -79,41 +77,10 @@ class OrderedSink:
         self._position += piece.nbytes
 
 
-class _Places:
-    """Where the tensors of a vector lie, in the order of the parameters."""
-
-    def __init__(self, parameters: TensorSchema) -> None:
-        wide = parameters.widened
-        self.nbytes = wide.nbytes
-        self._rows: list[tuple[int, int, int]] = []
-        position = 0
-        for spec in parameters:
-            nbytes = wide[spec.name].nbytes
-            self._rows.append((position, wide.offsets[spec.name], nbytes))
-            position += nbytes
-
-    def of(self, offset: int, nbytes: int) -> Iterator[tuple[int, int, int]]:
-        """Yield pieces of a range: first byte in the range, first byte in the vector, and how many."""
-        for position, place, size in self._rows:
-            begin, end = max(offset, position), min(offset + nbytes, position + size)
-            if begin < end:
-                yield begin - offset, place + begin - position, end - begin
-
-
-class _Ordered:
-    """Implements `Readable`."""
-
-    def __init__(self, vector: Readable, parameters: TensorSchema) -> None:
-        self._vector = vector
-        self._places = _Places(parameters)
-        self.nbytes = vector.nbytes
-
-    def pread_into(self, offset: int, view: Buffer) -> None:
-        target = memoryview(view).cast("B")
-        if offset + target.nbytes > self.nbytes:
-            raise StorageError(f"read past the {self.nbytes} bytes of a vector")
-        for first, place, nbytes in self._places.of(offset, target.nbytes):
-            self._vector.pread_into(place, target[first : first + nbytes])
+def _places(parameters: TensorSchema) -> Places:
+    """Return where the tensors of a vector lie, in the order of the parameters."""
+    wide = parameters.widened
+    return Places((wide.offsets[spec.name], wide[spec.name].nbytes) for spec in parameters)
 
 
 def _is_same_order(parameters: TensorSchema) -> bool:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from federation import Experiment, simulate
+from federation import Experiment, Plan, simulate
+from federation.data import ArrayShard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,3 +154,25 @@ def test_the_method_of_ones_own_in_the_documents_runs_as_it_stands_there(quadrat
     )  # fmt: skip
     result = simulate(own, sites=quadratics.site_names(), data=quadratics.problem_shards(problem))
     assert set(np.abs(1 - result.arrays["x"]) / 0.125) <= {0.0, 2.0}
+
+
+class TakeOver:
+    """Makes the model what the site holds."""
+
+    def train(self, model: dict[str, np.ndarray], data: Any, round: Any) -> dict[str, float]:
+        model["w"][...] = data.train[0].mean(axis=0)
+        return self.evaluate(model, data)
+
+    def evaluate(self, model: dict[str, np.ndarray], data: Any) -> dict[str, float]:
+        return {"loss": float(np.abs(model["w"] - data.train[0].mean(axis=0)).mean())}
+
+
+def test_two_sites_average_to_what_lies_between_them_and_one_alone_leaves_the_model_as_it_is() -> None:
+    one = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    for held, expected in (([one, one + 2], [[2.0, 3.0, 4.0], [5.0, 6.0, 7.0]]), ([one], one)):
+        pairs = (np.array(held), np.zeros(len(held)))
+        experiment = Experiment(
+            name="average", model={"w": np.zeros((2, 3))}, task=TakeOver(), shard="none", plan=Plan(rounds=2),
+            data=lambda pairs=pairs: ArrayShard(train=pairs, validation=pairs),
+        )  # fmt: skip
+        np.testing.assert_array_equal(simulate(experiment, sites=len(held)).arrays["w"], expected)

@@ -114,3 +114,38 @@ def test_a_module_the_task_cast_to_another_type_is_noticed() -> None:
 def test_tensors_that_cannot_be_federated_are_named(make, says) -> None:
     with pytest.raises(PlanError, match=says):
         adapt(make())
+
+
+class Bottleneck(nn.Module):
+    """One block of a ResNet (arXiv:1512.03385, figure 5, right), as far as its tensors go."""
+
+    def __init__(self, received: int, width: int) -> None:
+        super().__init__()
+        sizes = [(received, width, 1), (width, width, 3), (width, 4 * width, 1)]
+        self.convolutions = nn.ModuleList(nn.Conv2d(*size, bias=False) for size in sizes)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(given) for _, given, _ in sizes)
+        if received != 4 * width:
+            self.shortcut = nn.Sequential(nn.Conv2d(received, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width))
+
+
+def test_resnet_152_for_feature_extraction_trains_its_last_layer_and_freezes_the_rest() -> None:
+    with torch.device("meta"):
+        layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, bias=False), nn.BatchNorm2d(64)]
+        received = 64
+        for width, blocks in ((64, 3), (128, 8), (256, 36), (512, 3)):
+            for _ in range(blocks):
+                layers.append(Bottleneck(received, width))
+                received = 4 * width
+        model = nn.Sequential(*layers, nn.Linear(received, 10))
+    model.to_empty(device="cpu")  # memory that nobody touches
+    assert _elements(model) == {Kind.TRAINED: 58_164_298}
+    model[:-1].requires_grad_(requires_grad=False)
+    assert _elements(model) == {Kind.TRAINED: 20_490, Kind.FROZEN: 58_143_808}
+
+
+def _elements(model: nn.Module) -> dict[Kind, int]:
+    adapter, found = adapt(model), dict[Kind, int]()
+    for name, array in adapter.arrays().items():
+        if adapter.kinds[name] is not Kind.BUFFER:
+            found[adapter.kinds[name]] = found.get(adapter.kinds[name], 0) + array.size
+    return found

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.compression import decode_payload, encode_payload, load_codec
+from federation.compression import BLOCK_ELEMENTS, decode_payload, encode_payload, load_codec
 from federation.compression.bits import pack, packed_bytes, unpack
+from federation.compression.codec import BytesSource
 from federation.compression.eden import CENTROIDS, DISTORTION
 from federation.compression.rand_k import draw_positions
 from federation.compression.registry import codec_names
@@ -286,3 +288,19 @@ def test_names_are_sorted_and_hold_ours() -> None:
     names = codec_names()
     assert names == sorted(names)
     assert {"identity", "rand_k", "top_k", "powersgd"} <= set(names)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_float16_is_ieees_to_the_bit_for_every_half_and_what_lies_between(dtype: type[np.floating[Any]]) -> None:
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(dtype)  # every finite one, from 0 on
+    middles = (halves[:-1] + halves[1:]) / 2  # ties
+    around = np.random.default_rng(0).normal(size=50_000) * 10.0 ** np.random.default_rng(1).uniform(-9, 4, size=50_000)
+    x = np.concatenate([halves, middles, np.nextafter(middles, np.inf), np.clip(around, -65504, 65504)]).astype(dtype)
+    x = np.concatenate([x, -x])
+    body, expected = load_codec("float16").encode(x, 0, [x.shape]), x.astype("<f2")
+    assert bytes(body) == expected.tobytes()
+    decoder = load_codec("float16").decoder(BytesSource(body), x.size, x.dtype, [x.shape])
+    for block, start in enumerate(range(0, x.size, BLOCK_ELEMENTS)):
+        out = np.empty(min(BLOCK_ELEMENTS, x.size - start), dtype)
+        decoder.read(block, out)
+        np.testing.assert_array_equal(out, expected[start : start + out.size].astype(dtype))

@@ -157,6 +157,10 @@ class ExperimentSpec(Frozen):
 
     def downloads(self) -> tuple[PayloadPlan, ...]:
         """Return the method's payloads that every training task brings beside the model, in order."""
+        return self._downloads
+
+    @cached_property
+    def _downloads(self) -> tuple[PayloadPlan, ...]:
         return tuple(map(self._planned, self.downlink))
 
     def _planned(self, row: PayloadRow) -> PayloadPlan:

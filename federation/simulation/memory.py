@@ -82,6 +82,7 @@ class Arena:
         self._memory = memoryview(bytearray(layout.nbytes)) if memory is None else memory
         self._arrays: dict[tuple[int, PayloadName], Mapping[str, Array]] = {}
         self._slots: dict[tuple[int, PayloadName], tuple[TensorSchema, Mapping[str, Array]]] = {}
+        self._payloads: dict[tuple[int, PayloadName], Payload] = {}
 
     def generation(self, generation: int) -> memoryview:
         """Return the bytes of everything that sites are sent in a generation."""
@@ -116,12 +117,19 @@ class Arena:
 
     def payloads(self, slot: int, sizes: Mapping[PayloadName, int]) -> dict[PayloadName, Payload]:
         """Return the payloads of an update, of so many bytes each, as they lie in its slot."""
-        return {name: Payload(self.update(slot, name)[:size]) for name, size in sizes.items()}
+        return {name: self._payload(slot, name, size) for name, size in sizes.items()}
+
+    def _payload(self, slot: int, name: PayloadName, size: int) -> Payload:
+        found = self._payloads.get((slot, name))
+        if found is None or found.nbytes != size:
+            found = self._payloads[slot, name] = Payload(self.update(slot, name)[:size])
+        return found
 
     def release(self) -> None:
         """Let go of every view, so that shared memory can be closed."""
         self._arrays.clear()
         self._slots.clear()
+        self._payloads.clear()
         self._memory.release()
 
 

@@ -2,7 +2,7 @@
 
 Rules, in order:
 
-1. Plain FedAvg takes the way of `combine_model`, to the bit.
+1. Plain FedAvg takes the way of `combine_model`, to the bit; that of a small model the shorter one of `small_models`.
 2. Else every payload is combined by itself, ``delta`` by the plan's rule and the method's vectors by the weighted mean,
    with the weights of the method's server half; then `ServerHalf.step` sees each tile of model, means and slots once.
 3. Tiles are always of `TILE_ELEMENTS`, sites in name order, arithmetic in float64 in one thread: the same bytes
@@ -30,6 +30,7 @@ from federation.compression.frame import payload_damping
 from federation.compression.registry import load_codec
 from federation.names import PayloadName
 from federation.rounds import randomness
+from federation.storage import small_models
 from federation.storage.combination import (
     DELTA,
     Combined,
@@ -138,7 +139,19 @@ def combine_round(
         scores_later=scores_later,
     )
     is_plain = type(ready.server) is ServerHalf and not sources.slots and ready.round.learning_rate == 1.0
-    combined = _average(ready, sources, sinks) if is_plain else _take_method_step(algorithm, ready, sources, sinks)
+    if not is_plain:
+        combined = _take_method_step(algorithm, ready, sources, sinks)
+    elif small_models.is_small(sources.model.schema, aggregation, len(updates)):
+        combined = small_models.average(
+            model=sources.model,
+            writer=sinks.model,
+            updates=ready.updates,
+            weights=ready.weights[DELTA],
+            aggregation=aggregation,
+            scoring=ready.scoring,
+        )
+    else:
+        combined = _average(ready, sources, sinks)
     for writer in sinks.rule_state.values():
         writer.finish()
     return combined
@@ -183,7 +196,11 @@ def _prepare(
     if [update.site for update in ordered] != [facts.site for facts in round.sites]:
         raise ValueError("the updates are not those of the round's sites, in name order")
     planned = spec.uploads()
-    opened = [_opened(update, planned) for update in ordered]
+    names = {plan.name for plan in planned}
+    if all(plan.codec == IDENTITY for plan in planned) and all(update.payloads.keys() == names for update in ordered):
+        opened = ordered
+    else:
+        opened = [_opened(update, planned) for update in ordered]
     if algorithm.needs_base:
         opened = [_rebased(update, sources.model, sources.bases[update.site]) for update in opened]
     if algorithm.needs_norms:

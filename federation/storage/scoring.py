@@ -26,7 +26,7 @@ from federation.aggregation.ahead import TilesAhead, can_read_ahead
 from federation.aggregation.scores import RULE_WEIGHT, Scores, SiteScores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
 
     from federation.aggregation.rule import RuleReport
@@ -114,6 +114,22 @@ class Scoring:
             else:
                 found.add(self._read(source, tile), values)
             yield tile, values
+
+    def take(self, sites: Sequence[SiteName], rows: Array, values: Array) -> None:
+        """Take in a round whose model is one tile, instead of watching it.
+
+        Args:
+            sites: in name order.
+            rows: (n, elements), each site's change; not written by anybody from now on.
+            values: the combined elements, float64; likewise.
+        """
+        if len(sites) < 2:
+            return
+        self._found = SiteScores(sites, byzantine=self._byzantine, needs_krum=self._needs_krum)
+        if self._is_late and rows.nbytes <= _KEPT_BYTES:
+            self._kept.append((rows, values))
+        else:
+            self._found.add(rows, values)
 
     def finish(self, report: RuleReport | None = None) -> Mapping[SiteName, Scores]:
         """Return each site's scores, once every tile has passed; none where there were fewer than 2 updates.

@@ -23,6 +23,7 @@ from federation.errors import PlanError
 from federation.names import PayloadName, RoundNumber, SiteName
 from federation.plan import ExperimentSpec, Plan, Quarantine, TensorRow
 from federation.rounds.quarantine import Suspicion, judge
+from federation.storage import small_models
 from federation.storage.combination import (
     BUFFERS,
     DELTA,
@@ -162,6 +163,32 @@ def test_fedavg_is_what_it_was_to_the_bit() -> None:
     plain = combine_model(model=model, writer=writer, rule=WeightedMean(), updates=weighed)
     assert combined.scores and replace(combined, report=None, scores={}) == plain
     assert combined.weights == tuple(map(float, EXAMPLES))
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.FLOAT64])
+def test_a_small_model_is_combined_at_once_to_the_bits_of_the_longer_way(
+    dtype: DType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = TensorSchema.of(
+        [TensorSpec(name="w", dtype=dtype, shape=(130, 70)), TensorSpec(name="b", dtype=dtype, shape=(7,))]
+    )
+    spec = spec_of(FedAvg(), small)
+    updates = updates_of(spec)[0]
+    assert small_models.is_small(small, load_aggregation(spec.plan), len(updates))
+    at_once = combine(FedAvg(), spec, updates[::-1])[0]
+    monkeypatch.setattr(small_models, "is_small", lambda *_: False)
+    assert combine(FedAvg(), spec, updates)[0] == at_once
+
+
+@pytest.mark.parametrize("change", [{"rule": "median", "byzantine": 1}, {"pre_aggregation": ("nnm",), "byzantine": 1}])
+def test_only_a_plain_mean_of_plain_parameters_is_small(change: dict[str, Any]) -> None:
+    plain = TensorSchema.of([TensorSpec(name="w", dtype=DType.FLOAT32, shape=(9,))])
+    assert small_models.is_small(plain, load_aggregation(Plan()), 3)
+    assert not small_models.is_small(plain, load_aggregation(Plan(**change)), 3)
+    assert not small_models.is_small(plain, load_aggregation(Plan()), 1 << 20)
+    assert not small_models.is_small(NETWORK, load_aggregation(Plan()), 3)
+    half = TensorSchema.of([TensorSpec(name="w", dtype=DType.FLOAT16, shape=(9,))])
+    assert not small_models.is_small(half, load_aggregation(Plan()), 3)
 
 
 def test_fedavg_through_the_steps_of_a_method_gives_the_same_model() -> None:

@@ -15,8 +15,10 @@ Rules:
 5. Workers do not see Ctrl-C, and end when the parent does, however it ends: their pipe closes.
 6. Waking a worker does not push the parent from its core, which has others to wake and a round to write down.
 7. A worker that is done looks for the next batch for `LOOK_S` before it sleeps, and lets others have the core then: a
-   core that slept is slow to wake, and begins with cold caches.
+   core that slept is slow to wake, and begins with cold caches. So does the parent for the last answers.
 8. Where workers have all cores of this process between them, each has one to itself: else two share one for a while.
+   The parent has none then, so the first worker does not look: what is done between two batches is done on its core,
+   and takes no time from a worker that could begin the next one.
 """
 
 from __future__ import annotations
@@ -157,15 +159,16 @@ class ProcessExecutor:
         """Rule 8; torch's threads, or those of a GPU's driver, would have to share the core."""
         cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
         is_alone = self._premises.spec.plan.threads == 1 and not device_of(self._premises.experiment).startswith("cuda")
-        has_own = is_alone and 0 < len(cores) <= self._count
-        return _Place(number, cores[number % len(cores)] if has_own else None)
+        if not is_alone or not 0 < len(cores) <= self._count:
+            return _Place(number, None, looks=True)
+        return _Place(number, cores[number % len(cores)], looks=number > 0)
 
     def _serve(self, orders: Sequence[_Order]) -> Iterator[Any]:
         """Show the orders to the workers, who begin; their answers come as they are asked for."""
         if not orders:
             return iter(())
         message = pickle.dumps((self._board.show(len(orders)), orders), _PROTOCOL)
-        for worker in self._workers[: len(orders)]:
+        for worker in reversed(self._workers[: len(orders)]):  # the first one's core is ours until we wait
             worker.send(message)
         return self._answers(orders, message)
 
@@ -173,6 +176,8 @@ class ProcessExecutor:
         unanswered = {order.site for order in orders}
         while unanswered:
             for worker in self._answering(orders, unanswered):
+                if worker is not self._workers[0]:  # else it has the core that looking would take
+                    _look(worker.pipe)
                 try:
                     answers = worker.take()
                 except (EOFError, ConnectionError):
@@ -238,10 +243,11 @@ def _parts(block: shared_memory.SharedMemory, layout: Layout) -> tuple[memoryvie
 
 
 class _Place(NamedTuple):
-    """Which worker one is, and the core it has to itself, if any."""
+    """Which worker one is, the core it has to itself, if any, and whether it looks for work (rule 7)."""
 
     number: int
     core: int | None
+    looks: bool
 
 
 class _Worker:
@@ -305,7 +311,8 @@ def _work(
     pipe.send(None)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            _look(pipe)
+            if place.looks:
+                _look(pipe)
             turn.serve(*pickle.loads(pipe.recv_bytes()))  # noqa: S301 - of our own parent
     if block is not None:  # else it is closed at some moment of the interpreter's end, with views still there
         arena.release()

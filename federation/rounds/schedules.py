@@ -15,6 +15,7 @@ site, a server and a simulation have the same rates to the last bit.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from federation.plan import Plan
 
 
+@functools.lru_cache(maxsize=256)
 def factor(spec: str, round_number: int, rounds: int) -> float:
     """Return what a schedule multiplies the rate of one round with.
 

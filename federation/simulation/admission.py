@@ -14,7 +14,7 @@ import numpy as np
 from federation.errors import Refusal, TaskError, UpdateRejectedError
 from federation.rounds.admission import NormWindow, check_norm
 from federation.storage.encoded import IDENTITY, decoded
-from federation.tensors.scan import NotFiniteError, TensorScan
+from federation.tensors.scan import NotFiniteError, TensorScan, norm_of
 from federation.training.exchange import DELTA
 
 if TYPE_CHECKING:
@@ -68,10 +68,9 @@ class Admission:
 
 def _scan(payload: Payload, plan: PayloadPlan) -> float:
     """Return the L2 norm of a payload's floats, decoded if it is compressed."""
-    scan = TensorScan(plan.schema)
     if plan.codec == IDENTITY:
-        scan.feed(payload.bytes())
-        return scan.norm
+        return norm_of(plan.schema, payload.bytes())
+    scan = TensorScan(plan.schema)
     flat = decoded(payload, plan)
     tile = np.empty(min(_PIECE_BYTES, flat.nbytes), dtype=np.uint8)
     for start in range(0, flat.nbytes, _PIECE_BYTES):

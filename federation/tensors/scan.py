@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _BLOCK_ELEMENTS = 1 << 13
 """Below the size from which OpenBLAS splits a dot product over threads: sums must not depend on their number."""
 _NARROW = (DType.FLOAT16, DType.BFLOAT16)
+_PLAIN = (DType.FLOAT32, DType.FLOAT64)
 _ALIGNED_BLOCKS = 4
 """Blocks moved at a time to where arithmetic may begin: a piece lies where its message has it."""
 
@@ -44,6 +45,27 @@ class NotFiniteError(ValueError):
         found = "numbers too large to be squared and summed" if is_too_large else "a number that is not finite"
         super().__init__(f"tensor {tensor!r} holds {found}")
         self.tensor = tensor
+
+
+def norm_of(schema: TensorSchema, buffer: bytes | bytearray | memoryview) -> float:
+    """Return the L2 norm of a whole flat buffer's floats: that of a `TensorScan`, sooner where it is small.
+
+    Raises:
+        NotFiniteError: an element is NaN or infinite, or the squares are too large to be summed.
+        ValueError: more or fewer bytes than the schema has.
+    """
+    if len(schema.segments) == 1 and schema.segments[0].elements < _BLOCK_ELEMENTS:
+        dtype = schema.segments[0].dtype
+        if dtype in _PLAIN and memoryview(buffer).nbytes == schema.nbytes:
+            values = np.frombuffer(buffer, dtype=dtype.numpy)
+            with np.errstate(over="ignore", invalid="ignore"):
+                squares = float(np.dot(values, values))
+            if math.isfinite(squares):
+                return math.sqrt(squares)
+    scan = TensorScan(schema)
+    scan.feed(buffer)
+    scan.finish()
+    return scan.norm
 
 
 class TensorScan:

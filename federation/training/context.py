@@ -68,6 +68,7 @@ class RoundContext:
         For several sites in a row it takes a quarter of the time that it takes between two trainings.
         """
         for purpose in _USUAL_SEEDS:
-            self._seeds[purpose] = self.derive_seed(purpose)
+            self._seeds[purpose] = derive_seed(self.seed, self.number, self.site, purpose)
         for purpose in _USUAL_GENERATORS:
-            self._generators[purpose] = np.random.default_rng(self.derive_seed(purpose))
+            seed = derive_seed(self.seed, self.number, self.site, purpose)
+            self._generators[purpose] = np.random.Generator(np.random.PCG64(seed))  # as `default_rng` makes it

@@ -66,8 +66,10 @@ class Objective:
 
     def measure(self, loss: torch.Tensor, output: torch.Tensor, target: torch.Tensor) -> dict[str, float]:
         """Return the loss and each metric of a batch, as means over its examples."""
+        values = {"loss": float(loss.item())}
+        if not self._metrics:
+            return values
         output = output.detach()
-        values = {"loss": float(loss.detach())}
         for name, metric in self._metrics.items():
             if metric == "gradient_norm":
                 continue  # of the whole data at x, not of a batch: the problem computes it

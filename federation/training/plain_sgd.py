@@ -44,8 +44,7 @@ class PlainSgd:
         gradients: list[torch.Tensor] = []
         for parameter in self._parameters:
             if (gradient := parameter.grad) is not None:
-                moved.append(parameter)
+                moved.append(parameter.data)  # nothing is recorded of what is done to it
                 gradients.append(gradient)
         if moved:
-            with torch.no_grad():
-                torch._foreach_add_(moved, gradients, alpha=-self.param_groups[0]["lr"])
+            torch._foreach_add_(moved, gradients, alpha=-self.param_groups[0]["lr"])

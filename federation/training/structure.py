@@ -7,7 +7,8 @@ same ones. The module itself is not held: who keeps structures by module does no
 
 from __future__ import annotations
 
-from operator import is_
+from itertools import chain
+from operator import is_, methodcaller
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
+
+_values = methodcaller("values")
 
 
 class Structure:
@@ -34,17 +37,18 @@ class Structure:
         parts = [part for each in modules for part in (each._parameters, each._buffers, each._modules)]
         self.parameters: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
         self._below = modules[1:]
-        self._empty: list[dict[str, Any]] = [part for part in parts if not part]
-        self._held = [(part, tuple(part.values())) for part in parts if part]
+        self._parts: list[dict[str, Any]] = parts
+        self._sizes = list(map(len, parts))
+        self._held = [held for part in parts for held in part.values()]
         # An author's own `train` may do anything; torch's does the same to the same modes.
         self._sets_modes_itself = any(type(each).train is not torch.nn.Module.train for each in modules)
         self._modes: list[bool] | None = None
 
     def is_current(self) -> bool:
         """Tell whether every module still holds the same parameters, buffers and modules."""
-        if any(self._empty):
+        if list(map(len, self._parts)) != self._sizes:
             return False
-        return all(len(part) == len(held) and all(map(is_, part.values(), held)) for part, held in self._held)
+        return all(map(is_, chain.from_iterable(map(_values, self._parts)), self._held))
 
     def trained(self) -> list[torch.nn.Parameter]:
         """Return the parameters that are trained now."""

@@ -15,6 +15,7 @@ Rules, in order:
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from federation.training.context import RoundContext
     from federation.training.structure import Structure
     from federation.training.supervised import Recipe
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class TorchProblem:
@@ -119,7 +122,7 @@ class TorchProblem:
         train_mode(self._model, self._structure)
         rate = self._round.learning_rate if learning_rate is None else learning_rate
         rng = self._round.rng(purpose)
-        with self._device, frozen(self._structure, only):
+        with self._device, frozen(self._structure, only) if only is not None else _NOTHING:
             made = self._make_optimizer(optimizer, rate)
             is_main = optimizer is None and purpose == "shuffle"
             if is_main:

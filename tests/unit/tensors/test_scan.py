@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.tensors import DType, NotFiniteError, TensorScan, TensorSchema, TensorSpec, pack
+from federation.tensors.scan import norm_of
 
 FLOATS = [dtype for dtype in DType if dtype.is_float]
 SCHEMA = TensorSchema.of(
@@ -38,6 +39,23 @@ def test_norm_is_that_of_all_floats_wherever_the_pieces_are_cut(cuts: list[int],
     scan.finish()
     assert scan.norm == pytest.approx(norm, rel=1e-12)
     assert scan.position == SCHEMA.nbytes
+
+
+@pytest.mark.parametrize("elements", [0, 1, 300, 20_000])
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.value)
+def test_the_norm_of_a_whole_buffer_is_to_the_bit_that_of_a_scan(dtype: DType, elements: int) -> None:
+    schema = TensorSchema.of([TensorSpec(name="w", dtype=dtype, shape=(elements,))])
+    buffer = pack(schema, {"w": np.random.default_rng(1).standard_normal(elements).astype(dtype.numpy)})
+    scan = TensorScan(schema)
+    scan.feed(buffer)
+    assert norm_of(schema, buffer) == scan.norm
+    with pytest.raises(ValueError, match="bytes"):
+        norm_of(schema, bytes(buffer) + b"\0")
+    for bad in (math.nan, 1e200 if dtype is DType.FLOAT64 else math.inf):
+        with pytest.raises(NotFiniteError, match="w"):
+            norm_of(
+                TensorSchema.of([TensorSpec(name="w", dtype=dtype, shape=(2,))]), np.full(2, bad, dtype.numpy).tobytes()
+            )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

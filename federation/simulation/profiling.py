@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TRACED_ROUND = 2
+_SILENT = "6"
+"""Above the level at which torch's tracer tells the terminal that it starts and stops; who sets its own is obeyed."""
 
 
 @dataclass(slots=True)
@@ -76,6 +79,7 @@ class Profile:
         if self._profiler is not None:
             self._write_trace()
         elif number == TRACED_ROUND - 1:
+            os.environ.setdefault("KINETO_LOG_LEVEL", _SILENT)
             with self.span("trace"):
                 from torch.profiler import ProfilerActivity, profile
 

@@ -205,7 +205,8 @@ def _prepare(
         opened = [_rebased(update, sources.model, sources.bases[update.site]) for update in opened]
     if algorithm.needs_norms:
         round = replace(round, sites=_with_norms(round, opened, sources.model.schema.parameters))
-    round = replace(round, damping=_damping(spec))
+    if (damping := _damping(spec)) != round.damping:
+        round = replace(round, damping=damping)
     server = algorithm.server()
     combiner = combiner_of(aggregation, round, sources.rule_state)
     quarantine = spec.plan.quarantine

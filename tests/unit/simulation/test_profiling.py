@@ -62,8 +62,11 @@ def test_without_a_file_no_round_is_traced(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.needs_torch
-def test_the_second_round_is_traced(tmp_path: Path) -> None:
+def test_the_second_round_is_traced_and_the_tracer_says_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch = pytest.importorskip("torch")
+    monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
     profile = Profile(tmp_path / "traces" / "round-2.json")
     for number in range(1, TRACED_ROUND + 2):
         torch.ones(number, 7).sum()
@@ -71,3 +74,4 @@ def test_the_second_round_is_traced(tmp_path: Path) -> None:
     events = json.loads((tmp_path / "traces" / "round-2.json").read_text())["traceEvents"]
     shapes = [event["args"]["Input Dims"] for event in events if event.get("name") == "aten::sum"]
     assert shapes and all(shape[0] == [TRACED_ROUND, 7] for shape in shapes)
+    assert capfd.readouterr() == ("", "")

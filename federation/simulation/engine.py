@@ -2,7 +2,7 @@
 
 Rules:
 
-1. Events happen in the order of (simulated time, site name). Work is done when it is ordered, whatever its simulated
+1. Events happen in the order of `federation.simulation.agenda`. Work is done when it is ordered, whatever its simulated
    time: what decides is the time at which its answer would have come.
 2. The next event is taken only when every action of the last one is done, so nothing overlaps but workers' own work.
 3. Deadlines are simulated seconds. They pass while answers are awaited only if a time model or a script is given:
@@ -18,8 +18,6 @@ Rules:
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from collections import deque
 from dataclasses import replace
@@ -32,6 +30,7 @@ from federation.rounds.admission import NormWindow, check_norm
 from federation.rounds.asynchronous import AsyncMachine
 from federation.rounds.events import Phase
 from federation.simulation.admission import Admission
+from federation.simulation.agenda import Agenda
 from federation.simulation.bench import EvaluateOrder, KeepOrder, TrainOrder
 from federation.simulation.book import RoundBook, Update
 from federation.simulation.roles import NoSpans
@@ -71,7 +70,7 @@ class Engine:
         tampering: writes the updates of hostile sites; None: all are honest.
 
     Attributes:
-        clock: simulated seconds since the start of the experiment.
+        agenda: what is to happen, and the clock.
         absent: round at which each site that is away is ready.
         norms: of the updates of the last committed rounds.
     """
@@ -92,7 +91,7 @@ class Engine:
         profile: Spans | None = None,
         tampering: Tampering | None = None,
     ) -> None:
-        self.clock = 0.0
+        self.agenda = Agenda(enforces_deadlines=enforces_deadlines)
         self.book = RoundBook(byzantine=spec.plan.byzantine)
         self.absent: dict[SiteName, int] = {}
         self.norms = NormWindow()
@@ -104,19 +103,13 @@ class Engine:
         self._executor = executor
         self._times = times
         self._script = script
-        self._enforces_deadlines = enforces_deadlines
         self._on_commit = on_commit
         self._is_stopping = is_stopping
         self._spans = profile or NoSpans()
         self._tampering = tampering
         self._admission = Admission(spec)
-        self._heap: list[tuple[float, SiteName, int, events.Event]] = []
-        self._sequence = itertools.count()
         self._actions: deque[events.Action] = deque()
-        self._timer: float | None = None
         self._leaving: dict[SiteName, int] = {}
-        self._due: dict[SiteName, int] = {}
-        self._evaluating: set[int] = set()
         self._updates: dict[SiteName, Update] = {}
         self._combined: dict[SiteName, Update] = {}
         self._free = list(range(executor.arena.layout.slots - 1, -1, -1))
@@ -131,14 +124,14 @@ class Engine:
             SimulationError: a worker died, twice.
             StorageError: the state of a site, or the run folder, cannot be written.
         """
-        self._round_began = self.clock
+        self._round_began = self.agenda.clock
         self._actions.extend(self._machine.start())
         for site in sorted(self._sites):
             if self._script.joining(site) > self._machine.round:
                 self.absent.setdefault(site, self._script.joining(site))
             if self.absent.get(site, 0) <= self._machine.round:
                 self.absent.pop(site, None)
-                self._push(-math.inf, site, events.SiteReady(site))  # before anything that was under way
+                self.agenda.note(-math.inf, site, events.SiteReady(site))  # before anything that was under way
         try:
             while self._finish is None:
                 while self._actions:
@@ -161,7 +154,7 @@ class Engine:
         if not isinstance(machine, AsyncMachine):
             return UnderWay()
         training = machine.training
-        rows = [row for row in self._heap if row[1] in training]
+        rows = self.agenda.of(training)
         coming = {site: (at, event) for at, site, _, event in rows if not isinstance(event, events.TaskOverdue)}
         overdue_at = {
             site: at
@@ -205,9 +198,9 @@ class Engine:
             if flight.back:
                 self._leaving[site] = flight.back
             if flight.at is not None and flight.event is not None:
-                self._due[site] = self._push(flight.at, site, flight.event)
+                self.agenda.resume_end(flight.at, site, flight.event)
             if flight.overdue_at is not None:
-                self._push(flight.overdue_at, site, events.TaskOverdue(site, flight.round, flight.attempt))
+                self.agenda.note(flight.overdue_at, site, events.TaskOverdue(site, flight.round, flight.attempt))
             if flight.trained is None:
                 continue
             slot = self._free.pop()
@@ -219,23 +212,9 @@ class Engine:
 
     # --- events in
 
-    def _push(self, at: float, site: SiteName, event: events.Event) -> int:
-        number = next(self._sequence)
-        heapq.heappush(self._heap, (at, site, number, event))
-        return number
-
-    def _push_end(self, at: float, site: SiteName, event: events.Event, action: events.AskTrain) -> int:
-        """Note how and when a site's task ends, and that it will have had its time before, if it will."""
-        if action.overdue_s is not None and self._enforces_deadlines and at > self.clock + action.overdue_s:
-            overdue = events.TaskOverdue(site, action.round, action.attempt)
-            self._push(self.clock + action.overdue_s, site, overdue)
-        return self._push(at, site, event)
-
     def _next_event(self) -> events.Event:
-        timer_first = self._enforces_deadlines and self._timer is not None
-        if self._heap and not (timer_first and self._timer is not None and self._heap[0][0] > self._timer):
-            at, site, number, event = heapq.heappop(self._heap)
-            self.clock = max(self.clock, at)
+        if row := self.agenda.take():
+            _, site, number, event = row
             known = self._arrived(site, number, event)
             return self._next_event() if known is None else known
         # A run that goes on may find itself paused before its first draw.
@@ -246,12 +225,9 @@ class Engine:
             site = min(self.absent, key=lambda name: (self.absent[name], name))
             del self.absent[site]
             return events.SiteReady(site)
-        if self._timer is None:
+        # Sites that are still to come at the start, by the script, are not waited for: no time passes.
+        if not self.agenda.take_timer(passes=self._machine.phase is not Phase.JOINING):
             raise RuntimeError(f"nothing is left to happen in phase {self._machine.phase.value}")
-        if self._enforces_deadlines and self._machine.phase is not Phase.JOINING:
-            # Sites that are still to come at the start, by the script, are not waited for: no time passes.
-            self.clock = max(self.clock, self._timer)
-        self._timer = None
         return events.DeadlinePassed()
 
     def _arrived(self, site: SiteName, number: int, event: events.Event) -> events.Event | None:
@@ -261,9 +237,9 @@ class Engine:
             if back is None:
                 return None
             self.absent[site] = back
-        elif isinstance(event, events.SiteReady | events.TaskOverdue) or number in self._evaluating:
+        elif isinstance(event, events.SiteReady | events.TaskOverdue):
             return event
-        elif self._due.get(site) != number:
+        elif not self.agenda.means_something(site, number):
             return None
         elif isinstance(event, events.UpdateAdmitted) and site in self._updates:
             try:
@@ -279,9 +255,9 @@ class Engine:
         if isinstance(action, events.EnterPhase):
             self.book.enter(action.phase)
         elif isinstance(action, events.StartTimer):
-            self._timer = self.clock + action.seconds
+            self.agenda.start_timer(action.seconds)
         elif isinstance(action, events.StopTimer):
-            self._timer = None
+            self.agenda.stop_timer()
         elif isinstance(action, events.AskTrain):
             return self._train(action)
         elif isinstance(action, events.AskEvaluate):
@@ -352,13 +328,13 @@ class Engine:
 
     def _end_of(self, site: SiteName, fate: Fate, down: int, action: events.AskTrain) -> None:
         """What a script says instead of an answer; it shows once the site would have begun."""
-        at = self.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
+        at = self.agenda.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
         if fate.end == "lose":
             self._leaving[site] = fate.back
             self.book.held.pop(site, None)
-            self._push_end(at, site, events.SiteLost(site, "lost by the script"), action)
+            self.agenda.note_loss(at, site, events.SiteLost(site, "lost by the script"), action)
         else:
-            self._due[site] = self._push_end(at, site, events.SiteFailed(site, "failed by the script"), action)
+            self.agenda.note_end(at, site, events.SiteFailed(site, "failed by the script"), action)
 
     def _take(self, answer: TrainAnswer, action: events.AskTrain, slot: int, fate: Fate, down: int) -> None:
         site, trained = answer.site, answer.trained
@@ -366,10 +342,10 @@ class Engine:
             assert answer.failure is not None  # noqa: S101 - an answer is one or the other
             self._free.append(slot)
             self._fail(action.round, site, answer.failure)
-            at = self.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
-            self._due[site] = self._push_end(at, site, events.SiteFailed(site, answer.failure.error_class), action)
+            at = self.agenda.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
+            self.agenda.note_end(at, site, events.SiteFailed(site, answer.failure.error_class), action)
             return
-        at = self.clock + fate.delay_s
+        at = self.agenda.clock + fate.delay_s
         at += self._times.training_s(
             site=site,
             seed=self._spec.plan.seed,
@@ -397,7 +373,7 @@ class Engine:
             self._free.append(slot)
         else:
             self._updates[site] = Update(site, action.round, action.attempt, slot, trained, norm, answer.has_pending)
-        self._due[site] = self._push_end(at, site, event, action)
+        self.agenda.note_end(at, site, event, action)
 
     def _fail(self, round_number: RoundNumber, site: SiteName, failure: Failure) -> None:
         self.failures.append((round_number, site, failure))
@@ -405,7 +381,7 @@ class Engine:
     def _evaluate(self, action: events.AskEvaluate) -> None:
         sent, step = self._models.candidate_sent, self._models.candidate_step
         downs = {site: self.book.send(site, sent, step) for site in action.sites}
-        at = {site: self.clock + self._times.evaluation_s(bytes_down=down) for site, down in downs.items()}
+        at = {site: self.agenda.clock + self._times.evaluation_s(bytes_down=down) for site, down in downs.items()}
         generation = self._models.next_generation
         orders = [EvaluateOrder(site, action.round, generation) for site in action.sites]
         with self._spans.span("evaluate"):
@@ -419,10 +395,10 @@ class Engine:
                     assert answer.failure is not None  # noqa: S101 - an answer is one or the other
                     self._fail(action.round, answer.site, answer.failure)
                     event = events.SiteFailed(answer.site, answer.failure.error_class)
-                self._evaluating.add(self._push(at[answer.site], answer.site, event))
+                self.agenda.note_evaluation(at[answer.site], answer.site, event)
 
     def _combine(self, action: events.Combine) -> None:
-        self.clock += self._times.server_s
+        self.agenda.clock += self._times.server_s
         self._combined = {site: self._updates[site] for site in action.sites}
         total = count_sites(self._models.total, len(self._machine.connected), self._spec.plan)
         with self._spans.span("combine"):
@@ -439,8 +415,12 @@ class Engine:
             raise RuntimeError("there is no candidate to commit")
         self._write_down()
         total = count_sites(self._models.total, len(self._machine.connected), self._spec.plan)
-        simulated, combined, self._round_began = self.clock - self._round_began, self._combined, self.clock
-        self._forget_evaluations()
+        simulated, combined, self._round_began = (
+            self.agenda.clock - self._round_began,
+            self._combined,
+            self.agenda.clock,
+        )
+        self.agenda.forget_evaluations()
         with self._spans.span("commit"):
             self._models.commit()
             self._settle_counted()
@@ -471,13 +451,6 @@ class Engine:
             return False
         todo()
         return self._is_stopping()
-
-    def _forget_evaluations(self) -> None:
-        """Drop answers about a candidate that come after the deadline: they must not pass for those about the next."""
-        if not self._evaluating.isdisjoint(row[2] for row in self._heap):
-            self._heap = [row for row in self._heap if row[2] not in self._evaluating]
-            heapq.heapify(self._heap)
-        self._evaluating.clear()
 
     def _return(self, round_number: int) -> None:
         """Rule 4: sites that are back for a round are ready before it is drawn."""

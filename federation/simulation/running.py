@@ -255,7 +255,7 @@ class _Run:
             profile=self._profile,
             tampering=HostileSites(setting.threat, self._spec, executor.arena) if setting.threat else None,
         )
-        engine.clock = standpoint.clock
+        engine.agenda.clock = standpoint.clock
         engine.absent = dict(standpoint.absent)
         for record in self._records:
             engine.norms = engine.norms.after(record)
@@ -276,7 +276,7 @@ class _Run:
             round=commit.round,
             score=commit.score,
             total=models.total,
-            clock=engine.clock,
+            clock=engine.agenda.clock,
             absent=dict(engine.absent),
             held=dict(engine.book.held),
             step=models.sent_step,

@@ -1,0 +1,123 @@
+"""What is to happen in a simulation, and when: the queue of its events, its clock and its timer.
+
+Rules:
+
+1. Events come in the order of (simulated time, site name); of one site at one time, in the order they were noted in.
+2. The clock goes forward only. A timer passes while answers are awaited only if deadlines are enforced, and is what
+   comes next, whatever its time, where nothing else is left.
+3. The end of a task means something while it is the latest that was noted of its site, and an evaluation while nobody
+   said that evaluations are over.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from typing import TYPE_CHECKING
+
+from federation.rounds import events
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from federation.names import SiteName
+
+Row = tuple[float, "SiteName", int, events.Event]
+"""When, of which site, the how manieth that was noted, and what."""
+
+
+class Agenda:
+    """The events to come.
+
+    Args:
+        enforces_deadlines: rule 2.
+
+    Attributes:
+        clock: simulated seconds since the start of the experiment.
+    """
+
+    def __init__(self, *, enforces_deadlines: bool) -> None:
+        self.clock = 0.0
+        self._enforces_deadlines = enforces_deadlines
+        self._heap: list[Row] = []
+        self._sequence = itertools.count()
+        self._timer: float | None = None
+        self._due: dict[SiteName, int] = {}
+        self._evaluating: set[int] = set()
+
+    # --- in
+
+    def note(self, at: float, site: SiteName, event: events.Event) -> int:
+        """Note an event; returns its number."""
+        number = next(self._sequence)
+        heapq.heappush(self._heap, (at, site, number, event))
+        return number
+
+    def note_loss(self, at: float, site: SiteName, event: events.SiteLost, action: events.AskTrain) -> None:
+        """Note that a site is lost while it has a task."""
+        self._note_overdue(at, site, action)
+        self.note(at, site, event)
+
+    def note_end(self, at: float, site: SiteName, event: events.Event, action: events.AskTrain) -> None:
+        """Note how and when a site's task ends, and that it will have had its time before, if it will."""
+        self._note_overdue(at, site, action)
+        self.resume_end(at, site, event)
+
+    def resume_end(self, at: float, site: SiteName, event: events.Event) -> None:
+        """Note how and when a task ends that an earlier run gave."""
+        self._due[site] = self.note(at, site, event)
+
+    def note_evaluation(self, at: float, site: SiteName, event: events.Event) -> None:
+        """Note when a site has evaluated, or failed to."""
+        self._evaluating.add(self.note(at, site, event))
+
+    def _note_overdue(self, at: float, site: SiteName, action: events.AskTrain) -> None:
+        if action.overdue_s is not None and self._enforces_deadlines and at > self.clock + action.overdue_s:
+            self.note(self.clock + action.overdue_s, site, events.TaskOverdue(site, action.round, action.attempt))
+
+    def start_timer(self, seconds: float) -> None:
+        """Have time be up in so many simulated seconds."""
+        self._timer = self.clock + seconds
+
+    def stop_timer(self) -> None:
+        """Forget the timer."""
+        self._timer = None
+
+    # --- out
+
+    def take(self) -> Row | None:
+        """Take the next event, the clock put forward to it; None: the timer comes first, or nothing is left."""
+        is_timed = self._enforces_deadlines and self._timer is not None
+        if not self._heap or (is_timed and self._timer is not None and self._heap[0][0] > self._timer):
+            return None
+        row = heapq.heappop(self._heap)
+        self.clock = max(self.clock, row[0])
+        return row
+
+    def take_timer(self, *, passes: bool) -> bool:
+        """Have the timer be up; returns whether there was one.
+
+        Args:
+            passes: its time passes, where deadlines are enforced; False: nobody waited for it.
+        """
+        if self._timer is None:
+            return False
+        if self._enforces_deadlines and passes:
+            self.clock = max(self.clock, self._timer)
+        self._timer = None
+        return True
+
+    def means_something(self, site: SiteName, number: int) -> bool:
+        """Tell whether an end of a task, or of an evaluation, is still waited for (rule 3)."""
+        return number in self._evaluating or self._due.get(site) == number
+
+    def forget_evaluations(self) -> None:
+        """Drop answers about a candidate that come after the deadline: they must not pass for those about the next."""
+        if not self._evaluating.isdisjoint(row[2] for row in self._heap):
+            self._heap = [row for row in self._heap if row[2] not in self._evaluating]
+            heapq.heapify(self._heap)
+        self._evaluating.clear()
+
+    def of(self, sites: Collection[SiteName]) -> list[Row]:
+        """Return what is to come of some sites, in no order."""
+        return [row for row in self._heap if row[1] in sites]

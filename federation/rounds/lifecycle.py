@@ -90,6 +90,10 @@ class Lifecycle:
         """Whether an update of this site would be taken now."""
         raise NotImplementedError
 
+    def foresee(self) -> tuple[SiteName, ...]:
+        """Return the sites that the next round will ask if nothing comes between; empty: that cannot be said."""
+        return ()
+
     def _select(self) -> None:
         """Open a round, or pause."""
         raise NotImplementedError

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from federation.names import Attempt, RoundNumber
 from federation.rounds import events, sampling
 from federation.rounds.events import Phase, Progress, Standing
 from federation.rounds.lifecycle import REJOIN_S, Lifecycle, Transitions, draw_states
@@ -97,6 +98,7 @@ class RoundMachine(Lifecycle):
         self._asked: tuple[SiteName, ...] = ()
         self._holding: set[SiteName] = set()
         self._miss = ""
+        self._foreseen: tuple[tuple[int, int, set[SiteName], int | None], tuple[SiteName, ...]] | None = None
 
     @property
     def asked(self) -> tuple[SiteName, ...]:
@@ -134,23 +136,37 @@ class RoundMachine(Lifecycle):
             self._do(events.AskTrain(self.round, self.attempt, drawn))
         self._look_at_collection()
 
+    def foresee(self) -> tuple[SiteName, ...]:
+        """See `Lifecycle.foresee`: of uniform draws, which depend on nothing that may change unseen."""
+        number = RoundNumber(self.round + 1)
+        if self._plan.sampler != "uniform" or (self._asks_all is not None and self._asks_all(number)):
+            return ()
+        candidates = self.available
+        drawn = self._sample(candidates, self._plan.sample, number, Attempt(1))
+        self._foreseen = (number, 1, candidates, self._plan.sample), drawn
+        return drawn
+
     def _draw(self, candidates: set[SiteName], kept: set[SiteName]) -> tuple[SiteName, ...]:
         if self._asks_all is not None and self._asks_all(self.round):
             return tuple(sorted(candidates))
         # With the sites that were there before a restart this is the draw of before it.
-        drawn = self._sample(candidates | kept, self._plan.sample)
+        drawn = self._sample(candidates | kept, self._plan.sample, self.round, self.attempt)
         if self._plan.sample is not None and not kept.issubset(drawn):
-            drawn = self._sample(candidates, max(self._plan.sample - len(kept), 0))
+            drawn = self._sample(candidates, max(self._plan.sample - len(kept), 0), self.round, self.attempt)
         return tuple(site for site in drawn if site not in kept)
 
-    def _sample(self, candidates: set[SiteName], count: int | None) -> tuple[SiteName, ...]:
+    def _sample(
+        self, candidates: set[SiteName], count: int | None, number: RoundNumber, attempt: Attempt
+    ) -> tuple[SiteName, ...]:
+        if self._foreseen is not None and self._foreseen[0] == (number, attempt, candidates, count):
+            return self._foreseen[1]
         plan = self._plan
         return sampling.draw_sites(
             candidates,
             sample=count,
             seed=plan.seed,
-            round_number=self.round,
-            attempt=self.attempt,
+            round_number=number,
+            attempt=attempt,
             sampler=plan.sampler,
             weights=self._weights,
             least=plan.quorum or 1,

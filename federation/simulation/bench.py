@@ -18,7 +18,7 @@ from federation.training.state import StateStore
 from federation.training.work import Resident, SiteWork
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from federation.data.shard import Shard
@@ -158,6 +158,18 @@ class Bench:
     def train(self, order: TrainOrder) -> TrainAnswer:
         """Train one site's round."""
         return self.train_all([order])[0]
+
+    def foresee(self, sites: Sequence[SiteName], number: RoundNumber, is_needed: Callable[[], bool]) -> None:
+        """Prepare for training these sites in a round, until one is needed otherwise; nobody need be asked for it then.
+
+        Sites whose state others may have settled since are left alone.
+        """
+        if self._premises.is_shared and self._resident.keeps_state:
+            return
+        for site in sites[:FORESEEN]:
+            if is_needed():
+                return
+            self._work(site).foresee(number)
 
     def _prepared(self, order: TrainOrder) -> SiteWork | Failure:
         try:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from federation.algorithms.server import count_sites
 from federation.errors import PlanError, TaskError, UpdateRejectedError
+from federation.names import RoundNumber
 from federation.rounds import events
 from federation.rounds.admission import NormWindow, check_norm
 from federation.rounds.asynchronous import AsyncMachine
@@ -39,7 +40,7 @@ from federation.simulation.under_way import Flight, UnderWay
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from federation.names import Attempt, RoundNumber, SiteName
+    from federation.names import Attempt, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.history import RoundRecord
     from federation.simulation.bench import EvaluateAnswer, Failure, TrainAnswer
@@ -305,6 +306,7 @@ class Engine:
             answers: Iterable[TrainAnswer] = self._executor.train(orders)
             if self._write_down():
                 return True
+            self._executor.foresee(self._machine.foresee(), RoundNumber(action.round + 1))
             if self._tampering is not None:
                 answers = self._tampered(self._tampering, action, list(answers), slots)
             for answer in answers:

@@ -16,6 +16,7 @@ from federation.simulation.memory import Arena
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from federation.names import RoundNumber, SiteName
     from federation.simulation.bench import (
         EvaluateAnswer,
         EvaluateOrder,
@@ -59,6 +60,10 @@ class Executor(Protocol):
         """
         ...
 
+    def foresee(self, sites: Sequence[SiteName], number: RoundNumber) -> None:
+        """Hear which sites are likely to be trained next, and in which round; whoever is idle may prepare for it."""
+        ...
+
     def keep(self, orders: Sequence[KeepOrder]) -> None:
         """Promote or drop what sites hold pending.
 
@@ -97,6 +102,9 @@ class SerialExecutor:
     def evaluate(self, orders: Sequence[EvaluateOrder]) -> Iterator[EvaluateAnswer]:
         """See `Executor.evaluate`."""
         return map(self._bench.evaluate, orders)
+
+    def foresee(self, sites: Sequence[SiteName], number: RoundNumber) -> None:
+        """See `Executor.foresee`: nobody is idle."""
 
     def keep(self, orders: Sequence[KeepOrder]) -> None:
         """See `Executor.keep`."""

@@ -19,6 +19,7 @@ Rules:
 8. Where workers have all cores of this process between them, each has one to itself: else two share one for a while.
    The parent has none then, so the first worker does not look: what is done between two batches is done on its core,
    and takes no time from a worker that could begin the next one.
+9. Workers that look are told whom the next batch is likely to be of, and prepare for it while they would look.
 """
 
 from __future__ import annotations
@@ -39,19 +40,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from federation.simulation import luggage
-from federation.simulation.bench import Bench, EvaluateAnswer, EvaluateOrder, TrainAnswer, TrainOrder, settle
+from federation.simulation.bench import FORESEEN, Bench, EvaluateAnswer, EvaluateOrder, TrainAnswer, TrainOrder, settle
 from federation.simulation.board import Board
 from federation.simulation.devices import device_of
 from federation.simulation.executors import SimulationError
 from federation.simulation.memory import Arena
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
     from multiprocessing.synchronize import Lock
 
-    from federation.names import SiteName
+    from federation.names import RoundNumber, SiteName
     from federation.simulation.bench import KeepOrder, Premises
     from federation.simulation.memory import Layout
 
@@ -64,6 +65,8 @@ LOOK_S = 0.002
 """Seconds (rule 7): as long as the parent takes between two rounds of a small model."""
 _ALONE = 0
 """In place of a batch: orders that are not on the board, but the worker's own."""
+_AHEAD = -1
+"""In place of a batch: sites, and the round in which they are likely to be trained next (rule 9)."""
 START_METHOD: Literal["fork", "spawn"] = "fork" if sys.platform == "linux" else "spawn"
 """How workers begin (rule 1). macOS can fork, but its own libraries do not survive it."""
 
@@ -118,6 +121,14 @@ class ProcessExecutor:
         """See `Executor.evaluate`."""
         return self._serve(orders)
 
+    def foresee(self, sites: Sequence[SiteName], number: RoundNumber) -> None:
+        """See `Executor.foresee`."""
+        looking = [worker for worker in self._workers if worker.looks]
+        if sites and looking:
+            message = pickle.dumps((_AHEAD, (sites[:FORESEEN], number)), _PROTOCOL)
+            for worker in looking:
+                worker.send(message)
+
     def keep(self, orders: Sequence[KeepOrder]) -> None:
         """See `Executor.keep`."""
         assert self._premises.state is not None  # noqa: S101 - made above
@@ -140,20 +151,21 @@ class ProcessExecutor:
             self._temporary.cleanup()
 
     def _start(self, number: int) -> _Worker:
+        place = self._place(number)
         ours, theirs = self._context.Pipe()
         if self._context.get_start_method() == "fork":
             others = [ours, *(worker.pipe for worker in self._workers)]
-            start: Any = (self._place(number), self._premises, (self.arena, self._board), theirs, others)
+            start: Any = (place, self._premises, (self.arena, self._board), theirs, others)
         else:
             memory = (self._memory.name, self._layout, self._lock, self._count)
-            start = (self._place(number), luggage.pack(self._premises, self._source), memory, theirs, [])
+            start = (place, luggage.pack(self._premises, self._source), memory, theirs, [])
         process = self._context.Process(target=_work, args=start, daemon=True)
         with warnings.catch_warnings():
             # BLAS keeps threads that idle; it looks after itself across a fork, and torch has not started any.
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
         theirs.close()
-        return _Worker(number, process, ours)
+        return _Worker(place, process, ours)
 
     def _place(self, number: int) -> _Place:
         """Rule 8; torch's threads, or those of a GPU's driver, would have to share the core."""
@@ -253,8 +265,9 @@ class _Place(NamedTuple):
 class _Worker:
     """The parent's end of one worker."""
 
-    def __init__(self, number: int, process: BaseProcess, pipe: Connection) -> None:
-        self.number = number
+    def __init__(self, place: _Place, process: BaseProcess, pipe: Connection) -> None:
+        self.number = place.number
+        self.looks = place.looks
         self.process = process
         self.pipe = pipe
         self.is_second = False
@@ -336,6 +349,10 @@ class _Turn:
         Raises:
             ConnectionError: the parent is gone.
         """
+        if batch == _AHEAD:
+            sites, number = orders
+            self._bench.foresee(sites, number, _ear(self._pipe))
+            return
         if batch == _ALONE:
             self._answer(self._bench.serve(orders))
             return
@@ -376,8 +393,15 @@ def _look(pipe: Connection) -> None:
     """Rule 7."""
     if sys.platform != "linux":
         return
+    has_come, until = _ear(pipe), time.perf_counter() + LOOK_S
+    while not has_come() and time.perf_counter() < until:
+        os.sched_yield()
+
+
+def _ear(pipe: Connection) -> Callable[[], bool]:
+    """Return what tells whether something has come; a pipe's own way makes a selector each time."""
+    if sys.platform != "linux":
+        return pipe.poll
     poll = select.poll()
     poll.register(pipe.fileno(), select.POLLIN)
-    until = time.perf_counter() + LOOK_S
-    while not poll.poll(0) and time.perf_counter() < until:
-        os.sched_yield()
+    return lambda: bool(poll.poll(0))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from federation.names import PayloadName, SiteName
+    from federation.names import PayloadName, RoundNumber, SiteName
     from federation.simulation.bench import KeepOrder, Premises
     from federation.tensors.buffers import Array
 
@@ -99,6 +99,9 @@ class RayExecutor:
     def evaluate(self, orders: Sequence[EvaluateOrder]) -> Iterator[EvaluateAnswer]:
         """See `Executor.evaluate`."""
         return self._serve(orders)
+
+    def foresee(self, sites: Sequence[SiteName], number: RoundNumber) -> None:
+        """See `Executor.foresee`: nothing is prepared."""
 
     def keep(self, orders: Sequence[KeepOrder]) -> None:
         """See `Executor.keep`."""

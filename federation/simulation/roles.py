@@ -31,6 +31,10 @@ class Machine(Protocol):
         """Return the first actions."""
         ...
 
+    def foresee(self) -> tuple[SiteName, ...]:
+        """Return the sites that the next round will ask if nothing comes between; empty: that cannot be said."""
+        ...
+
     def step(self, event: events.Event) -> list[events.Action]:
         """Take in one event and return what to do."""
         ...

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from federation.names import SiteName
+    from federation.names import RoundNumber, SiteName
     from federation.simulation.bench import (
         EvaluateAnswer,
         EvaluateOrder,
@@ -107,6 +107,9 @@ class ThreadExecutor:
             ConfigurationError: the task draws from a global generator as no thread can (rule 3).
         """
         return iter(self._serve(orders))
+
+    def foresee(self, sites: Sequence[SiteName], number: RoundNumber) -> None:
+        """See `Executor.foresee`: nothing is prepared."""
 
     def keep(self, orders: Sequence[KeepOrder]) -> None:
         """See `Executor.keep`."""

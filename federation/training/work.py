@@ -72,8 +72,9 @@ class SiteWork:
 
         It changes no result: what is done in a row for many is done faster.
         """
-        self._ahead = self._context(number)
-        self._ahead.foresee()
+        if self._ahead is None or self._ahead.number != number:
+            self._ahead = self._context(number)
+            self._ahead.foresee()
 
     def train(self, number: int, attempt: int, inputs: Inputs, outputs: Outputs) -> Trained:
         """Train one round and write the update.

@@ -503,3 +503,27 @@ def test_a_release_before_the_sites_are_back_counts():
         actions = machine.step(ev.SiteReady(site))
     actions = machine.step(ev.SiteReady(C))
     assert the(actions, ev.AskTrain).sites == (A, B, C)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_is_foreseen_is_asked_next_and_foreseeing_changes_no_draw(seed):
+    plan = Plan(sites=5, sample=2, rounds=3, seed=seed)
+    (plain, asked), (foreseeing, same) = started(plan, A, B, C, D, E), started(plan, A, B, C, D, E)
+    for _ in range(2):
+        sites = the(asked, ev.AskTrain).sites
+        assert the(same, ev.AskTrain).sites == sites
+        foreseen = foreseeing.foresee()
+        asked, same = run_round(plain, *sites), run_round(foreseeing, *sites)
+        assert the(same, ev.AskTrain).sites == foreseen
+
+
+def test_a_site_that_is_lost_after_the_next_draw_was_foreseen_is_not_asked():
+    machine, _ = started(Plan(sites=3, quorum=2, rounds=2, evaluate_every=0), A, B, C)
+    assert machine.foresee() == (A, B, C)
+    for event in (ev.UpdateAdmitted(A), ev.UpdateAdmitted(B), ev.SiteLost(C, "gone"), ev.Combined()):
+        machine.step(event)
+    assert the(machine.step(ev.Committed()), ev.AskTrain).sites == (A, B)
+
+
+def test_draws_that_look_at_more_than_who_is_there_are_not_foreseen():
+    assert started(Plan(sites=2, sampler="available"), A, B)[0].foresee() == ()

@@ -66,7 +66,7 @@ class Stepper:
             output, target = objective.forward(samples, targets)
             loss = objective.loss(output, target)
             share = len(target) / group.examples
-            (loss if share == 1.0 else loss * share).backward()  # type: ignore[no-untyped-call]  # torch's stub
+            go_back(loss if share == 1.0 else loss * share)
             self.means.add(len(target), objective.measure(loss, output, target))
         if self._max_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._max_norm)
@@ -75,6 +75,20 @@ class Stepper:
         if self._watch is not None:
             self._watch(rate)
         optimizer.step()
+
+
+def go_back(loss: torch.Tensor) -> None:
+    """Add the gradients of a loss to those of its parameters: ``loss.backward()``, to the bit.
+
+    Of a small model's backward pass a fifth of the time goes by before it begins: into looking for what a plain loss on
+    the CPU has not. Such a one is handed to the engine as it is, any other takes torch's own way.
+    """
+    if type(loss) is not torch.Tensor or loss.device.type != "cpu" or loss.dim() or not loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+        return
+    torch.autograd.Variable._execution_engine.run_backward(  # type: ignore[attr-defined]  # torch's stub
+        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 class GradientWatch:

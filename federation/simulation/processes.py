@@ -17,7 +17,7 @@ Rules:
 7. A worker that is done looks for the next batch for `LOOK_S` before it sleeps, and lets others have the core then: a
    core that slept is slow to wake, and begins with cold caches. So does the parent for the last answers.
 8. Where workers have all cores of this process between them, each has one to itself: else two share one for a while.
-   The parent has none then, so the first worker does not look: what is done between two batches is done on its core,
+   The parent has none then, so who has the first core does not look: what is done between two batches is done there,
    and takes no time from a worker that could begin the next one.
 9. Workers that look are told whom the next batch is likely to be of, and prepare for it while they would look.
 """
@@ -173,7 +173,8 @@ class ProcessExecutor:
         is_alone = self._premises.spec.plan.threads == 1 and not device_of(self._premises.experiment).startswith("cuda")
         if not is_alone or not 0 < len(cores) <= self._count:
             return _Place(number, None, looks=True)
-        return _Place(number, cores[number % len(cores)], looks=number > 0)
+        core = number % len(cores)
+        return _Place(number, cores[core], looks=core > 0)
 
     def _serve(self, orders: Sequence[_Order]) -> Iterator[Any]:
         """Show the orders to the workers, who begin; their answers come as they are asked for."""
@@ -188,7 +189,7 @@ class ProcessExecutor:
         unanswered = {order.site for order in orders}
         while unanswered:
             for worker in self._answering(orders, unanswered):
-                if worker is not self._workers[0]:  # else it has the core that looking would take
+                if worker.looks:  # else it may need the core that looking would take
                     _look(worker.pipe)
                 try:
                     answers = worker.take()

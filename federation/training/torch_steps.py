@@ -86,7 +86,7 @@ def go_back(loss: torch.Tensor) -> None:
     if type(loss) is not torch.Tensor or loss.device.type != "cpu" or loss.dim() or not loss.requires_grad:
         loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
         return
-    torch.autograd.Variable._execution_engine.run_backward(  # type: ignore[attr-defined]  # torch's stub
+    torch.autograd.Variable._execution_engine.run_backward(
         (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
     )
 

@@ -15,7 +15,9 @@ install: $(STAMP)  ## Make .venv with everything for development
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	@# pip compiles on one core. Some packages carry templates that are no Python, as pip would pass over too.
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $(STAMP)
 
 quickstart: $(STAMP)  ## Three hospitals train one model, for real, on this machine

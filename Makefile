@@ -3,8 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# On two cores: many tests wait for processes that they started, and a third worker computes meanwhile.
-WORKERS ?= 3
+# Measured on two cores: a third worker is no faster, and heavy tests side by side come near their limits.
+WORKERS ?= 2
 
 .PHONY: install quickstart test test-deps lint format proto bench clean help
 

@@ -3,7 +3,7 @@
 Rules:
 
 1. A payload of up to 256 KiB is read once and travels inside its task; a larger one is pulled.
-2. A pull begins at any offset and reads one piece ahead in a thread. Pieces have 1 MiB while few sites pull, and less
+2. A pull begins at any offset and reads one piece ahead in a thread. Pieces have 4 MiB while few sites pull, and less
    when many do, so that what is under way does not grow with the number of sites.
 3. Sites pull the same payload at nearly the same time: a piece is read and encoded by the first pull that comes to it,
    and the last few are kept for those close behind.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SMALL_PIECE_BYTES = 256 << 10
 """Size of a piece while many sites pull."""
 FEW_PULLS = 4
-KEPT_PIECES = 8
+KEPT_PIECES = 4
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

@@ -139,8 +139,9 @@ class Receptions:
                     _check_piece(reception, content)
                     self._accept_all(reception, [content])
                 else:
-                    turn.count(_check_piece(reception, content))
-                    await checks.put(content, at_once=not turn.is_held)
+                    nbytes = _check_piece(reception, content)
+                    turn.count(nbytes)
+                    await checks.put(content, nbytes, at_once=not turn.is_held)
                 del request, content  # a piece of each upload that waits for its turn would be held, else
             await checks.finish()
         finally:

@@ -185,7 +185,8 @@ class Downloads:
         try:
             async with link.stub.server_stream("PullModel", request, read=read_model_piece) as replies:
                 async for reply in replies:
-                    await storing.put(reply if isinstance(reply, MessagePiece) else reply.chunk)
+                    piece = reply if isinstance(reply, MessagePiece) else reply.chunk
+                    await storing.put(piece, len(piece.data))
             await storing.finish()
         finally:
             await storing.settle()  # should the line be cut, what came before is good

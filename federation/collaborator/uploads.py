@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -29,7 +28,7 @@ from federation.errors import (
     TransportError,
     UpdateRejectedError,
 )
-from federation.runtime.batches import BATCH_ITEMS
+from federation.runtime.batches import BATCH_BYTES
 from federation.runtime.clock import pause
 from federation.v1 import aggregator_pb2
 from federation.wire.chunks import CHUNK_BYTES, LEAST_CHUNK_BYTES, read_pieces
@@ -147,7 +146,12 @@ async def _write_ahead(call: BidiCall, pieces: Iterator[bytes]) -> bool:
     """Send pieces while a thread reads the next ones, a few at a time; False as `_write_all`."""
 
     def read() -> list[bytes]:
-        return list(itertools.islice(pieces, BATCH_ITEMS))
+        batch: list[bytes] = []
+        nbytes = 0
+        while nbytes < BATCH_BYTES and (piece := next(pieces, None)) is not None:
+            batch.append(piece)
+            nbytes += len(piece)
+        return batch
 
     batch = await in_thread(read)
     while batch:

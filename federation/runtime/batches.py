@@ -1,7 +1,7 @@
 """Work in a thread on items that arrive one by one, such as the pieces of a transfer.
 
 Handing one item to a thread and hearing back costs about a tenth of a millisecond and a fight for the interpreter lock,
-as much as a megabyte's checksum. So several go at a time, and the next ones gather while the thread is busy.
+as much as a megabyte's checksum. So small ones go several at a time, and the next ones gather while the thread is busy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-BATCH_ITEMS = 4
+BATCH_BYTES = 2 << 20
+"""What goes to a thread at a time, at least; one piece may be more."""
 
 
 class Batches(Generic[_T]):
@@ -24,30 +25,33 @@ class Batches(Generic[_T]):
     Args:
         work: takes one batch; blocks, and runs in the pool.
         pool: threads; None for those of the event loop.
-        items: how many make a batch.
+        full: bytes that make a batch.
 
     What `work` raises is raised by a later `put` or by `finish`, and items after it are dropped. Always end with
     `settle`, in a finally block: until then a thread may be using what the items belong to.
     """
 
     def __init__(
-        self, work: Callable[[Sequence[_T]], None], pool: Executor | None = None, items: int = BATCH_ITEMS
+        self, work: Callable[[Sequence[_T]], None], pool: Executor | None = None, full: int = BATCH_BYTES
     ) -> None:
         self._work = work
         self._pool = pool
-        self._items = items
+        self._full = full
         self._gathered: list[_T] = []
+        self._size = 0
         self._job: asyncio.Future[None] | None = None
 
-    async def put(self, item: _T, *, at_once: bool = False) -> None:
+    async def put(self, item: _T, nbytes: int, *, at_once: bool = False) -> None:
         """Take an item; waits while a batch is full and the one before it is not done.
 
         Args:
             item: it.
+            nbytes: its size.
             at_once: do not wait for more: items come slowly, and each is memory.
         """
         self._gathered.append(item)
-        if at_once or len(self._gathered) >= self._items:
+        self._size += nbytes
+        if at_once or self._size >= self._full:
             await self._finish_job()
             self._begin()
 
@@ -78,12 +82,12 @@ class Batches(Generic[_T]):
             if job is not None:
                 await asyncio.wait({job})
                 if not _is_good(job):
-                    self._gathered.clear()
+                    self._gathered, self._size = [], 0
 
     def _begin(self) -> None:
         if not self._gathered:
             return
-        batch, self._gathered = self._gathered, []
+        batch, self._gathered, self._size = self._gathered, [], 0
         self._job = asyncio.get_running_loop().run_in_executor(self._pool, self._work, batch)
 
     async def _finish_job(self) -> None:

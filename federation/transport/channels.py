@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from federation.transport.credentials import TlsFiles
 
 MAX_MESSAGE_BYTES = 8 << 20
-"""Largest message either side accepts; payloads travel in chunks of 1 MiB."""
+"""Largest message either side accepts; payloads travel in chunks of at most 4 MiB."""
 
 _KEEPALIVE_MS = 60_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
 _MIN_PING_INTERVAL_MS = 30_000
 _MAX_RECONNECT_BACKOFF_MS = 10_000
+_MAX_FRAME_BYTES = 4 << 20
+"""A piece in one frame: by default it is cut into 256, each with its header and its place in the buffers."""
 
 _COMMON_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -37,6 +39,7 @@ _COMMON_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),  # a session that says nothing for hours is normal here
+    ("grpc.http2.max_frame_size", _MAX_FRAME_BYTES),
 )
 CLIENT_OPTIONS: tuple[tuple[str, int], ...] = (
     *_COMMON_OPTIONS,
@@ -47,15 +50,14 @@ CLIENT_OPTIONS: tuple[tuple[str, int], ...] = (
     # A fixed receive window, as at the server: by default it grows with the line's speed, whether or not what comes is
     # stored as fast (100 MB in a collaborator whose disk or processor is busy, measured).
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 2 << 20),
+    ("grpc.http2.lookahead_bytes", 4 << 20),
 )
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     *_COMMON_OPTIONS,
     ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
     # A fixed receive window a stream. By default it grows with the line's speed, up to megabytes, for streams too that
     # nobody reads yet: 3 to 9 MB for each of 16 uploads, measured. While a message is read gRPC adds what is missing of
-    # it, so a sender may have two pieces under way; one that is not read, this much. With less than a piece each
-    # message waits for its window to be opened again, once or more.
+    # it, so a sender has a whole piece under way, however large; one that is not read, this much.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1 << 20),
     ("grpc.so_reuseport", 0),  # a port in use must be an error, not a second server taking every other connection

@@ -16,7 +16,7 @@ An implementation has one method per method of the service, named as in the prot
     async def Submit(self, requests, call) -> SubmitReply                       # many to one
     async def Attend(self, requests, call) -> AsyncIterator[AttendReply]        # many to many: an async generator
 
-A reply may also be given as its encoded bytes: a chunk of 1 MiB put together by hand is copied once, by protobuf three
+A reply may also be given as its encoded bytes: a piece put together by hand is copied once, by protobuf three
 times. Likewise messages of a stream may be read by hand: by a function that takes a message's bytes and returns what
 stands for it, or None to have protobuf read it.
 """

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 4 << 20
+"""Pieces of a payload where few sites send or fetch at once: each costs both sides a message."""
 LEAST_CHUNK_BYTES = 64 << 10
 """Pieces of an upload are not shorter, but for the last of a payload."""
 MAX_CHUNK_BYTES = 4 << 20

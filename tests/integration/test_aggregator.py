@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from federation.aggregator.turns import turns_here
+from federation.aggregator.turns import CROWD_PIECE_BYTES, turns_here
 from federation.errors import (
     ConflictError,
     IdentityError,
@@ -34,6 +34,7 @@ from federation.testing.honest_sites import HonestSite
 from federation.testing.misbehaving_sites import LateSite, Lie, LyingSite, VanishingSite
 from federation.testing.scripted_sites import ScriptedSite
 from federation.v1 import aggregator_pb2 as pb
+from federation.wire.chunks import CHUNK_BYTES
 
 
 def stage(tmp_path, sites="ab", schema=None, optimizer=None, value=0.0, **plan):
@@ -278,7 +279,7 @@ async def test_where_many_upload_smaller_pieces_are_asked_for(tmp_path):
             wanted.append(holding.piece_bytes)
             for site, header in zip(sites, headers, strict=True):
                 await site.push(header, payloads)
-    assert wanted == [1 << 20, 512 << 10]
+    assert wanted == [CHUNK_BYTES, CROWD_PIECE_BYTES]
 
 
 async def test_an_upload_in_crumbs_is_refused_and_only_the_last_piece_may_be_short(tmp_path):

@@ -18,6 +18,7 @@ from federation.errors import ConflictError, Refusal, UpdateRejectedError
 from federation.names import ExperimentId, FederationName, aggregator_server_name
 from federation.tensors.digest import payload_digest
 from federation.v1 import aggregator_pb2
+from federation.wire.chunks import CHUNK_BYTES, LEAST_CHUNK_BYTES
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -67,8 +68,8 @@ async def test_a_site_trains_evaluates_and_finishes(
 async def test_pieces_are_as_large_as_the_aggregator_would_like_within_reason(
     make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
 ) -> None:
-    cases = [(0, 1 << 20), (300_000, 300_000), (1, 64 << 10), (9 << 20, 1 << 20)]
-    trial = make_trial(elements=500_000, rounds=len(cases))
+    cases = [(0, CHUNK_BYTES), (300_000, 300_000), (1, LEAST_CHUNK_BYTES), (9 << 20, CHUNK_BYTES)]
+    trial = make_trial(elements=CHUNK_BYTES // 3, rounds=len(cases))
     aggregator, site = await aggregator_of(trial), make_site(trial)
     child = await site.start(aggregator.address)
     session = await aggregator.next_session()
@@ -87,19 +88,19 @@ async def test_pieces_are_as_large_as_the_aggregator_would_like_within_reason(
 async def test_cut_downloads_and_uploads_go_on_where_they_stopped(
     make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
 ) -> None:
-    trial = make_trial(elements=1_000_000)
+    trial = make_trial(elements=CHUNK_BYTES)
     aggregator, site = await aggregator_of(trial), make_site(trial)
     child = await site.start(aggregator.address)
     session = await aggregator.next_session()
     await session.hear("ready")
-    aggregator.cut_pull_after = 2 << 20
-    aggregator.cut_push_after = 3 << 20
+    aggregator.cut_pull_after = 2 * CHUNK_BYTES
+    aggregator.cut_push_after = 3 * CHUNK_BYTES
     session.send(task=aggregator.task(trial.first_model, inline=False))
     update = await aggregator.next_update()
     # What was on the wire when the line was cut may have come or not; what had come is not asked for again.
     assert aggregator.pulls[0] == 0
     assert aggregator.pulls[1] > 0
-    assert update.resumed_at[0] >= 3 << 20
+    assert update.resumed_at[0] >= 3 * CHUNK_BYTES
     assert update.digests == [payload_digest(update.data[0])]
     _finish(session)
     await wait_for_end(child)

@@ -24,6 +24,7 @@ from federation.testing.clock import FakeClock
 from federation.transport.channels import open_channel
 from federation.transport.methods import Stub
 from federation.v1 import aggregator_pb2, director_pb2
+from federation.wire.chunks import CHUNK_BYTES
 from federation.wire.payloads import payload_from_proto
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Guest:
 async def test_a_cut_model_is_fetched_on_over_the_next_line_as_it_is_up(
     make_trial: Any, aggregator_of: Any, pki: Any, tmp_path: Path
 ) -> None:
-    trial, clock, links = make_trial(elements=1 << 20), FakeClock(), LinkHolder()
+    trial, clock, links = make_trial(elements=CHUNK_BYTES), FakeClock(), LinkHolder()
     aggregator = await aggregator_of(trial)
     downloads = Downloads(
         experiment=EXPERIMENT,
@@ -71,7 +72,7 @@ async def test_a_cut_model_is_fetched_on_over_the_next_line_as_it_is_up(
         clock=clock,
     )
     task = aggregator.task(trial.first_model, inline=False)
-    aggregator.cut_pull_after = 2 << 20
+    aggregator.cut_pull_after = 2 * CHUNK_BYTES
     tls = pki.issue(Role.ENVOY, "north")
     channel = open_channel(aggregator.address, server_name=aggregator_server_name(CARE, EXPERIMENT), tls=tls)
 
@@ -89,7 +90,7 @@ async def test_a_cut_model_is_fetched_on_over_the_next_line_as_it_is_up(
         fetch.cancel()
         await channel.close()
     assert path.read_bytes() == trial.first_model
-    assert aggregator.pulls == [0, 2 << 20]
+    assert aggregator.pulls == [0, 2 * CHUNK_BYTES]
     assert clock.monotonic() == 0 and clock.waiting == 0
 
 

@@ -31,20 +31,20 @@ class Work:
 
 async def test_items_are_worked_on_in_order_a_few_at_a_time_and_the_rest_at_the_end():
     work = Work()
-    batches = Batches(work, items=2)
+    batches = Batches(work, full=2)
     for item in range(5):
-        await batches.put(item)
+        await batches.put(item, 1)
     await batches.finish()
     assert work.batches == [[0, 1], [2, 3], [4]]
 
 
 async def test_items_gather_while_a_batch_is_worked_on_and_a_full_one_waits():
     work = Work(waits=True)
-    batches = Batches(work, items=2)
+    batches = Batches(work, full=2)
     for item in range(3):
-        await batches.put(item)
+        await batches.put(item, 1)
     await asyncio.to_thread(work.begun.wait, 30)
-    waiting = asyncio.create_task(batches.put(3))
+    waiting = asyncio.create_task(batches.put(3, 1))
     await asyncio.sleep(0)
     assert not waiting.done()
     work.go.set()
@@ -55,47 +55,47 @@ async def test_items_gather_while_a_batch_is_worked_on_and_a_full_one_waits():
 
 async def test_an_item_that_must_not_wait_goes_with_what_had_gathered():
     work = Work()
-    batches = Batches(work, items=4)
-    await batches.put(0)
-    await batches.put(1, at_once=True)
-    await batches.put(2)
+    batches = Batches(work, full=4)
+    await batches.put(0, 1)
+    await batches.put(1, 1, at_once=True)
+    await batches.put(2, 1)
     await batches.finish()
     assert work.batches == [[0, 1], [2]]
 
 
 async def test_what_gathered_goes_at_once_when_nothing_more_is_to_be_waited_for():
     work = Work()
-    batches = Batches(work, items=4)
+    batches = Batches(work, full=4)
     batches.hurry()
-    await batches.put(0)
-    await batches.put(1)
+    await batches.put(0, 1)
+    await batches.put(1, 1)
     batches.hurry()
     await asyncio.to_thread(work.begun.wait, 30)
-    await batches.put(2)
+    await batches.put(2, 1)
     await batches.finish()
     assert work.batches == [[0, 1], [2]]
 
 
 async def test_a_hurry_while_a_batch_is_worked_on_follows_it_and_loses_nothing():
     work = Work(waits=True)
-    batches = Batches(work, items=2)
+    batches = Batches(work, full=2)
     for item in range(3):
-        await batches.put(item)
+        await batches.put(item, 1)
     batches.hurry()
-    full = asyncio.create_task(batches.put(3))
+    full = asyncio.create_task(batches.put(3, 1))
     await asyncio.sleep(0)
     work.go.set()
     await full
-    await batches.put(4)
+    await batches.put(4, 1)
     await batches.finish()
     assert [item for batch in work.batches for item in batch] == [0, 1, 2, 3, 4]
 
 
 async def test_a_hurry_after_a_failure_works_on_nothing_more():
     work = Work(waits=True, fails_at=1)
-    batches = Batches(work, items=2)
+    batches = Batches(work, full=2)
     for item in range(3):
-        await batches.put(item)
+        await batches.put(item, 1)
     batches.hurry()
     work.go.set()
     with pytest.raises(ValueError, match="item 1 is bad"):
@@ -107,12 +107,12 @@ async def test_a_hurry_after_a_failure_works_on_nothing_more():
 
 async def test_what_fails_is_raised_later_and_nothing_after_it_is_worked_on():
     work = Work(fails_at=1)
-    batches = Batches(work, items=2)
-    await batches.put(0)
-    await batches.put(1)
-    await batches.put(2)
+    batches = Batches(work, full=2)
+    await batches.put(0, 1)
+    await batches.put(1, 1)
+    await batches.put(2, 1)
     with pytest.raises(ValueError, match="item 1 is bad"):
-        await batches.put(3)
+        await batches.put(3, 1)
     with pytest.raises(ValueError, match="item 1 is bad"):
         await batches.finish()
     await batches.settle()
@@ -121,12 +121,12 @@ async def test_what_fails_is_raised_later_and_nothing_after_it_is_worked_on():
 
 async def test_whoever_is_cancelled_settles_and_every_item_was_worked_on():
     work = Work(waits=True)
-    batches = Batches(work, items=2)
+    batches = Batches(work, full=2)
 
     async def feed():
         try:
             for item in range(4):
-                await batches.put(item)
+                await batches.put(item, 1)
         finally:
             await batches.settle()
 
@@ -143,7 +143,7 @@ async def test_whoever_is_cancelled_settles_and_every_item_was_worked_on():
 
 async def test_settling_after_a_failure_raises_nothing():
     work = Work(fails_at=0)
-    batches = Batches(work, items=1)
-    await batches.put(0)
+    batches = Batches(work, full=1)
+    await batches.put(0, 1)
     await batches.settle()
     assert work.batches == []

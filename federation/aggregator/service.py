@@ -7,6 +7,8 @@ Who calls is the certificate's say (role envoy, name = site). Rules:
 2. What answers a task is checked against that task; an answer to an earlier one is ignored, for it may have crossed the
    next task on the way. What cannot mean anything ends the session.
 3. A sealed message is passed on unread to a site that has a session now, with the sender's name.
+4. A small update may come in the session. One that is admitted is answered by its verdict, which comes in any case;
+   one that is not, at once. Should the session be cut in between, the site is asked again.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from federation.errors import (
     MalformedMessageError,
     NotFoundError,
     PeerError,
+    StorageError,
+    TransportError,
+    UpdateRejectedError,
 )
 from federation.names import Attempt, RoundNumber, SiteName, check_name
 from federation.plan import check_metrics
@@ -139,6 +144,7 @@ class AggregatorService:
             round=self._ledger.standpoint.round,
             plan_digest=self._spec_digest,
             base=payload_to_proto(self._driver.models.base.payload),
+            takes_updates=True,
         )
 
     def _late_verdicts(self, site: SiteName, hello: pb.SiteHello) -> list[pb.ParticipateReply]:
@@ -165,6 +171,8 @@ class AggregatorService:
                 raise MalformedMessageError(f"{kind} before ready: a site says that it is ready first")
             elif kind == "evaluated":
                 self._on_evaluated(session.site, request.evaluated)
+            elif kind == "update":
+                await self._on_update(session, request.update)
             elif kind == "failed":
                 self._on_failed(session, request.failed)
             elif kind == "sealed":
@@ -206,6 +214,24 @@ class AggregatorService:
             and result.model_digest == driver.models.candidate_digest
             and driver.machine.is_evaluating(site)
         )
+
+    async def _on_update(self, session: Session, update: pb.WholeUpdate) -> None:
+        """Take an update that came in the session; only a refusal is answered (rule 4)."""
+        try:
+            await self._driver.uploads.take(session.site, update)
+        except TransportError:
+            return  # superseded by one that is on its way
+        except (UpdateRejectedError, StorageError) as error:
+            is_refused = isinstance(error, UpdateRejectedError)
+            refused = pb.UpdateResult(
+                update_id=update.header.update_id,
+                reason=error.refusal.value if isinstance(error, UpdateRejectedError) else "",
+                detail=str(error) if is_refused else "the aggregator could not store it",
+            )
+            if not is_refused:
+                self._log.error("an update could not be stored", site=session.site, exc_info=error)
+            if self._sessions.is_current(session):
+                self._sessions.send(session.site, pb.ParticipateReply(refused=refused))
 
     def _on_failed(self, session: Session, failure: pb.TaskFailure) -> None:
         if not _ERROR_CLASS.fullmatch(failure.error_class) or len(failure.detail.encode()) > _MAX_DETAIL_BYTES:

@@ -33,7 +33,8 @@ from federation.errors import MalformedMessageError, Refusal, StorageError, Tran
 from federation.rounds import admission
 from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, UpdateRefused
 from federation.v1 import aggregator_pb2 as pb
-from federation.wire.chunks import CHUNK_BYTES
+from federation.wire.chunks import CHUNK_BYTES, checksum
+from federation.wire.payloads import INLINE_BYTES
 from federation.wire.pieces import MessagePiece
 from federation.wire.updates import UpdateAnnouncement, announcement_from_proto
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from federation.aggregator.receptions import Asking, Reception, Request
+    from federation.errors import FederationError
     from federation.names import RoundNumber, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.events import Event
@@ -54,6 +56,13 @@ if TYPE_CHECKING:
 _CLOSED = "the round closed before the update was whole: drop it"
 _NOTHING: Mapping[SiteName, Asking] = MappingProxyType({})
 _ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, Refusal.CLOSED_ROUND, Refusal.NOT_ASKED})
+
+
+class _Ended:
+    """Stands for the call of an update that came in its site's session, which goes on: its own checks see the end."""
+
+    def end(self, error: FederationError) -> None:
+        """Do nothing: it came whole, so nothing is waited for; what is looked at before it counts says the same."""
 
 
 class OpenRound(Protocol):
@@ -82,7 +91,7 @@ class _Stream:
 
     site: SiteName
     asking: Asking
-    call: Call
+    call: Call | _Ended
     done: asyncio.Event
 
     def is_kept(self, but: Mapping[SiteName, Asking]) -> bool:
@@ -210,7 +219,7 @@ class Uploads:
         }
 
     async def receive(
-        self, site: SiteName, requests: AsyncIterator[Request], call: Call
+        self, site: SiteName, requests: AsyncIterator[Request], call: Call | _Ended
     ) -> AsyncGenerator[pb.PushUpdateReply, None]:
         """Take one upload.
 
@@ -239,6 +248,13 @@ class Uploads:
         finally:
             if self._streams.get(site) is stream:
                 del self._streams[site]
+
+    async def take(self, site: SiteName, update: pb.WholeUpdate) -> None:
+        """Take one update that came whole in its site's session; returns once it is admitted, errors as `receive`."""
+        _check_whole(update)
+        async with contextlib.aclosing(self.receive(site, _messages(update), _Ended())) as replies:
+            async for _ in replies:
+                pass
 
     async def _take(
         self, stream: _Stream, announcement: UpdateAnnouncement, requests: AsyncIterator[Request]
@@ -364,6 +380,28 @@ class Uploads:
 
     async def _on_disk(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
+
+
+def _check_whole(update: pb.WholeUpdate) -> None:
+    """Check what PushUpdate's order of messages sees to.
+
+    Raises:
+        MalformedMessageError: it is too large for a session, or its payloads are not those of its header.
+    """
+    nbytes = sum(map(len, update.payloads))
+    if nbytes > INLINE_BYTES:
+        raise MalformedMessageError(f"an update of {nbytes} bytes in a session; above {INLINE_BYTES} use PushUpdate")
+    if [len(data) for data in update.payloads] != [payload.encoded_bytes for payload in update.header.payloads]:
+        raise MalformedMessageError("the payloads of an update are not those that its header announces")
+
+
+async def _messages(update: pb.WholeUpdate) -> AsyncIterator[Request]:
+    """Yield what PushUpdate would have brought."""
+    yield pb.PushUpdateRequest(header=update.header)
+    for index, data in enumerate(update.payloads):
+        if data:
+            yield MessagePiece(0, memoryview(data), checksum(data), index)
+    yield pb.PushUpdateRequest(commit=update.commit)
 
 
 async def _read_header(requests: AsyncIterator[Request]) -> UpdateAnnouncement:

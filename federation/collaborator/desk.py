@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from federation.collaborator import ordering, work
+from federation.collaborator import ordering, uploads, work
 from federation.collaborator.ordering import Asking, UnsignedPlanError
 from federation.collaborator.tasks import TaskOrder, read_task
 from federation.errors import (
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from federation.wire.payloads import Payload
 
 _log = get_logger(__name__)
+_MAX_DETAIL = 500
 
 
 class CannotTakePartError(FederationError):
@@ -159,6 +160,21 @@ class Desk:
         self.progress = ordering.obey_verdict(self.progress, asking, counted=message.counted)
         self._waiting.append(_Settle(asking=asking, counted=message.counted))
         self._interrupt_void()
+        self._news.set()
+
+    def post_refused(self, message: aggregator_pb2.UpdateResult) -> None:
+        """Take in that the kept update, sent in the session, was not admitted.
+
+        An aggregator that was restarted may not have come as far as we have: it will ask for the update, then.
+        """
+        update = self.work.retained
+        if update is None or message.update_id != work.update_id(update):
+            return
+        refusal = uploads.read_refusal(message)
+        if refusal in uploads.NOT_YET:
+            return
+        self.work.note_refusal(update, refusal, message.detail[:_MAX_DETAIL])
+        self._waiting.append(_Settle(asking=work.asking_of(update), counted=False))
         self._news.set()
 
     async def announce(self) -> None:
@@ -283,7 +299,9 @@ class Desk:
         _log.error("%s failed: %s", doing, said, round=order.asking.round if order else 0)
 
     def _is_known(self, order: TaskOrder) -> bool:
-        known = [self._present, *self._waiting]
+        # Work that has ended is done though nobody has looked yet: what is asked now is asked anew.
+        present = self._present if self._job is not None and not self._job.done() else None
+        known = [present, *self._waiting]
         return any(isinstance(each, TaskOrder) and each.is_same(order) for each in known)
 
     def _is_void(self, order: TaskOrder) -> bool:

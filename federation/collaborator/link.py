@@ -22,11 +22,13 @@ class Link:
         stub: calls of the aggregator, over the session's channel.
         call: the session's stream.
         epoch: epoch of the aggregator.
+        takes_updates: small updates may go through the session.
     """
 
     stub: Stub
     call: BidiCall
     epoch: Epoch
+    takes_updates: bool = False
 
 
 class LinkHolder:

@@ -182,7 +182,8 @@ class Session:
         except BaseException:
             await channel.close()
             raise
-        return _Opened(channel, Link(stub=stub, call=call, epoch=Epoch(welcome.epoch)))
+        link = Link(stub=stub, call=call, epoch=Epoch(welcome.epoch), takes_updates=welcome.takes_updates)
+        return _Opened(channel, link)
 
     async def _hold(self, opened: _Opened) -> tuple[aggregator_pb2.Finish | None, _Opened | None]:
         """Take part in one session; return the aggregator's last word, or the session that follows a renewal."""
@@ -282,6 +283,8 @@ class Session:
                     self.desk.post_task(reply.task)
                 case "verdict":
                     self.desk.post_verdict(reply.verdict)
+                case "refused":
+                    self.desk.post_refused(reply.refused)
                 case "finish":
                     finish: aggregator_pb2.Finish = reply.finish
                     if finish.epoch < self.desk.progress.epoch:

@@ -1,9 +1,12 @@
 """Sending a finished update until the aggregator has it: resumed where it was cut, the same bytes each time.
 
-1. Header first, with the id that was stored with the update: what the server holds counts for the same id only.
-2. Small updates are sent whole at once; for larger ones the server's word on what it holds comes first.
-3. Chunks are read at positions, a few ahead of the one on the wire; then the digests taken when the update was checked.
-4. A cut, or a server that is busy or has not asked yet, means again after a delay, which a new connection ends at once.
+1. Where the aggregator takes them, a small update goes through the session, whole, in one message. It is answered by
+   its verdict, or by a refusal; should the session be cut before, the aggregator asks again, and it is sent again.
+   All other updates have a call of their own, as follows.
+2. Header first, with the id that was stored with the update: what the server holds counts for the same id only.
+3. Small updates are sent whole at once; for larger ones the server's word on what it holds comes first.
+4. Chunks are read at positions, a few ahead of the one on the wire; then the digests taken when the update was checked.
+5. A cut, or a server that is busy or has not asked yet, means again after a delay, which a new connection ends at once.
    An aggregator that was restarted asks its sites anew: being asked again ends the delay too, unless the server is
    busy. A newer asking or the verdict ends our trying. Any other refusal is final for this update.
 """
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from federation.telemetry.metrics import Metrics
     from federation.transport.methods import BidiCall
 
-_NOT_YET = frozenset({Refusal.NOT_ASKED, Refusal.STALE_EPOCH})
+NOT_YET = frozenset({Refusal.NOT_ASKED, Refusal.STALE_EPOCH})
 """Refusals of an aggregator that was restarted and has not come as far as we have."""
 
 
@@ -67,8 +70,10 @@ class Uploads:
         """Note that the aggregator asks anew for the update that is being sent."""
         self._asked.set()
 
-    async def push(self, update: RetainedUpdate) -> None:
-        """Return once the aggregator has admitted `update`.
+    async def push(self, update: RetainedUpdate) -> bool:
+        """Send `update`; return whether the aggregator has said that it is admitted.
+
+        False: it went through the session, and its verdict, or a refusal, will tell.
 
         Raises:
             UpdateRejectedError: it was refused; sending it again would not help.
@@ -81,22 +86,45 @@ class Uploads:
             while True:
                 link = await self.links.get()
                 self._asked.clear()  # before the sending: an asking may overtake the refusal of what it asks for
+                if link.takes_updates and _is_small(update):
+                    if await self._say(link, update, descriptors):
+                        is_admitted = False
+                        break
+                    continue
                 is_busy = False
                 try:
                     await self._send(link, update, descriptors)
+                    is_admitted = True
                     break
                 except TransportError:
                     pass
                 except LimitError:
                     is_busy = True
                 except UpdateRejectedError as error:
-                    if error.refusal not in _NOT_YET:
+                    if error.refusal not in NOT_YET:
                         raise
                 news = [self.links.replaced(link)] if is_busy else [self.links.replaced(link), self._asked.wait()]
                 if await pause(self.clock, backoff.next_s(), *news):
                     backoff.reset()
         for file in update.files:
             self.metrics.payload_bytes_total.labels("out", file.payload).inc(file.nbytes)
+        return is_admitted
+
+    async def _say(self, link: Link, update: RetainedUpdate, descriptors: Sequence[int]) -> bool:
+        """Send an update through the session; False if it must be sent again, as it was asked for meanwhile."""
+        header = aggregator_pb2.UpdateHeader.FromString(update.header)
+        header.epoch = link.epoch
+        message = aggregator_pb2.WholeUpdate(
+            header=header,
+            payloads=[
+                _read(descriptor, f.nbytes, 0, f.payload)
+                for f, descriptor in zip(update.files, descriptors, strict=True)
+            ],
+            commit=aggregator_pb2.UpdateCommit(digests=[file.digest for file in update.files]),
+        )
+        await self.links.say(aggregator_pb2.ParticipateRequest(update=message))
+        # Whatever became of it: if this session went on, it has arrived; if not, the next one asks for it, or just did.
+        return not self._asked.is_set()
 
     async def _send(self, link: Link, update: RetainedUpdate, descriptors: Sequence[int]) -> None:
         header = aggregator_pb2.UpdateHeader.FromString(update.header)
@@ -105,11 +133,10 @@ class Uploads:
         try:
             # Should a write not be taken, the next read raises what the server says.
             await call.try_write(aggregator_pb2.PushUpdateRequest(header=header))
-            total = sum(file.nbytes for file in update.files)
             holding = None
             offsets: Sequence[int] = [0] * len(update.files)
             chunk_bytes = CHUNK_BYTES
-            if total > INLINE_BYTES:
+            if not _is_small(update):
                 holding = await _holding(call, update)
                 if holding.admitted:
                     return
@@ -126,9 +153,8 @@ class Uploads:
 
     async def _send_payloads(self, call: BidiCall, update: RetainedUpdate, pieces: Iterator[bytes]) -> None:
         """Send what is missing and the commit; stops early, without an error, if the server ended the call."""
-        small = sum(file.nbytes for file in update.files) <= INLINE_BYTES
         # A small update is read where we are: a thread would cost more than the page cache does.
-        if not await (_write_all(call, pieces) if small else _write_ahead(call, pieces)):
+        if not await (_write_all(call, pieces) if _is_small(update) else _write_ahead(call, pieces)):
             return
         commit = aggregator_pb2.UpdateCommit(digests=[file.digest for file in update.files])
         await call.try_write(aggregator_pb2.PushUpdateRequest(commit=commit))
@@ -166,6 +192,24 @@ async def _write_ahead(call: BidiCall, pieces: Iterator[bytes]) -> bool:
     return True
 
 
+def read_refusal(message: aggregator_pb2.UpdateResult) -> Refusal | None:
+    """Return why an update in the session was refused; None: for a reason that is not the update's.
+
+    Raises:
+        MalformedMessageError: it names no reason there is.
+    """
+    if not message.reason:
+        return None
+    try:
+        return Refusal(message.reason)
+    except ValueError as error:
+        raise MalformedMessageError(f"{message.reason[:64]!r} is no reason to refuse an update") from error
+
+
+def _is_small(update: RetainedUpdate) -> bool:
+    return sum(file.nbytes for file in update.files) <= INLINE_BYTES
+
+
 def _chunk_bytes(holding: aggregator_pb2.UpdateHolding) -> int:
     """Return how large our pieces are: as the server would like, but no crumbs, which servers refuse too."""
     return min(CHUNK_BYTES, max(LEAST_CHUNK_BYTES, holding.piece_bytes)) if holding.piece_bytes else CHUNK_BYTES
@@ -178,16 +222,20 @@ def _pieces(
     for index, (file, descriptor, offset) in enumerate(zip(update.files, descriptors, offsets, strict=True)):
 
         def pread(position: int, size: int, descriptor: int = descriptor, payload: str = file.payload) -> bytes:
-            try:
-                data = os.pread(descriptor, size, position)
-            except OSError as error:
-                raise StorageError(f"payload {payload} cannot be read: {error.strerror or error}") from error
-            if len(data) != size:
-                raise StorageError(f"payload {payload} became shorter while it was sent")
-            return data
+            return _read(descriptor, size, position, payload)
 
         for position, data in read_pieces(pread, file.nbytes, offset, chunk_bytes=chunk_bytes):
             yield encode_update_chunk(index, data, position)
+
+
+def _read(descriptor: int, size: int, position: int, payload: str) -> bytes:
+    try:
+        data = os.pread(descriptor, size, position)
+    except OSError as error:
+        raise StorageError(f"payload {payload} cannot be read: {error.strerror or error}") from error
+    if len(data) != size:
+        raise StorageError(f"payload {payload} became shorter while it was sent")
+    return data
 
 
 async def _holding(call: BidiCall, update: RetainedUpdate) -> aggregator_pb2.UpdateHolding:

@@ -19,7 +19,7 @@ from federation.collaborator import protection
 from federation.collaborator.ordering import Asking
 from federation.collaborator.threads import in_thread
 from federation.compression import load_codec, max_payload_bytes
-from federation.errors import FederationError, TaskError, UpdateRejectedError
+from federation.errors import FederationError, Refusal, TaskError, UpdateRejectedError
 from federation.names import Digest, Epoch, PayloadName
 from federation.storage.retained import RetainedFile, RetainedUpdate
 from federation.telemetry.logs import get_logger
@@ -80,6 +80,7 @@ class Work:
     retained: RetainedUpdate | None = None
     shard: trainer_pb2.TrainerPrepared | None = None
     _keeps_nothing: bool = False  # the trainer said so of the kept update; unknown of one of an earlier process
+    _is_admitted: bool = False  # of the kept update
     _left_trainer: asyncio.Event = field(default_factory=_set_event)
 
     @property
@@ -123,7 +124,7 @@ class Work:
         return self.shard
 
     async def train(self, order: TaskOrder) -> None:
-        """Do a train task to its end: the update is admitted, or refused for good.
+        """Do a train task to its end: the update is admitted, or refused for good, or gone through the session.
 
         Raises:
             TaskError: experiment code failed, or handed over what may not leave.
@@ -133,15 +134,22 @@ class Work:
         if update is None or not _answers(update, order):
             update = await self._train(order)
         try:
-            await self.uploads.push(update)
+            self._is_admitted = await self.uploads.push(update)
         except UpdateRejectedError as error:
-            reason = error.refusal.value
-            _log.warning("the update of %s was refused (%s): %s", order.asking, reason, error, round=order.asking.round)
-            self.metrics.updates_refused_total.labels(error.refusal.value).inc()
+            self.note_refusal(update, error.refusal, str(error))
             await self.settle(counted=False)
             return
-        self.metrics.updates_admitted_total.inc()
-        _log.info("the update of %s is admitted", order.asking, round=order.asking.round)
+        if self._is_admitted:
+            self.metrics.updates_admitted_total.inc()
+            _log.info("the update of %s is admitted", order.asking, round=order.asking.round)
+
+    def note_refusal(self, update: RetainedUpdate, refusal: Refusal | None, text: str) -> None:
+        """Log and count that an update was refused for good; None: for a reason that is not the update's."""
+        asking = asking_of(update)
+        reason = refusal.value if refusal is not None else "at the aggregator"
+        _log.warning("the update of %s was refused (%s): %s", asking, reason, text, round=asking.round)
+        if refusal is not None:
+            self.metrics.updates_refused_total.labels(reason).inc()
 
     async def evaluate(self, order: TaskOrder) -> aggregator_pb2.EvaluationResult:
         """Do an evaluate task and return its answer, without an epoch yet; errors as `train`."""
@@ -174,11 +182,13 @@ class Work:
         update = self.retained
         if update is None:
             return
+        if counted and not self._is_admitted:  # it went through the session: this is the first that is heard of it
+            self.metrics.updates_admitted_total.inc()
         if not self._keeps_nothing:
             await self._tell_trainer(update, counted=counted)
         self.retention.release(update.round)
         self.retained = None
-        self._keeps_nothing = False
+        self._keeps_nothing = self._is_admitted = False
 
     async def _tell_trainer(self, update: RetainedUpdate, *, counted: bool) -> None:
         try:

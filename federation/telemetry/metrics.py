@@ -41,7 +41,7 @@ class Metrics:
         rounds_committed_total: rounds committed.
         payload_bytes_total: bytes of payloads as encoded, and of files (``bundle``, ``model``, ``artifact``), by
             direction (``in``, ``out``) and payload name.
-        updates_admitted_total: updates that count.
+        updates_admitted_total: updates that count; a site that sent its own in the session learns it with the verdict.
         updates_refused_total: updates that do not, by `federation.errors.Refusal`.
         sites: sites by state; an aggregator's are ``joining`` or ``ready``.
         experiments: experiments by state.

@@ -304,6 +304,15 @@ class ScriptedSite:
         finally:
             call.cancel()
 
+    async def push_whole(
+        self, header: pb.UpdateHeader, payloads: Mapping[str, bytes], *, digests: list[bytes] | None = None
+    ) -> None:
+        """Send an update through the session; arguments as `push`. Only a refusal is answered: `hear` it."""
+        self.pending = pb.PendingUpdate(round=header.round, attempt=header.attempt, update_id=header.update_id)
+        said = digests or [payload_digest(data) for data in payloads.values()]
+        update = pb.WholeUpdate(header=header, payloads=payloads.values(), commit=pb.UpdateCommit(digests=said))
+        await self.say(pb.ParticipateRequest(update=update))
+
     async def _send_chunks(
         self, call: BidiCall, payloads: list[bytes], held: list[int], most: int | None, chunk_bytes: int
     ) -> None:

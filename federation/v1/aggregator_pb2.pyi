@@ -18,18 +18,20 @@ TASK_KIND_TRAIN: TaskKind
 TASK_KIND_EVALUATE: TaskKind
 
 class ParticipateRequest(_message.Message):
-    __slots__ = ("hello", "ready", "evaluated", "failed", "sealed")
+    __slots__ = ("hello", "ready", "evaluated", "failed", "sealed", "update")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     EVALUATED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     SEALED_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
     hello: SiteHello
     ready: SiteReady
     evaluated: EvaluationResult
     failed: TaskFailure
     sealed: SealedMessage
-    def __init__(self, hello: _Optional[_Union[SiteHello, _Mapping]] = ..., ready: _Optional[_Union[SiteReady, _Mapping]] = ..., evaluated: _Optional[_Union[EvaluationResult, _Mapping]] = ..., failed: _Optional[_Union[TaskFailure, _Mapping]] = ..., sealed: _Optional[_Union[SealedMessage, _Mapping]] = ...) -> None: ...
+    update: WholeUpdate
+    def __init__(self, hello: _Optional[_Union[SiteHello, _Mapping]] = ..., ready: _Optional[_Union[SiteReady, _Mapping]] = ..., evaluated: _Optional[_Union[EvaluationResult, _Mapping]] = ..., failed: _Optional[_Union[TaskFailure, _Mapping]] = ..., sealed: _Optional[_Union[SealedMessage, _Mapping]] = ..., update: _Optional[_Union[WholeUpdate, _Mapping]] = ...) -> None: ...
 
 class SiteHello(_message.Message):
     __slots__ = ("protocol", "experiment", "last_epoch", "last_round", "plan_digest", "pending")
@@ -121,32 +123,36 @@ class SealedMessage(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., purpose: _Optional[str] = ..., round: _Optional[int] = ..., body: _Optional[bytes] = ..., sequence: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class ParticipateReply(_message.Message):
-    __slots__ = ("welcome", "task", "verdict", "sealed", "finish")
+    __slots__ = ("welcome", "task", "verdict", "sealed", "finish", "refused")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     SEALED_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     welcome: SessionWelcome
     task: Task
     verdict: Verdict
     sealed: SealedMessage
     finish: Finish
-    def __init__(self, welcome: _Optional[_Union[SessionWelcome, _Mapping]] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., sealed: _Optional[_Union[SealedMessage, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ...) -> None: ...
+    refused: UpdateResult
+    def __init__(self, welcome: _Optional[_Union[SessionWelcome, _Mapping]] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., sealed: _Optional[_Union[SealedMessage, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., refused: _Optional[_Union[UpdateResult, _Mapping]] = ...) -> None: ...
 
 class SessionWelcome(_message.Message):
-    __slots__ = ("protocol", "epoch", "round", "plan_digest", "base")
+    __slots__ = ("protocol", "epoch", "round", "plan_digest", "base", "takes_updates")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
+    TAKES_UPDATES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     epoch: int
     round: int
     plan_digest: bytes
     base: _tensors_pb2.PayloadDescriptor
-    def __init__(self, protocol: _Optional[int] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., base: _Optional[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]] = ...) -> None: ...
+    takes_updates: bool
+    def __init__(self, protocol: _Optional[int] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., base: _Optional[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]] = ..., takes_updates: _Optional[bool] = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("kind", "round", "epoch", "payloads", "inline", "deadline_s", "attempt", "verdict")
@@ -265,6 +271,16 @@ class UpdateHeader(_message.Message):
     peak_memory: int
     def __init__(self, experiment: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]]] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., train_seconds: _Optional[float] = ..., model_digest: _Optional[bytes] = ..., steps: _Optional[int] = ..., update_id: _Optional[bytes] = ..., oracle_calls: _Optional[int] = ..., peak_memory: _Optional[int] = ...) -> None: ...
 
+class WholeUpdate(_message.Message):
+    __slots__ = ("header", "payloads", "commit")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PAYLOADS_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    header: UpdateHeader
+    payloads: _containers.RepeatedScalarFieldContainer[bytes]
+    commit: UpdateCommit
+    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., payloads: _Optional[_Iterable[bytes]] = ..., commit: _Optional[_Union[UpdateCommit, _Mapping]] = ...) -> None: ...
+
 class UpdateChunk(_message.Message):
     __slots__ = ("payload", "chunk")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
@@ -300,11 +316,13 @@ class UpdateHolding(_message.Message):
     def __init__(self, bytes: _Optional[_Iterable[int]] = ..., admitted: _Optional[bool] = ..., admitted_update_id: _Optional[bytes] = ..., piece_bytes: _Optional[int] = ...) -> None: ...
 
 class UpdateResult(_message.Message):
-    __slots__ = ("admitted", "reason", "detail")
+    __slots__ = ("admitted", "reason", "detail", "update_id")
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
     admitted: bool
     reason: str
     detail: str
-    def __init__(self, admitted: _Optional[bool] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+    update_id: bytes
+    def __init__(self, admitted: _Optional[bool] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., update_id: _Optional[bytes] = ...) -> None: ...

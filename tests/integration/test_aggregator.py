@@ -32,7 +32,7 @@ from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.clock import FakeClock
 from federation.testing.honest_sites import HonestSite
 from federation.testing.misbehaving_sites import LateSite, Lie, LyingSite, VanishingSite
-from federation.testing.scripted_sites import ScriptedSite
+from federation.testing.scripted_sites import Finished, ScriptedSite
 from federation.v1 import aggregator_pb2 as pb
 from federation.wire.chunks import CHUNK_BYTES
 
@@ -185,6 +185,82 @@ async def test_an_update_that_answers_no_open_task_is_refused_and_changes_nothin
         await HonestSite.send(site, task, site.header(task, p := site.train(task, {"weight": np.zeros(10)}), {}), p)
         await site.answer(await site.next_task())
         assert (await running.ended()).outcome == "completed"
+
+
+class SessionSite(HonestSite):
+    """Sends its updates through its session."""
+
+    async def send(self, task, header, payloads):
+        await self.push_whole(header, payloads)
+
+
+async def test_small_updates_may_go_through_the_session_and_count_as_others_do(tmp_path):
+    built = stage(tmp_path)
+    async with built.aggregator() as running:
+        a = built.site("site-a", running.address, SessionSite, target=1.0, train_examples=300)
+        b = built.site("site-b", running.address, target=5.0, train_examples=100)
+        assert await run_all(a, b) == ["completed", "completed"]
+        await running.ended()
+        calls = running.aggregator.metrics.rpc_total.collect()[0].samples
+        pushes = [
+            line.value for line in calls if line.name.endswith("_total") and line.labels["method"] == "PushUpdate"
+        ]
+        assert sum(pushes) == 3  # of site-b
+    _, arrays = read_model(built.work / "artifacts" / "last.safetensors")
+    np.testing.assert_allclose(arrays["weight"], 2 * (1 - 0.5**3), rtol=1e-6)
+    assert [verdict.counted for verdict in a.verdicts] == [True] * 3
+
+
+async def test_an_update_refused_in_the_session_is_answered_there_and_the_session_goes_on(tmp_path):
+    built = stage(tmp_path, quorum=1, rounds=1)
+    async with built.aggregator() as running, built.site("site-a", running.address, SessionSite) as liar:
+        honest = asyncio.create_task(built.site("site-b", running.address).run())
+        await liar.connect()
+        await liar.ready()
+        task = await liar.next_task()
+        payloads = liar.train(task, {"weight": np.zeros(10)})
+        early, late = liar.header(task, payloads, {}), liar.header(task, payloads, {})
+        early.round += 1
+        await liar.push_whole(early, payloads)
+        assert (await liar.hear()).refused.reason == "closed_round"
+        await liar.push_whole(late, payloads, digests=[bytes(32)])
+        refused = (await liar.hear()).refused
+        assert (refused.reason, refused.update_id) == ("corrupt", late.update_id)
+        await liar.answer(await liar.next_task())
+        assert (await running.ended()).outcome == "completed"
+        await honest
+    assert [site["outcome"] for site in history(built)["rounds"][0]["sites"]] == ["refused", "counted"]
+
+
+@pytest.mark.parametrize("nbytes", [0, 40, 1 << 20])
+async def test_an_update_that_is_not_what_it_says_ends_the_session_it_came_in(tmp_path, nbytes):
+    built = stage(tmp_path, "a", rounds=1)
+    async with built.aggregator() as running, built.site("site-a", running.address) as site:
+        await site.connect()
+        await site.ready()
+        task = await site.next_task()
+        header = site.header(task, {"delta": bytes(nbytes)}, {})
+        payloads = {} if not nbytes else {"delta": bytes(nbytes if nbytes > 40 else 1)}
+        await site.push_whole(header, payloads)
+        with pytest.raises(MalformedMessageError):
+            await site.hear()
+
+
+async def test_an_update_in_a_session_that_is_cut_is_asked_for_again_unless_it_had_arrived(tmp_path):
+    built = stage(tmp_path, "a", rounds=4)
+    async with built.aggregator() as running, built.site("site-a", running.address, SessionSite) as site:
+        await site.connect()
+        await site.ready()
+        with contextlib.suppress(Finished):
+            while True:
+                task = await site.next_task()
+                await site.answer(task)
+                if task.kind == pb.TASK_KIND_TRAIN:
+                    await site.cut()
+                    await site.connect()
+                    await site.ready()
+        assert (await running.ended()).outcome == "completed"
+    assert [row["round"] for row in history(built)["rounds"]] == [1, 2, 3, 4]
 
 
 async def test_a_norm_beyond_the_plans_is_refused(tmp_path):

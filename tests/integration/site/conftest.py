@@ -279,6 +279,7 @@ class ScriptedAggregator(_Scripted):
         refusal: error the next commit is answered with.
         has_refused: set once that was done.
         upload_has_begun: set once the header of an upload came.
+        takes_updates: small updates may come in the session, where they are heard like anything else.
     """
 
     def __init__(self, trial: Trial) -> None:
@@ -291,6 +292,7 @@ class ScriptedAggregator(_Scripted):
         self.cut_pull_after: int | None = None
         self.cut_push_after: int | None = None
         self.piece_bytes = 0
+        self.takes_updates = False
         self.largest_piece = 0
         self.refusal: FederationError | None = None
         self.has_refused = asyncio.Event()
@@ -350,7 +352,11 @@ class ScriptedAggregator(_Scripted):
         session = SiteSession(call, self.epoch)
         session.send(
             welcome=aggregator_pb2.SessionWelcome(
-                protocol=1, epoch=self.epoch, round=self.round, plan_digest=self.plan_digest
+                protocol=1,
+                epoch=self.epoch,
+                round=self.round,
+                plan_digest=self.plan_digest,
+                takes_updates=self.takes_updates,
             )
         )
         self.sessions.put_nowait(session)

@@ -65,6 +65,43 @@ async def test_a_site_trains_evaluates_and_finishes(
     assert status.code == 0
 
 
+async def test_a_small_update_goes_through_the_session_and_again_through_the_next_one_if_it_is_asked_for(
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial("open('trainings', 'a').write('x')")
+    aggregator, site = await aggregator_of(trial), make_site(trial)
+    aggregator.takes_updates = True
+    child = await site.start(aggregator.address)
+    session = await aggregator.next_session()
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model))
+    first = await session.hear("update")
+    assert np.frombuffer(first.payloads[0], np.float32).tolist() == [1.0] * 8
+    assert list(first.commit.digests) == [payload_digest(first.payloads[0])]
+    session.cut()
+
+    session = await aggregator.next_session()
+    assert aggregator.hellos[-1].pending.update_id == first.header.update_id
+    await session.hear("ready")
+    session.send(task=aggregator.task(trial.first_model))
+    assert await session.hear("update") == first
+    # An aggregator that has not come as far yet refuses what it did not ask for, and asks: it is sent once more.
+    header = first.header
+    session.send(refused=aggregator_pb2.UpdateResult(update_id=header.update_id, reason=Refusal.NOT_ASKED.value))
+    session.send(task=aggregator.task(trial.first_model))
+    assert await session.hear("update") == first
+    assert (site.folder / "workspace" / "trainings").read_text() == "x"
+
+    # One that was refused for good is given up, and says nothing about the next.
+    session.send(refused=aggregator_pb2.UpdateResult(update_id=header.update_id, reason=Refusal.NORM.value))
+    session.send(task=aggregator.task(trial.first_model, round_number=2))
+    second = await session.hear("update")
+    assert (second.header.round, second.header.update_id != header.update_id) == (2, True)
+    _finish(session)
+    assert (await wait_for_end(child)).record.outcome == "finished", site.log
+    assert "was refused (norm)" in site.log
+
+
 async def test_pieces_are_as_large_as_the_aggregator_would_like_within_reason(
     make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any
 ) -> None:

@@ -3,7 +3,8 @@
 Rules:
 
 1. The collaborator dials; the first line is ``hello``, later ones are ``status``. The latest status is sent again
-   after a reconnect, so an envoy that was restarted knows how things stand.
+   after a reconnect, so an envoy that was restarted knows how things stand. Of rounds that follow each other within
+   `REST_S` it is told the first at once and the latest afterwards: a line each would cost more than the rounds.
 2. ``stop`` asks for an orderly end; ``aggregator`` says that the aggregator is there, and its address; ``certificate``
    says that the certificate files may be newer than those in use.
 3. While the envoy is away the work goes on, until the lease expires; then the collaborator ends itself.
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from federation.runtime.clock import Clock
+    from federation.runtime.clock import Cancellable, Clock
     from federation.runtime.orphans import Lease
 
 _log = logging.getLogger(__name__)
 MAX_DETAIL_CHARACTERS = 4096
+REST_S = 0.5
+"""Seconds for which another round is not told: more often nobody reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +89,15 @@ class EnvoyLine:
     _status: Status = field(default_factory=lambda: Status(state="running"))
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _sent: asyncio.Event = field(default_factory=asyncio.Event)
+    _told_round: int = 0
+    _resting: Cancellable | None = None
 
     def report(self, status: Status) -> None:
         """Tell the envoy how it goes: now, or as soon as it is there again; only the latest is told."""
         self._status = status
         self._sent.clear()
-        self._changed.set()
+        if status.state != "running" or self._resting is None:
+            self._changed.set()
 
     async def told(self) -> None:
         """Return once the envoy was sent the latest status."""
@@ -147,8 +153,16 @@ class EnvoyLine:
                 await stream.send(status.to_message())
             except TransportError:
                 return  # the receiving side notices the same end and dials again
+            if status.round != self._told_round and self._resting is None:
+                self._resting = self.clock.timer(REST_S, self._end_rest)
+            self._told_round = status.round
             if status is self._status:
                 self._sent.set()
+
+    def _end_rest(self) -> None:
+        self._resting = None
+        if not self._sent.is_set():
+            self._changed.set()
 
     def _obey(self, message: local_socket.Message) -> None:
         kind = message["type"]

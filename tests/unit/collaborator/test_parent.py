@@ -4,7 +4,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from federation.collaborator import local_socket
-from federation.collaborator.parent import EnvoyLine, Status
+from federation.collaborator.parent import REST_S, EnvoyLine, Status
 from federation.runtime.clock import SystemClock
 from federation.runtime.orphans import Lease
 from federation.testing.clock import FakeClock
@@ -56,6 +56,34 @@ async def test_a_restarted_envoy_hears_who_is_there_and_how_it_goes(tmp_path: Pa
         path.unlink()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_of_rounds_in_quick_succession_the_first_is_told_and_the_latest_but_an_end_at_once(
+    tmp_path: Path,
+) -> None:
+    envoy, clock = Envoy(), FakeClock()
+    server = await local_socket.serve(tmp_path / "envoy.sock", envoy)
+    line = _line(tmp_path / "envoy.sock", clock, [])
+    running = asyncio.create_task(line.run())
+    await envoy.heard.get()
+    assert (await envoy.heard.get())["round"] == 0
+    line.report(Status(state="running", round=1))
+    assert (await envoy.heard.get())["round"] == 1
+    await line.told()
+    for number in (2, 3):
+        line.report(Status(state="running", round=number))
+    await clock.until_waiting()
+    clock.advance(REST_S)
+    assert (await envoy.heard.get())["round"] == 3
+    await line.told()
+    line.report(Status(state="running", round=4))
+    line.report(Status(state="finished", round=4))
+    assert (await envoy.heard.get())["state"] == "finished"
+    await line.told()
+    assert envoy.heard.empty()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await server.close()
 
 
 async def test_the_envoy_can_stop_and_move_its_collaborator(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
-"""One pass over a source: tiles are read in order, their columns are worked on by all cores.
+"""One pass over a source: pieces of its tiles are read and worked on by all cores, and handed on in order.
 
-1. The calling thread reads, one tile ahead, so a source need not stand several readers; workers only compute.
-2. A tile's columns are cut into parts whose size depends on the number of sites alone. Parts are independent, and what
-   they return is handed on in their order, so the result does not depend on the number of threads.
-3. Memory is two tiles of every site, and scratch for one part in each worker.
+1. A tile is cut into pieces, whose size depends on the number of sites alone. Whoever is free takes the next one, reads
+   every site's elements of it, and works on them, part by part. The calling thread is one of them
+   (`federation.aggregation.crew`): there are no more threads than cores.
+2. Pieces are independent, and what they make is handed on in their order, so the result does not depend on the number
+   of threads.
+3. Memory is a piece of every site and scratch in each thread, and the results of a few tiles.
 
 Rows are float64 where the tile is, or the source mixes sites (`federation.aggregation.mixing`), and float32 otherwise:
 half precision is widened, which is exact.
@@ -13,26 +15,28 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from federation.aggregation.crew import Crew
 from federation.aggregation.mixing import MixedTiles
+from federation.aggregation.tiles import TILE_ELEMENTS, Tile, part_of
+from federation.aggregation.watching import WatchedTiles
 from federation.tensors import DType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from federation.aggregation.tiles import Array, Tile, TileSource
+    from federation.aggregation.tiles import Array, TileSource
 
 T = TypeVar("T")
-_PART_BYTES = 1 << 21
-"""Of all rows of a part: larger ones leave the cache of a core, smaller ones are mostly calls."""
+_PIECE_BYTES, _PART_BYTES = 1 << 23, 1 << 21
+"""Of all rows of a piece that is read at once, and of a part that is worked on at once: larger ones leave the cache of
+a core, smaller ones are mostly calls."""
 _MIN_COLUMNS, _MAX_COLUMNS = 1 << 10, 1 << 14
-_AHEAD = 2
-"""Tiles in memory: one that workers compute, and one that is read meanwhile or has just been handed on."""
 
 
 class Scratch:
@@ -67,7 +71,22 @@ def map_columns(
             must not depend on one another.
         threads: most threads; None: one per core.
     """
-    for tile, out, _ in _sweep(source, work, threads, is_map=True):
+    for tile, out, _ in _Pass(source, work, threads, is_map=True).run():
+        yield tile, out
+
+
+def fold_columns(
+    source: TileSource, work: Callable[[Iterable[Array], Array, Scratch], None], threads: int | None = None
+) -> Iterator[tuple[Tile, Array]]:
+    """Yield each tile with what `work` makes of the sites' rows, one after the other; who watches may look.
+
+    Args:
+        source: the updates; not mixed.
+        work: as for `map_columns`, but goes through the rows once, leaves them as they are, and may find each in the
+            memory of the one before. What it makes is the aggregate.
+        threads: most threads; None: one per core.
+    """
+    for tile, out, _ in _Pass(source, work, threads, is_map=True, is_fold=True).run():
         yield tile, out
 
 
@@ -77,101 +96,139 @@ def gather_columns(source: TileSource, work: Callable[[Array, Scratch], T], thre
     def without_output(rows: Array, _: Array, scratch: Scratch) -> T:
         return work(rows, scratch)
 
-    for _, _, values in _sweep(source, without_output, threads, is_map=False):
+    for _, _, values in _Pass(source, without_output, threads, is_map=False).run():
         yield from values
 
 
+def read_rows(source: TileSource, piece: Tile, scratch: Scratch) -> Array:
+    """Return rows of a piece, sites x elements, float32 or float64, in scratch memory; half precision is widened."""
+    dtype = np.dtype(np.float64 if piece.dtype is DType.FLOAT64 else np.float32)
+    rows = scratch.array("rows", (len(source.sites), piece.elements), dtype)
+    if piece.dtype.numpy == dtype:
+        for site, row in enumerate(rows):
+            source.read(site, piece, row)
+        return rows
+    own = scratch.array("raw", (piece.nbytes,), np.uint8).view(piece.dtype.numpy)
+    for site, row in enumerate(rows):
+        source.read(site, piece, own)
+        np.copyto(row, own)
+    return rows
+
+
+def _rows_in_turn(source: TileSource, piece: Tile, scratch: Scratch) -> Iterator[Array]:
+    """Yield each site's elements of a piece, in the piece's own dtype, where a core's cache has room for no more."""
+    row = scratch.array("row", (piece.nbytes,), np.uint8).view(piece.dtype.numpy)
+    for site in range(len(source.sites)):
+        source.read(site, piece, row)
+        yield row
+
+
 def columns_of_part(sites: int) -> int:
-    """Return how many columns a worker takes at once: a power of two that depends on the number of sites alone."""
-    columns = _MAX_COLUMNS
-    while columns > _MIN_COLUMNS and columns * sites * 4 > _PART_BYTES:
+    """Return how many columns a thread works on at once: a power of two that depends on the number of sites alone."""
+    return _columns(sites, _PART_BYTES, _MAX_COLUMNS)
+
+
+def columns_of_piece(sites: int) -> int:
+    """Return how many columns a thread reads at once: `columns_of_part`, or that by a power of two."""
+    return _columns(sites, _PIECE_BYTES, TILE_ELEMENTS)
+
+
+def _columns(sites: int, most_bytes: int, most: int) -> int:
+    columns = most
+    while columns > _MIN_COLUMNS and columns * sites * 4 > most_bytes:
         columns //= 2
     return columns
 
 
-def _sweep(
-    source: TileSource, work: Callable[[Array, Array, Scratch], Any], threads: int | None, *, is_map: bool
-) -> Iterator[tuple[Tile, Array, list[Any]]]:
-    mixed = source if isinstance(source, MixedTiles) else None
-    base = mixed.source if mixed is not None else source
-    if not base.sites:
-        raise ValueError("there is no site to aggregate")
-    largest = max((tile.elements for tile in base.tiles), default=0)
-    step = columns_of_part(len(base.sites))
-    workers = min(threads or cores(), max(-(-largest // step) * _AHEAD, 1))
-    scratches: SimpleQueue[Scratch] = SimpleQueue()
-    for _ in range(workers):
-        scratches.put(Scratch())
+class _Pass:
+    """One pass; arguments as `map_columns`.
 
-    def run(rows: Array, out: Array) -> Any:
-        """Do one part of the columns, in whatever thread, with scratch memory that nobody else has meanwhile."""
-        scratch = scratches.get()
+    Args:
+        is_map: there is a row to fill.
+        is_fold: `work` takes one site's row after the other, of a whole piece.
+    """
+
+    def __init__(
+        self,
+        source: TileSource,
+        work: Callable[[Any, Array, Scratch], Any],
+        threads: int | None,
+        *,
+        is_map: bool,
+        is_fold: bool = False,
+    ) -> None:
+        self._mixed = source if isinstance(source, MixedTiles) else None
+        self._base = self._mixed.source if self._mixed is not None else source
+        if not self._base.sites:
+            raise ValueError("there is no site to aggregate")
+        self._work = work
+        self._is_map = is_map
+        self._is_fold = is_fold
+        self._watched = source if is_fold and isinstance(source, WatchedTiles) else None
+        self._piece = columns_of_piece(len(self._base.sites))
+        # With few calls to a piece threads seldom wait for the interpreter lock.
+        self._part = self._piece if is_fold else columns_of_part(len(self._base.sites))
+        pieces = [-(-tile.elements // self._piece) for tile in self._base.tiles]
+        self._threads = max(min(threads or cores(), sum(pieces)), 1)
+        # So many tiles that there is a piece at hand for every thread while the first tile is handed on; all are taken
+        # at one, which does each when it is asked for.
+        self._ahead = 1 if self._threads == 1 else 1 + -(-self._threads // max(pieces))
+        self._scratches: SimpleQueue[Scratch] = SimpleQueue()
+        for _ in range(self._threads):
+            self._scratches.put(Scratch())
+
+    def run(self) -> Iterator[tuple[Tile, Array, list[Any]]]:
+        """Yield each tile, its row, valid until the next step, and what `work` returned for each part of it."""
+        largest = max((tile.elements for tile in self._base.tiles), default=0)
+        outs = [np.empty(largest if self._is_map else 0) for _ in range(self._ahead)]
+        begun: deque[tuple[Tile, Array, int]] = deque()
+        with Crew[tuple[list[Any], Any]](self._threads, "rule") as crew:
+            for index, tile in enumerate(self._base.tiles):
+                if len(begun) == self._ahead:
+                    yield self._finished(crew, *begun.popleft())
+                out = outs[index % self._ahead][: tile.elements]
+                starts = range(0, tile.elements, self._piece)
+                for start in starts:
+                    piece = slice(start, start + self._piece)
+                    crew.begin(partial(self._do, part_of(tile, piece), out[piece]))
+                begun.append((tile, out, len(starts)))
+            while begun:
+                yield self._finished(crew, *begun.popleft())
+
+    def _finished(
+        self, crew: Crew[tuple[list[Any], Any]], tile: Tile, out: Array, pieces: int
+    ) -> tuple[Tile, Array, list[Any]]:
+        values, seen = [], []
+        for _ in range(pieces):
+            of_piece, found = crew.take()
+            values += of_piece
+            seen.append(found)
+        if self._watched is not None:
+            self._watched.saw(seen)
+        return tile, out, values
+
+    def _do(self, piece: Tile, out: Array) -> tuple[list[Any], Any]:
+        """Do one piece, in whatever thread, with scratch memory that nobody else has meanwhile."""
+        scratch = self._scratches.get()
         try:
             with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
-                if mixed is not None:
-                    place = scratch.array("mixed", (len(mixed.sites), rows.shape[1]))
-                    rows = mixed.mix(rows, place, scratch.array("unmixed", rows.shape))
-                return work(rows, out, scratch)
+                return self._do_with(scratch, piece, out)
         finally:
-            scratches.put(scratch)
+            self._scratches.put(scratch)
 
-    reader = _Reader(base, largest)
-    outs = [np.empty(largest if is_map else 0) for _ in range(_AHEAD)]
-    pending: deque[tuple[Tile, Array, list[Future[Any]]]] = deque()
-    is_small = sum(-(-tile.elements // step) for tile in base.tiles) <= 1
-    with _Here() if is_small else ThreadPoolExecutor(workers, thread_name_prefix="rule") as pool:
-        for index, tile in enumerate(base.tiles):
-            if len(pending) == _AHEAD:
-                yield _finished(*pending.popleft())
-            rows, out = reader.read(tile, index), outs[index % _AHEAD]
-            out = out[: tile.elements] if is_map else out
-            parts = [slice(start, start + step) for start in range(0, tile.elements, step)]
-            futures = [pool.submit(run, rows[:, part], out[part] if is_map else out) for part in parts]
-            pending.append((tile, out, futures))
-        while pending:
-            yield _finished(*pending.popleft())
+    def _do_with(self, scratch: Scratch, piece: Tile, out: Array) -> tuple[list[Any], Any]:
+        if self._is_fold and self._watched is None:
+            self._work(_rows_in_turn(self._base, piece, scratch), out, scratch)
+            return [], None
+        rows = read_rows(self._base, piece, scratch)
+        values = []
+        for start in range(0, piece.elements, self._part):
+            part = slice(start, start + self._part)
+            values.append(self._work(self._mix(rows[:, part], scratch), out[part], scratch))
+        return values, self._watched.look(rows, out, scratch) if self._watched is not None else None
 
-
-class _Here:
-    """Does at once what it is given, in this thread: starting one costs more than the rule of a small model."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        done: Future[T] = Future()
-        done.set_result(work(*arguments))
-        return done
-
-
-class _Reader:
-    """Reads tiles of every site into one of `_AHEAD` matrices in turn, half precision widened."""
-
-    def __init__(self, source: TileSource, largest: int) -> None:
-        width = 8 if any(tile.dtype is DType.FLOAT64 for tile in source.tiles) else 4
-        self._source = source
-        self._sites = len(source.sites)
-        self._memory = [np.empty(self._sites * largest * width, np.uint8) for _ in range(_AHEAD)]
-        self._raw = np.empty(largest * width, np.uint8)
-
-    def read(self, tile: Tile, index: int) -> Array:
-        """Return a tile's rows, sites x elements, float32 or float64: valid until `_AHEAD` further tiles are read."""
-        dtype = np.dtype(np.float64 if tile.dtype is DType.FLOAT64 else np.float32)
-        memory = self._memory[index % _AHEAD][: self._sites * tile.elements * dtype.itemsize]
-        rows = memory.view(dtype).reshape(self._sites, tile.elements)
-        is_narrow = tile.dtype.numpy != dtype
-        for site in range(self._sites):
-            if is_narrow:
-                own = self._raw[: tile.nbytes].view(tile.dtype.numpy)
-                self._source.read(site, tile, own)
-                np.copyto(rows[site], own)
-            else:
-                self._source.read(site, tile, rows[site])
-        return rows
-
-
-def _finished(tile: Tile, out: Array, futures: list[Future[Any]]) -> tuple[Tile, Array, list[Any]]:
-    return tile, out, [future.result() for future in futures]
+    def _mix(self, rows: Array, scratch: Scratch) -> Array:
+        if self._mixed is None:
+            return rows
+        place = scratch.array("mixed", (len(self._mixed.sites), rows.shape[1]))
+        return self._mixed.mix(rows, place, scratch.array("unmixed", rows.shape))

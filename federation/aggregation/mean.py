@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from federation.aggregation.ahead import TilesAhead
-from federation.aggregation.linear import weighted_sum
+from federation.aggregation.columns import fold_columns
+from federation.aggregation.linear import summing, weighted_sum
 from federation.aggregation.mixing import MixedTiles
 from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from federation.aggregation.tiles import Array, Tile, TileSource
 
@@ -52,38 +52,6 @@ class WeightedMean(AggregationRule):
         if isinstance(source, MixedTiles):
             weights = yield from weighted_sum(source, np.array(shares), context)
         else:
-            yield from _sums(source, shares)
+            yield from fold_columns(source, summing(shares), context.threads)
             weights = dict(zip(source.sites, shares, strict=True))
         return RuleReport(weights=weights, note="the weighted mean")
-
-
-def _sums(source: TileSource, shares: Sequence[float]) -> Iterator[tuple[Tile, Array]]:
-    largest = max((tile.elements for tile in source.tiles), default=0)
-    total = np.empty(largest, dtype=np.float64)
-    term = np.empty(largest, dtype=np.float64)
-    for tile, rows in _rows(source, largest):
-        sum_, product = total[: tile.elements], term[: tile.elements]
-        for site, (share, row) in enumerate(zip(shares, rows, strict=True)):
-            target = product if site else sum_
-            # Widen first, then multiply in place: twice as fast as a multiplication that casts as it goes.
-            np.copyto(target, row)
-            np.multiply(target, share, out=target)
-            if site:
-                np.add(sum_, product, out=sum_)
-        yield tile, sum_
-
-
-def _rows(source: TileSource, largest: int) -> Iterator[tuple[Tile, Iterable[Array]]]:
-    """Yield each tile with the sites' elements, one after the other if the source does not have them together."""
-    if isinstance(source, TilesAhead):
-        yield from source.rows()
-        return
-    raw = np.empty(largest * 8, dtype=np.uint8)
-    for tile in source.tiles:
-        yield tile, _read_in_turn(source, tile, raw[: tile.nbytes].view(tile.dtype.numpy))
-
-
-def _read_in_turn(source: TileSource, tile: Tile, row: Array) -> Iterator[Array]:
-    for site in range(len(source.sites)):
-        source.read(site, tile, row)
-        yield row

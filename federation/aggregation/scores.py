@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from federation.aggregation.columns import Scratch, columns_of_piece
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -54,7 +56,7 @@ Scores = dict[str, float]
 
 
 class SiteScores:
-    """Takes in tiles of all updates with the aggregate's, in any order; gives the scores at the end.
+    """Takes in tiles of all updates with the aggregate's; gives the scores at the end.
 
     Args:
         sites: whose updates, in the order of the rows.
@@ -69,7 +71,7 @@ class SiteScores:
         size = len(sites) + 1
         self._columns = max(_power_of_two(min(_BLOCK_COLUMNS, _BLOCK_BYTES // (4 * size))), 256)
         self._piece = _power_of_two(min(_PRODUCT_SIZE // min(size, _PRODUCT_ROWS) ** 2, _DOT_COLUMNS))
-        self._buffers: dict[str, Array] = {}
+        self._scratch = Scratch()
         # With pairs the Gram matrix, lower triangle; without them its diagonal and its last row.
         self._sums = np.zeros((size, size) if self._has_pairs else (2, size))
 
@@ -80,23 +82,32 @@ class SiteScores:
             rows: (n, elements), floats; one update's elements in each row.
             aggregate: the rule's elements at the same place, float64.
         """
+        step = columns_of_piece(len(self._sites))
+        for start in range(0, aggregate.size, step):
+            piece = slice(start, start + step)
+            self.take(self.products(rows[:, piece], aggregate[piece], self._scratch))
+
+    def products(self, rows: Array, aggregate: Array, scratch: Scratch) -> Array:
+        """Return what one piece of a tile (`columns_of_piece`) adds to the sums, in any thread; arguments as `add`."""
         narrow = np.dtype(np.float64 if rows.dtype == np.float64 else np.float32)
+        found = np.zeros(self._sums.shape)
         # What overflows is told by the score, not by a warning.
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, aggregate.size, self._columns):
-                piece = slice(start, start + self._columns)
-                products = self._products(rows[:, piece], aggregate[piece], narrow)
+                block = slice(start, start + self._columns)
+                products = self._products(rows[:, block], aggregate[block], narrow, scratch)
                 if not np.isfinite(products).all():
-                    products = self._products(rows[:, piece], aggregate[piece], np.dtype(np.float64))
-                self._sums += products
+                    products = self._products(rows[:, block], aggregate[block], np.dtype(np.float64), scratch)
+                found += products
+        return found
 
-    def _products(self, rows: Array, center: Array, dtype: np.dtype[Any]) -> Array:
-        """Return what a block adds to the sums."""
-        buffer = self._buffers.get(dtype.str)
-        if buffer is None or buffer.shape[1] < center.size:
-            # No larger than the first block: that of a small model is quickly had.
-            buffer = self._buffers[dtype.str] = np.empty((len(self._sites) + 1, center.size), dtype=dtype)
-        block = buffer[:, : center.size]
+    def take(self, products: Array) -> None:
+        """Take in what `products` returned for one piece; pieces in order."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._sums += products
+
+    def _products(self, rows: Array, center: Array, dtype: np.dtype[Any], scratch: Scratch) -> Array:
+        block = scratch.array("block", (len(self._sites) + 1, center.size), dtype)
         np.copyto(block[-1], center, casting="same_kind")
         np.subtract(rows, block[-1], out=block[:-1], dtype=dtype)
         found = np.zeros(self._sums.shape)

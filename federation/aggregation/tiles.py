@@ -38,6 +38,12 @@ class Tile:
         return self.elements * self.dtype.itemsize
 
 
+def part_of(tile: Tile, elements: slice) -> Tile:
+    """Return a run of a tile's elements; the slice may end beyond the tile."""
+    start, stop, _ = elements.indices(tile.elements)
+    return Tile(dtype=tile.dtype, offset=tile.offset + start * tile.dtype.itemsize, elements=stop - start)
+
+
 class TileSource(Protocol):
     """The updates of a round as a rule may see them.
 
@@ -63,11 +69,11 @@ class TileSource(Protocol):
         ...
 
     def read(self, site: int, tile: Tile, out: Array) -> None:
-        """Read one site's elements of a tile.
+        """Read one site's elements of a tile, or of a part of one. Several threads may at once.
 
         Args:
             site: index into `sites`.
-            tile: one of `tiles`.
+            tile: one of `tiles`, or what `part_of` makes of it.
             out: one-dimensional, contiguous, ``tile.elements`` of the tile's dtype; overwritten.
         """
         ...

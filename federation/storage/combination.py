@@ -7,7 +7,7 @@ Rules, in order:
 3. Float buffers and other float values: Σp_ib_i/Σp_i, whatever the rule. Integers and booleans: elementwise maximum.
 4. A result that is not finite in its dtype is refused; the candidate is then aborted by whoever holds its writer.
 
-Memory is a few tiles, whatever the model and the number of sites. Everything is read by position, so nothing is mapped.
+Memory is a few tiles of every site, whatever the model. Everything is read by position, so nothing is mapped.
 """
 
 from __future__ import annotations
@@ -154,11 +154,11 @@ def combine_model(
     ordered = sorted(updates, key=lambda update: update.site)
     weights = [update.weight for update in ordered]
     deltas = site_tiles(ordered, weights, [update.delta for update in ordered], model.schema.parameters, tile_elements)
-    results = rule.combine(scoring.ahead(deltas) if scoring else deltas)
+    results = scoring.watch(rule, deltas) if scoring else rule.combine(deltas)
     squares = walk(
         model=model,
         writer=writer,
-        changes={DELTA: TileStream(deltas, scoring.watch(deltas, results) if scoring else results)},
+        changes={DELTA: TileStream(deltas, results)},
         values=value_streams(ordered, weights, model.schema.buffers, tile_elements),
         step=_add_mean,
         master=master,

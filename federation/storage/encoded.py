@@ -7,6 +7,7 @@ in order each is decoded once.
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,7 +39,7 @@ def decoded(payload: Readable, plan: PayloadPlan) -> Readable:
 
 
 class DecodedPayload:
-    """A compressed payload, read as its flat buffer. Implements `Readable`; one reader at a time.
+    """A compressed payload, read as its flat buffer. Implements `Readable`; readers take turns.
 
     Args:
         payload: the frame.
@@ -53,6 +54,7 @@ class DecodedPayload:
         self.nbytes = plan.schema.nbytes
         self._schema = plan.schema
         self._decoder = PayloadDecoder(payload, plan.schema, (plan.codec, IDENTITY))
+        self._turn = Lock()
 
     def pread_into(self, offset: int, view: Buffer) -> None:
         """Fill `view` with the flat buffer's bytes from `offset` on: whole elements.
@@ -68,7 +70,8 @@ class DecodedPayload:
             begin, end = max(offset, segment.offset), min(offset + target.nbytes, segment.offset + segment.nbytes)
             if begin < end:
                 out = np.frombuffer(target[begin - offset : end - offset], dtype=segment.dtype.numpy)
-                self._decoder.read(begin, out)
+                with self._turn:  # the decoder keeps the block it is at
+                    self._decoder.read(begin, out)
 
 
 def rebased(delta: Readable, model: ModelSource, start: ModelSource) -> Readable:

@@ -5,8 +5,8 @@ Rules, in order:
 1. Plain FedAvg takes the way of `combine_model`, to the bit; that of a small model the shorter one of `small_models`.
 2. Else every payload is combined by itself, ``delta`` by the plan's rule and the method's vectors by the weighted mean,
    with the weights of the method's server half; then `ServerHalf.step` sees each tile of model, means and slots once.
-3. Tiles are always of `TILE_ELEMENTS`, sites in name order, arithmetic in float64 in one thread: the same bytes
-   everywhere. What comes out is rounded once to each tensor's dtype.
+3. Tiles are always of `TILE_ELEMENTS`, sites in name order, arithmetic in float64 and in one order, whichever thread
+   does it: the same bytes everywhere. What comes out is rounded once to each tensor's dtype.
 4. Slots that are means over all sites are rescaled by N_old/N before the step, where N grew.
 5. Buffers are combined as ever, with the weights of ``delta``.
 6. Vectors and slots are float32 where the parameters are half precision, and read in the order of the parameters.
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from federation.aggregation.combiner import Aggregation, Combiner
-    from federation.aggregation.rule import Combines
     from federation.algorithms.algorithm import Algorithm
     from federation.algorithms.server import ServerRound, SiteFacts
     from federation.names import Digest, SiteName
@@ -220,7 +219,6 @@ def _prepare(
         scoring=Scoring(
             byzantine=spec.plan.byzantine,
             needs_krum=quarantine is not None and quarantine.score == KRUM,
-            is_shared=spec.plan.compression == IDENTITY and not algorithm.needs_base,
             is_late=scores_later,
         ),
     )
@@ -339,9 +337,8 @@ def _changes(algorithm: Algorithm, ready: _Ready, schema: TensorSchema) -> dict[
             payloads, tiles = [in_order(payload, schema) for payload in payloads], widened_tiles(tiles)
         sites = [update.site for update in updates]
         source: TileSource = PayloadTiles(sites, weights.get(name, weights[DELTA]), payloads, tiles)
-        combiner: Combines = ready.rule if name == DELTA else WeightedMean()
-        results = combiner.combine(scoring.ahead(source) if name == DELTA else source)
-        streams[name] = TileStream(source, scoring.watch(source, results) if name == DELTA else results)
+        results = scoring.watch(ready.rule, source) if name == DELTA else WeightedMean().combine(source)
+        streams[name] = TileStream(source, results)
     return streams
 
 

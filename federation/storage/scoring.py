@@ -1,11 +1,9 @@
 """Scores of the updates of a round, taken in passing: beside the combination, from tiles that were just read.
 
-The rule's results pass through `Scoring.watch` as they come. While the rule works on the next tile, another thread adds
-the one before to the scores: with two cores the pass costs little of a round's time. A rule that goes through its tiles
-once is given them by that very thread (`federation.aggregation.ahead`). Behind any other rule, and for many sites, the
-thread reads them once more, from the page cache; payloads that only one reader at a time may decode are then read
-between the rule's steps. A model of a few tiles is not worth a thread. Sums run in tile order in one thread: the same
-bytes every time.
+The rule's results pass through `Scoring.watch` as they come. Where a rule goes through its tiles once, as the mean
+does, whichever thread has made a piece of one scores it while it is in cache (`federation.aggregation.watching`).
+Behind any other rule the tiles are read once more, from the page cache, and scored by as many threads of their own.
+Sums run in tile order, piece by piece: the same bytes every time, whoever took them.
 
 Who has better to do than to wait for the scores of a small model gets them late: what they are computed from is kept,
 and looked at when they are.
@@ -15,25 +13,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from federation.aggregation.ahead import TilesAhead, can_read_ahead
+from federation.aggregation.columns import Scratch, columns_of_piece, cores, read_rows
+from federation.aggregation.crew import Crew
 from federation.aggregation.scores import RULE_WEIGHT, Scores, SiteScores
+from federation.aggregation.tiles import Array, part_of
+from federation.aggregation.watching import WatchedTiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Future
 
-    from federation.aggregation.rule import RuleReport
-    from federation.aggregation.tiles import Array, Tile, TileSource
+    from federation.aggregation.rule import Combines, RuleReport
+    from federation.aggregation.tiles import Tile, TileSource
     from federation.names import SiteName
 
-_FEW_TILES = 4
 _KEPT_BYTES = 1 << 20
 """Of updates that are kept for late scores."""
 
@@ -68,52 +64,45 @@ class Scoring:
     Args:
         byzantine: f of the Krum score.
         needs_krum: the Krum score is wanted however many sites there are.
-        is_shared: the source may be read by two threads at once.
         is_late: scores of a small model are computed when they are first looked at.
+        threads: most threads that score behind a rule which does not show its tiles; None: one per core.
     """
 
     def __init__(
-        self, *, byzantine: int = 0, needs_krum: bool = False, is_shared: bool = False, is_late: bool = False
+        self, *, byzantine: int = 0, needs_krum: bool = False, is_late: bool = False, threads: int | None = None
     ) -> None:
         self._found: SiteScores | None = None
-        self._ahead: TilesAhead | None = None
-        self._pending: Future[None] | None = None
         self._byzantine = byzantine
         self._needs_krum = needs_krum
-        self._is_shared = is_shared
         self._is_late = is_late
+        self._threads = threads or cores()
         self._kept: list[tuple[Array, Array]] = []
-        self._raw = np.empty(0, dtype=np.uint8)
 
-    def ahead(self, source: TileSource) -> TileSource:
-        """Return what the rule is to be given in place of a source, which is then watched."""
-        if len(source.sites) < 2 or len(source.tiles) <= _FEW_TILES or not can_read_ahead(source):
-            return source
-        self._ahead = TilesAhead(source, self._add)
-        return self._ahead
-
-    def watch(self, source: TileSource, results: Iterator[tuple[Tile, Array]]) -> Iterator[tuple[Tile, Array]]:
+    def watch(self, rule: Combines, source: TileSource) -> Iterator[tuple[Tile, Array]]:
         """Yield what a rule yields for a source, as it does.
 
         Args:
-            source: the updates; what the rule was given, or what that reads.
-            results: every tile of the source in order, with its combined elements.
+            rule: of the round.
+            source: the updates.
         """
         if len(source.sites) < 2:
-            yield from results
+            yield from rule.combine(source)
             return
         found = SiteScores(source.sites, byzantine=self._byzantine, needs_krum=self._needs_krum)
         self._found = found
-        if len(source.tiles) > _FEW_TILES:
-            yield from self._beside(found, source, results)
+        if self._is_late and len(source.sites) * sum(tile.nbytes for tile in source.tiles) <= _KEPT_BYTES:
+            for tile, values in rule.combine(source):
+                self._kept.append((read_rows(source, tile, Scratch()), values.copy()))
+                yield tile, values
             return
-        is_late = self._is_late and len(source.sites) * sum(tile.nbytes for tile in source.tiles) <= _KEPT_BYTES
-        for tile, values in results:
-            if is_late:
-                self._kept.append((self._read(source, tile).copy(), values.copy()))
-            else:
-                found.add(self._read(source, tile), values)
-            yield tile, values
+        watched = WatchedTiles(source, found.products, found.take)
+        again = _Again(found, source, self._threads)
+        with again.crew:
+            for count, (tile, values) in enumerate(rule.combine(watched), 1):
+                if not watched.has_seen(count):
+                    again.score(tile, values)
+                yield tile, values
+            again.finish()
 
     def take(self, sites: Sequence[SiteName], rows: Array, values: Array) -> None:
         """Take in a round whose model is one tile, instead of watching it.
@@ -140,8 +129,6 @@ class Scoring:
         return LateScores(lambda: self._finish(report)) if self._kept else self._finish(report)
 
     def _finish(self, report: RuleReport | None) -> dict[SiteName, Scores]:
-        if self._pending is not None:
-            self._pending.result()
         if self._found is not None:
             for rows, values in self._kept:
                 self._found.add(rows, values)
@@ -153,38 +140,41 @@ class Scoring:
                 scores[RULE_WEIGHT] = weights[site]
         return found
 
-    def _beside(
-        self, found: SiteScores, source: TileSource, results: Iterator[tuple[Tile, Array]]
-    ) -> Iterator[tuple[Tile, Array]]:
-        def add(tile: Tile, values: Array) -> None:
-            found.add(self._read(source, tile), values)
 
-        with ExitStack() as stack:
-            worker = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scores"))
-            ahead = stack.enter_context(self._ahead) if self._ahead is not None else None
-            for tile, values in results:
-                if ahead is None or not ahead.looked_at(values):
-                    if self._pending is not None:
-                        self._pending.result()
-                    kept = values.copy()  # the rule overwrites it while we are at work
-                    if self._is_shared:
-                        self._pending = worker.submit(add, tile, kept)
-                    else:
-                        self._pending = worker.submit(found.add, self._read(source, tile), kept)
-                yield tile, values
-            if ahead is not None:
-                ahead.finish()
+class _Again:
+    """Reads tiles once more behind a rule, and scores them.
 
-    def _add(self, rows: Array, values: Array) -> None:
-        assert self._found is not None  # noqa: S101 - results are watched before they are looked at
-        self._found.add(rows, values)
+    Attributes:
+        crew: scores pieces; whoever makes an `_Again` ends it.
+    """
 
-    def _read(self, source: TileSource, tile: Tile) -> Array:
-        """Return every site's elements of a tile, valid until the next call."""
-        sites = len(source.sites)
-        if self._raw.size < sites * tile.nbytes:
-            self._raw = np.empty(sites * tile.nbytes, dtype=np.uint8)
-        rows: Array = self._raw[: sites * tile.nbytes].view(tile.dtype.numpy).reshape(sites, tile.elements)
-        for site in range(sites):
-            source.read(site, tile, rows[site])
-        return rows
+    def __init__(self, found: SiteScores, source: TileSource, threads: int) -> None:
+        self._found = found
+        self._source = source
+        self._step = columns_of_piece(len(source.sites))
+        self._threads = max(min(threads, sum(-(-tile.elements // self._step) for tile in source.tiles)), 1)
+        self.crew = Crew[Array](self._threads, "scores")
+        self._scratches: SimpleQueue[Scratch] = SimpleQueue()
+        for _ in range(self._threads):
+            self._scratches.put(Scratch())
+
+    def score(self, tile: Tile, values: Array) -> None:
+        """Have a tile scored; `values` may be overwritten when this returns."""
+        kept = values.copy()
+        for start in range(0, tile.elements, self._step):
+            piece = slice(start, start + self._step)
+            self.crew.begin(partial(self._products, part_of(tile, piece), kept[piece]))
+        while len(self.crew) > self._threads:
+            self._found.take(self.crew.take())
+
+    def finish(self) -> None:
+        """Wait until everything is scored."""
+        while len(self.crew):
+            self._found.take(self.crew.take())
+
+    def _products(self, piece: Tile, values: Array) -> Array:
+        scratch = self._scratches.get()
+        try:
+            return self._found.products(read_rows(self._source, piece, scratch), values, scratch)
+        finally:
+            self._scratches.put(scratch)

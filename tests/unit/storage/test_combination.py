@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tracemalloc
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from federation.aggregation.combiner import Aggregation
 from federation.aggregation.mean import WeightedMean
+from federation.aggregation.median import Median
 from federation.errors import PlanError
 from federation.names import SiteName
 from federation.storage.checkpoints import ModelFile, ModelWriter, read_model, write_model
@@ -27,6 +30,7 @@ from federation.storage.combination import (
     needs_master,
     write_master,
 )
+from federation.storage.scoring import Scoring
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack, unpack
 from federation.tensors.digest import payload_digest
 
@@ -278,6 +282,28 @@ def test_optimizer_state_is_combined_as_values(tmp_path: Path) -> None:
     assert found["step"] == max(rows[0]["step"], rows[1]["step"])
 
 
+@pytest.mark.parametrize("rule", [WeightedMean(), Median()], ids=lambda rule: rule.name)
+def test_model_norm_and_scores_are_the_same_to_the_bit_for_any_number_of_threads(tmp_path: Path, rule: Any) -> None:
+    schema = TensorSchema.of([spec("w", DType.FLOAT32, 30_000), spec("z", DType.FLOAT64, 5000)])
+    write_model(tmp_path / "x", schema, random_arrays(schema, 0))
+    updates = updates_of(schema, [1.0, 2.0, 3.0])[0]
+    found = []
+    for threads in (1, 2, 4, 16):
+        scoring = Scoring(threads=threads)
+        with ModelFile.open(tmp_path / "x") as model, ModelWriter(tmp_path / "y", schema) as writer:
+            combined = combine_model(
+                model=model,
+                writer=writer,
+                rule=Aggregation(rule=rule).for_round(Random, threads=threads),
+                updates=updates,
+                scoring=scoring,
+                tile_elements=2500,
+            )
+        found.append((combined.digest, combined.update_norm, dict(combined.scores)))
+    assert len(found[0][2]) == 3
+    assert found == [found[0]] * 4
+
+
 @pytest.mark.parametrize("sites", [2, 8])
 def test_memory_is_a_few_tiles_whatever_model_and_sites(tmp_path: Path, sites: int) -> None:
     elements = 4_000_000  # 16 MB
@@ -291,11 +317,12 @@ def test_memory_is_a_few_tiles_whatever_model_and_sites(tmp_path: Path, sites: i
         ModelWriter(tmp_path / "y", schema) as writer,
     ):
         updates = [SiteUpdate(site=SiteName(f"site-{i}"), weight=1.0, payloads={DELTA: delta}) for i in range(sites)]
+        rule = Aggregation(rule=WeightedMean()).for_round(Random, threads=2)
         tracemalloc.start()
-        combine_model(model=model, writer=writer, rule=WeightedMean(), updates=updates)
+        combine_model(model=model, writer=writer, rule=rule, updates=updates)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         writer.commit()
-    assert peak < 6 << 20
+    assert peak < 7 << 20
     with ModelFile.open(tmp_path / "y") as result:
         assert unpack(schema, result.pread(0, result.nbytes))["w"][-1] == 1.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -395,7 +396,8 @@ def test_a_quarantine_by_krum_holds_whom_it_should_however_many_sites_there_are(
     assert [row.site for row in suspicion.held] == (["site-07"] if policy else [])
 
 
-def test_memory_of_compressed_updates_is_a_block_each() -> None:
+def test_memory_of_compressed_updates_is_a_block_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})  # each thread has tiles of its own
     schema = TensorSchema.of([TensorSpec(name="w", dtype=DType.FLOAT32, shape=(4_000_000,))])
     spec = spec_of(FedAvg(), schema, compression="rand_k:0.01")
     vector = {"w": np.random.default_rng(0).standard_normal(4_000_000).astype(np.float32)}

@@ -7,25 +7,44 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from federation.aggregation.mean import WeightedMean
-from federation.aggregation.rule import RuleReport
+from federation.aggregation.median import Median
+from federation.aggregation.rule import RuleContext, RuleReport
 from federation.aggregation.scores import RULE_WEIGHT
 from federation.aggregation.tiles import ArrayTiles
+from federation.aggregation.watching import WatchedTiles
 from federation.names import SiteName
 from federation.storage import scoring
 from federation.storage.scoring import LateScores, Scoring
 from federation.tensors import DType, TensorSchema, TensorSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pytest
 
+    from federation.aggregation.rule import AggregationRule
+    from federation.aggregation.tiles import Array, Tile, TileSource
+
 SITES = [SiteName(name) for name in "abcd"]
+MEAN = WeightedMean()
+
+
+class OfThreads:
+    """A rule told how many threads to use."""
+
+    def __init__(self, rule: AggregationRule, threads: int | None) -> None:
+        self._rule = rule
+        self._threads = threads
+
+    def combine(self, source: TileSource) -> Iterator[tuple[Tile, Array]]:
+        yield from self._rule.combine(source, RuleContext(threads=self._threads))
 
 
 def scores(
     *,
+    rule: AggregationRule = MEAN,
     is_late: bool = False,
-    is_shared: bool = False,
-    is_ahead: bool = False,
+    threads: int | None = None,
     elements: int = 50,
     tile_elements: int = 20,
 ) -> object:
@@ -35,8 +54,8 @@ def scores(
         site: bytearray(draw.normal(size=elements).astype("<f4").tobytes()) for site in SITES
     }
     source = ArrayTiles(schema, buffers, dict.fromkeys(SITES, 1.0), tile_elements=tile_elements)
-    watching = Scoring(is_late=is_late, is_shared=is_shared)
-    for _ in watching.watch(source, WeightedMean().combine(watching.ahead(source) if is_ahead else source)):
+    watching = Scoring(is_late=is_late, threads=threads)
+    for _ in watching.watch(OfThreads(rule, threads), source):
         pass
     found = watching.finish()
     for buffer in buffers.values():
@@ -56,12 +75,22 @@ def test_updates_too_large_to_be_kept_are_scored_at_once(monkeypatch: pytest.Mon
     assert scores(is_late=True) == scores(is_late=False)
 
 
-def test_scores_are_the_same_whoever_reads_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"elements": 5000, "tile_elements": 700}
-    monkeypatch.setattr(scoring, "_FEW_TILES", 100)
-    expected = scores(**sizes)
-    monkeypatch.undo()
-    assert scores(**sizes) == scores(is_shared=True, **sizes) == scores(is_ahead=True, **sizes) == expected
+def test_scores_of_the_mean_are_the_same_whoever_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"elements": 50_000, "tile_elements": 7000}
+    expected = scores(threads=1, **sizes)
+    assert scores(threads=2, **sizes) == scores(threads=4, **sizes) == scores(**sizes) == expected
+    monkeypatch.setattr(WatchedTiles, "has_seen", lambda self, tiles: False)
+    monkeypatch.setattr(WatchedTiles, "saw", lambda self, found: None)  # read again, as behind other rules
+    for threads in (1, 2, 4):
+        assert scores(threads=threads, **sizes) == expected
+
+
+def test_scores_behind_a_rule_that_reads_as_it_likes_are_the_same_for_any_number_of_threads() -> None:
+    sizes = {"elements": 50_000, "tile_elements": 7000}
+    expected = scores(rule=Median(), threads=1, **sizes)
+    assert expected != scores(threads=1, **sizes)
+    for threads in (2, 4, None):
+        assert scores(rule=Median(), threads=threads, **sizes) == expected
 
 
 def test_how_much_a_site_counted_is_its_trust_where_the_rule_says_that() -> None:
@@ -76,6 +105,6 @@ def test_how_much_a_site_counted_is_its_trust_where_the_rule_says_that() -> None
         (RuleReport(weights=weights, note=""), weights),
     ):
         watching = Scoring()
-        for _ in watching.watch(source, WeightedMean().combine(source)):
+        for _ in watching.watch(WeightedMean(), source):
             pass
         assert {site: row[RULE_WEIGHT] for site, row in watching.finish(report).items()} == expected

@@ -17,7 +17,7 @@ from federation.errors import PlanError
 from federation.tensors import DType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
@@ -80,11 +80,15 @@ def make_optimizer(
 
     if name not in OPTIMIZERS:
         raise PlanError(f"there is no optimizer {name!r}, only {', '.join(OPTIMIZERS)}")
-    from federation.training.plain_sgd import PlainSgd
+    from federation.training.plain_sgd import MomentumSgd, PlainSgd
 
-    make = PlainSgd if name == "sgd" and not options else getattr(torch.optim, OPTIMIZERS[name])
+    make: Callable[..., Optimizer] = getattr(torch.optim, OPTIMIZERS[name])
+    if name == "sgd" and not options:
+        make = PlainSgd
+    elif name == "sgd" and set(options) == {"momentum"} and options["momentum"]:  # torch keeps no buffer at 0
+        make = MomentumSgd
     try:
-        made: Optimizer = make(parameters, lr=learning_rate, **options)
+        made = make(parameters, lr=learning_rate, **options)
     except (TypeError, ValueError) as error:
         raise PlanError(f"optimizer {name!r} does not take {dict(options)}: {error}") from error
     return made

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -15,10 +17,11 @@ def _parameters(dtype: Any) -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in ((5, 3), (3,), (), (2, 2))]
 
 
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_sgd_without_options_moves_as_torch_does_to_the_bit(dtype: Any) -> None:
+def test_sgd_moves_as_torch_does_to_the_bit(dtype: Any, options: dict[str, Any]) -> None:
     ours, theirs = _parameters(dtype), _parameters(dtype)
-    plain, reference = make_optimizer("sgd", ours, 0.3, {}), torch.optim.SGD(theirs, lr=0.3)
+    plain, reference = make_optimizer("sgd", ours, 0.3, options), torch.optim.SGD(theirs, lr=0.3, **options)
     for _ in range(3):
         for one, other in zip(ours[:-1], theirs[:-1], strict=True):
             other.grad = torch.randn(other.shape).to(dtype)
@@ -27,16 +30,30 @@ def test_sgd_without_options_moves_as_torch_does_to_the_bit(dtype: Any) -> None:
         reference.step()
 
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
-    assert not plain.state
+    for one, other in zip(ours, theirs, strict=True):
+        kept, reference_kept = plain.state.get(one, {}), reference.state.get(other, {})
+        assert kept.keys() == reference_kept.keys()
+        assert all(torch.equal(kept[key], reference_kept[key]) for key in kept)
 
 
-def test_sgd_without_options_takes_sparse_gradients() -> None:
+def test_a_step_of_sgd_with_momentum_does_not_load_torchs_compiler() -> None:
+    code = (
+        "import sys, torch; from federation.training.optimizers import make_optimizer\n"
+        "weight = torch.nn.Parameter(torch.ones(2)); weight.grad = torch.ones(2)\n"
+        "make_optimizer('sgd', [weight], 0.1, {'momentum': 0.9}).step()\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}])
+def test_sgd_takes_sparse_gradients(options: dict[str, Any]) -> None:
     ours, theirs = _parameters(torch.float32)[:1], _parameters(torch.float32)[:1]
     gradient = torch.sparse_coo_tensor([[1, 4]], torch.ones(2, 3), (5, 3), check_invariants=True)
     ours[0].grad, theirs[0].grad = gradient, gradient.clone()
 
-    make_optimizer("sgd", ours, 0.3, {}).step()
-    torch.optim.SGD(theirs, lr=0.3).step()
+    make_optimizer("sgd", ours, 0.3, options).step()
+    torch.optim.SGD(theirs, lr=0.3, **options).step()
 
     assert torch.equal(ours[0], theirs[0])
 
@@ -58,3 +75,9 @@ def test_sgd_drops_gradients_and_then_stands_still() -> None:
 def test_sgd_of_nothing_is_refused_as_torch_refuses_it() -> None:
     with pytest.raises(PlanError, match="'sgd' does not take"):
         make_optimizer("sgd", [], 0.1, {})
+
+
+@pytest.mark.parametrize("momentum", [-0.1, "much"])
+def test_a_momentum_that_is_none_is_refused(momentum: Any) -> None:
+    with pytest.raises(PlanError, match="'sgd' does not take"):
+        make_optimizer("sgd", _parameters(torch.float32), 0.1, {"momentum": momentum})

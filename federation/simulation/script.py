@@ -129,7 +129,10 @@ class Script:
         rules = []
         if "drop" in document:
             rules.append(Rule(do="drop", probability=_number(document["drop"], f"{path}: drop")))
-        rules += [_rule(row, f"{path}: rule {place}") for place, row in enumerate(document.get("rule", ()), start=1)]
+        rows = document.get("rule", [])
+        if not isinstance(rows, list):
+            raise PlanError(f"{path}: rule is {rows!r}; expected tables, each under a line [[rule]]")
+        rules += [_rule(row, f"{path}: rule {place}") for place, row in enumerate(rows, start=1)]
         joins = document.get("join", {})
         if not isinstance(joins, dict) or any(not isinstance(value, int) or value < 1 for value in joins.values()):
             raise PlanError(f"{path}: join gives {joins!r}; expected a round, from 1, per site name")
@@ -166,7 +169,9 @@ class Script:
 def _rule(row: Any, where: str) -> Rule:
     if not isinstance(row, dict) or "do" not in row or row.keys() - _KEYS:
         raise PlanError(f"{where} is {row!r}; expected do, and of {', '.join(sorted(_KEYS - {'do'}))} what it needs")
-    sites = row.get("sites", ("*",))
+    sites = row.get("sites", ["*"])
+    if not isinstance(sites, str | list):
+        raise PlanError(f"{where}: sites is {sites!r}; give a name, a pattern or a list of them")
     return Rule(
         do=cast("Deed", row["do"]),
         rounds=_rounds(row["rounds"], where) if "rounds" in row else None,

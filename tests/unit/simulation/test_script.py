@@ -58,6 +58,8 @@ def test_a_script_is_read_from_toml(tmp_path: Path) -> None:
         ("[[rule]]\ndo = 'fail'\nrounds = 'x'", 'give \\[3, 7\\] or "3-7"'),
         ("[[rule]]\ndo = 'fail'\nrounds = [7, 3]", "the first and the last"),
         ("[join]\nsite-001 = 'late'", "expected a round"),
+        ("rule = 5", "expected tables, each under a line"),
+        ("[[rule]]\ndo = 'fail'\nsites = 5", "give a name, a pattern or a list"),
         ("rules = 3", "expected drop, \\[\\[rule\\]\\] and \\[join\\]"),
         ("drop =", "cannot be read"),
     ],

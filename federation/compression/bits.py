@@ -13,8 +13,6 @@ import numpy as np
 if TYPE_CHECKING:
     from federation.compression.codec import Array
 
-MAX_WIDTH = 16
-
 
 def packed_bytes(count: int, width: int) -> int:
     """Return the bytes that `count` numbers of `width` bits take."""

@@ -143,17 +143,26 @@ class Bench:
         answers: list[TrainAnswer] = []
         for start in range(0, len(orders), FORESEEN):
             parcel = orders[start : start + FORESEEN]
-            works = [self._prepared(order) for order in parcel]
-            trained = list(map(self._train, parcel, works))
-            answers += map(self._checked, parcel, trained)
+            answers += map(self._checked, parcel, self._train_parcel(parcel))
         return answers
 
-    def serve(self, orders: Sequence[TrainOrder] | Sequence[EvaluateOrder]) -> Sequence[TrainAnswer | EvaluateAnswer]:
-        """Do a parcel of orders, all of one kind."""
+    def work(self, orders: Sequence[TrainOrder | EvaluateOrder]) -> Sequence[TrainAnswer | EvaluateAnswer]:
+        """Do a parcel of orders, all of one kind; `finish` looks at the answers before anybody else does."""
         evaluations = [order for order in orders if isinstance(order, EvaluateOrder)]
-        return list(map(self.evaluate, evaluations)) or self.train_all(
+        return list(map(self.evaluate, evaluations)) or self._train_parcel(
             [order for order in orders if isinstance(order, TrainOrder)]
         )
+
+    def finish(
+        self, orders: Sequence[TrainOrder | EvaluateOrder], answers: Sequence[TrainAnswer | EvaluateAnswer]
+    ) -> list[TrainAnswer | EvaluateAnswer]:
+        """Check the updates behind answers of `work`; several parcels at once, which train faster in a row."""
+        return [
+            self._checked(order, answer)
+            if isinstance(order, TrainOrder) and isinstance(answer, TrainAnswer)
+            else answer
+            for order, answer in zip(orders, answers, strict=True)
+        ]
 
     def train(self, order: TrainOrder) -> TrainAnswer:
         """Train one site's round."""
@@ -170,6 +179,10 @@ class Bench:
             if is_needed():
                 return
             self._work(site).foresee(number)
+
+    def _train_parcel(self, parcel: Sequence[TrainOrder]) -> list[TrainAnswer]:
+        works = [self._prepared(order) for order in parcel]
+        return list(map(self._train, parcel, works))
 
     def _prepared(self, order: TrainOrder) -> SiteWork | Failure:
         try:

@@ -27,7 +27,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import select
 import signal
 import sys
@@ -39,12 +38,13 @@ from multiprocessing import connection, shared_memory
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from federation.simulation import luggage
+from federation.simulation import luggage, messages
 from federation.simulation.bench import FORESEEN, Bench, EvaluateAnswer, EvaluateOrder, TrainAnswer, TrainOrder, settle
 from federation.simulation.board import Board
 from federation.simulation.devices import device_of
 from federation.simulation.executors import SimulationError
 from federation.simulation.memory import Arena
+from federation.simulation.messages import Batch, Forecast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -57,16 +57,10 @@ if TYPE_CHECKING:
     from federation.simulation.memory import Layout
 
 _Order = TypeVar("_Order", TrainOrder, EvaluateOrder)
-_PROTOCOL = 5
-"""Of pickle, used as it is: a pipe's own pickler is made anew for each message, which takes longer than a small one."""
 ANSWER_S = 0.01
 """Seconds of work worth a message, and taken at once: telling the parent costs a thirtieth of it."""
 LOOK_S = 0.002
 """Seconds (rule 7): as long as the parent takes between two rounds of a small model."""
-_ALONE = 0
-"""In place of a batch: orders that are not on the board, but the worker's own."""
-_AHEAD = -1
-"""In place of a batch: sites, and the round in which they are likely to be trained next (rule 9)."""
 START_METHOD: Literal["fork", "spawn"] = "fork" if sys.platform == "linux" else "spawn"
 """How workers begin (rule 1). macOS can fork, but its own libraries do not survive it."""
 
@@ -125,7 +119,7 @@ class ProcessExecutor:
         """See `Executor.foresee`."""
         looking = [worker for worker in self._workers if worker.looks]
         if sites and looking:
-            message = pickle.dumps((_AHEAD, (sites[:FORESEEN], number)), _PROTOCOL)
+            message = messages.pack_forecast(sites[:FORESEEN], number)
             for worker in looking:
                 worker.send(message)
 
@@ -180,7 +174,7 @@ class ProcessExecutor:
         """Show the orders to the workers, who begin; their answers come as they are asked for."""
         if not orders:
             return iter(())
-        message = pickle.dumps((self._board.show(len(orders)), orders), _PROTOCOL)
+        message = messages.pack_batch(self._board.show(len(orders)), orders)
         for worker in reversed(self._workers[: len(orders)]):  # the first one's core is ours until we wait
             worker.send(message)
         return self._answers(orders, message)
@@ -228,7 +222,7 @@ class ProcessExecutor:
 
     def _again(self, fresh: _Worker, order: _Order) -> Any:
         """Give an order that was lost again, alone: should this one die too, it is known where."""
-        fresh.send(pickle.dumps((_ALONE, [order]), _PROTOCOL))
+        fresh.send(messages.pack_batch(None, [order]))
         try:
             (answer,) = fresh.take()
         except (EOFError, ConnectionError):
@@ -287,8 +281,7 @@ class _Worker:
             self.pipe.send_bytes(message)
 
     def take(self) -> list[Any]:
-        answers: list[Any] = pickle.loads(self.pipe.recv_bytes())  # noqa: S301 - of our own child
-        return answers
+        return messages.unpack_answers(self.pipe.recv_bytes())
 
     def end(self) -> None:
         self.pipe.close()
@@ -327,7 +320,7 @@ def _work(
         while True:
             if place.looks:
                 _look(pipe)
-            turn.serve(*pickle.loads(pipe.recv_bytes()))  # noqa: S301 - of our own parent
+            turn.serve(messages.unpack(pipe.recv_bytes()))
     if block is not None:  # else it is closed at some moment of the interpreter's end, with views still there
         arena.release()
         board.release()
@@ -344,30 +337,34 @@ class _Turn:
         self._pipe = pipe
         self._seconds: dict[type, float] = {}
 
-    def serve(self, batch: int, orders: Sequence[Any]) -> None:
-        """Do what can be had of a batch, and answer.
+    def serve(self, message: Batch | Forecast) -> None:
+        """Do what can be had of a batch, and answer; or prepare for what is likely to come.
 
         Raises:
             ConnectionError: the parent is gone.
         """
-        if batch == _AHEAD:
-            sites, number = orders
-            self._bench.foresee(sites, number, _ear(self._pipe))
+        if isinstance(message, Forecast):
+            self._bench.foresee(message.sites, message.round, _ear(self._pipe))
             return
-        if batch == _ALONE:
-            self._answer(self._bench.serve(orders))
+        batch, orders = message
+        if batch is None:
+            self._answer(orders, self._bench.work(orders))
             return
         kind = type(orders[0])
-        began, answers = time.perf_counter(), list[Any]()
+        began, done, answers = time.perf_counter(), list[Any](), list[Any]()
         while taken := self._board.take(batch, self._number, self._most(kind)):
-            answers += self._bench.serve([orders[place] for place in taken])
+            parcel = [orders[place] for place in taken]
+            answers += self._bench.work(parcel)
+            done += parcel
             now = time.perf_counter()
             self._seconds[kind] = (now - began) / len(answers)
             if now - began >= ANSWER_S:
-                self._answer(answers)
-                began, answers = time.perf_counter(), []
+                self._answer(done, answers)
+                began, done, answers = time.perf_counter(), [], []
+            if taken.stop == len(orders):
+                break  # nothing is left to ask the board for
         if answers:
-            self._answer(answers)
+            self._answer(done, answers)
 
     def _most(self, kind: type) -> int:
         """Return how many orders of a kind are taken at once: what they took before says how many `ANSWER_S` is.
@@ -377,8 +374,8 @@ class _Turn:
         seconds = self._seconds.get(kind)
         return 1 if seconds is None else max(1, int(ANSWER_S / max(seconds, 1e-9)))
 
-    def _answer(self, answers: Sequence[Any]) -> None:
-        self._pipe.send_bytes(pickle.dumps(answers, _PROTOCOL))
+    def _answer(self, orders: Sequence[Any], answers: Sequence[Any]) -> None:
+        self._pipe.send_bytes(messages.pack_answers(self._bench.finish(orders, answers)))
 
 
 def _settle_down(place: _Place) -> None:

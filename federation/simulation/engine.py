@@ -283,22 +283,18 @@ class Engine:
         orders = []
         self._models.keep_version(action.round)
         for site in action.sites:
-            fate = self._script.fate(seed=self._spec.plan.seed, round_number=action.round, site=site)
-            downs[site] = self.book.send(site, self._models.sent, self._models.sent_step)
-            if fate.end:
-                self._end_of(site, fate, downs[site], action)
-                continue
-            fates[site] = fate
-            orders.append(
-                TrainOrder(
-                    site,
-                    action.round,
-                    action.attempt,
-                    self._models.generation,
-                    self._free.pop(),
-                    self._models.has_optimizer,
+            fates[site] = self._script.fate(seed=self._spec.plan.seed, round_number=action.round, site=site)
+            if not fates[site].end:
+                orders.append(
+                    TrainOrder(
+                        site,
+                        action.round,
+                        action.attempt,
+                        self._models.generation,
+                        self._free.pop(),
+                        self._models.has_optimizer,
+                    )
                 )
-            )
         # Longest first, so that workers finish together.
         orders.sort(key=lambda order: -self._sites[order.site])
         slots = {order.site: order.slot for order in orders}
@@ -306,6 +302,10 @@ class Engine:
             answers: Iterable[TrainAnswer] = self._executor.train(orders)
             if self._write_down():
                 return True
+            for site, fate in fates.items():
+                downs[site] = self.book.send(site, self._models.sent, self._models.sent_step)
+                if fate.end:
+                    self._end_of(site, fate, downs[site], action)
             self._executor.foresee(self._machine.foresee(), RoundNumber(action.round + 1))
             if self._tampering is not None:
                 answers = self._tampered(self._tampering, action, list(answers), slots)

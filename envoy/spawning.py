@@ -28,11 +28,12 @@ from federation.telemetry.logs import get_logger
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from structlog.stdlib import BoundLogger
+
     from federation.collaborator.config import CollaboratorConfig
     from federation.collaborator.local_socket import LineStream
     from federation.names import ExperimentId
     from federation.runtime.clock import Clock
-    from federation.telemetry.logs import Logger
     from federation.telemetry.metrics import Metrics
 
 _log = get_logger(__name__)
@@ -70,7 +71,7 @@ class Collaborator:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def _log(self) -> Logger:
+    def _log(self) -> BoundLogger:
         return _log.bind(experiment=self.experiment)
 
     async def run(self) -> endings.Over | None:

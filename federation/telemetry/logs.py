@@ -8,110 +8,23 @@ go through it: so a process that configures nothing, such as a command, writes o
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
+
+import structlog
+from structlog.stdlib import BoundLogger, ProcessorFormatter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from structlog.typing import EventDict, Processor, WrappedLogger
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What one call of a `Logger` said: the message of its record.
-
-    Attributes:
-        event: the sentence.
-        fields: what it is about.
-    """
-
-    event: str
-    fields: Mapping[str, object]
-
-    def __str__(self) -> str:
-        """For whoever writes records as text, such as a process that configured nothing."""
-        return " ".join([self.event, *(f"{name}={value!r}" for name, value in self.fields.items())])
-
-
-class Logger:
-    """A module's logger with fields bound to it; get one from `get_logger`.
-
-    Args:
-        logger: where records go.
-        fields: those of every line.
-    """
-
-    __slots__ = ("_fields", "_logger")
-
-    def __init__(self, logger: logging.Logger, fields: Mapping[str, object]) -> None:
-        self._logger, self._fields = logger, fields
-
-    def bind(self, **fields: object) -> Logger:
-        """Return a logger whose lines also have `fields`."""
-        return Logger(self._logger, {**self._fields, **fields})
-
-    def log(self, level: int, event: str, *arguments: object, exc_info: Any = None, **fields: object) -> None:
-        """Write a line, if `level` is severe enough.
-
-        Args:
-            level: of `logging`.
-            event: the sentence, with ``%`` where `arguments` go.
-            arguments: what goes there.
-            exc_info: an exception whose traceback is to be told, or True for the one being handled.
-            fields: of this line.
-        """
-        if self._logger.isEnabledFor(level):
-            said = Said(event % arguments if arguments else event, {**self._fields, **fields})
-            self._logger.log(level, said, exc_info=exc_info)
-
-    def debug(self, event: str, *arguments: object, **fields: Any) -> None:
-        """`log` what only whoever searches for a fault wants to know."""
-        self.log(logging.DEBUG, event, *arguments, **fields)
-
-    def info(self, event: str, *arguments: object, **fields: Any) -> None:
-        """`log` what happened."""
-        self.log(logging.INFO, event, *arguments, **fields)
-
-    def warning(self, event: str, *arguments: object, **fields: Any) -> None:
-        """`log` what a person may have to look at."""
-        self.log(logging.WARNING, event, *arguments, **fields)
-
-    def error(self, event: str, *arguments: object, **fields: Any) -> None:
-        """`log` what failed."""
-        self.log(logging.ERROR, event, *arguments, **fields)
-
-    def exception(self, event: str, *arguments: object, **fields: Any) -> None:
-        """`log` what failed, with the traceback of the exception being handled."""
-        self.log(logging.ERROR, event, *arguments, exc_info=True, **fields)
-
-
-class _JsonLines(logging.Formatter):
-    """Args: fixed: fields of every line."""
-
-    def __init__(self, fixed: Mapping[str, object]) -> None:
-        super().__init__()
-        self._fixed = fixed
-
-    def format(self, record: logging.LogRecord) -> str:
-        said = record.msg if isinstance(record.msg, Said) else Said(record.getMessage(), {})
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC)
-            .isoformat(timespec="microseconds")
-            .replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": said.event,
-            **self._fixed,
-            **said.fields,
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+_SHARED: tuple[Processor, ...] = (
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    structlog.processors.format_exc_info,
+)
 
 
 def configure(level: str = "INFO", stream: TextIO | None = None, **fixed: str) -> None:
@@ -127,8 +40,21 @@ def configure(level: str = "INFO", stream: TextIO | None = None, **fixed: str) -
     """
     if level not in LEVELS:
         raise ValueError(f"log level must be one of {', '.join(LEVELS)}, got {level!r}")
+
+    def add_fixed(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        return {**fixed, **event}
+
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
-    handler.setFormatter(_JsonLines(fixed))
+    handler.setFormatter(
+        ProcessorFormatter(
+            foreign_pre_chain=_SHARED,
+            processors=[
+                ProcessorFormatter.remove_processors_meta,
+                add_fixed,
+                structlog.processors.JSONRenderer(ensure_ascii=False, default=str),
+            ],
+        )
+    )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
@@ -136,9 +62,19 @@ def configure(level: str = "INFO", stream: TextIO | None = None, **fixed: str) -
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
 
 
-def get_logger(name: str) -> Logger:
+def get_logger(name: str) -> BoundLogger:
     """Return the logger of a module; ``bind(experiment=..., round=..., site=...)`` gives one with these fields."""
-    return Logger(logging.getLogger(name), {})
+    logger = structlog.wrap_logger(
+        logging.getLogger(name),
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *_SHARED,
+            ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=BoundLogger,
+    )
+    return cast("BoundLogger", logger)
 
 
 def tail(text: str, limit: int = 2000) -> str:

@@ -66,13 +66,6 @@ def test_an_exception_stays_on_one_line(lines: io.StringIO) -> None:
     assert "LookupError: line one\nline two" in line["exception"]
 
 
-def test_an_exception_that_is_handed_over_is_told_with_its_traceback(lines: io.StringIO) -> None:
-    logs.configure("INFO", lines)
-    logs.get_logger("x").error("task %s failed", "a", exc_info=LookupError("gone"), round=3)
-    (line,) = _read(lines)
-    assert (line["event"], line["round"], line["exception"]) == ("task a failed", 3, "LookupError: gone")
-
-
 def test_what_is_less_severe_than_the_level_is_not_written(lines: io.StringIO) -> None:
     logs.configure("WARNING", lines)
     logs.get_logger("x").info("quiet")
@@ -91,11 +84,6 @@ def test_an_unconfigured_process_writes_nothing_to_standard_output(capsys: pytes
     # A command's --json output must stay what it is.
     logs.get_logger("x").warning("unheard of")
     assert capsys.readouterr().out == ""
-
-
-def test_a_line_as_text_has_its_fields_too(caplog: pytest.LogCaptureFixture) -> None:
-    logs.get_logger("x").bind(round=3).warning("%s left", "clinic", reason="moved")
-    assert caplog.messages == ["clinic left round=3 reason='moved'"]
 
 
 def test_an_unknown_level_is_refused() -> None:

@@ -37,7 +37,7 @@ _MEANINGS = {
     Exit.USAGE: "the command line is not valid",
     Exit.CONFIGURATION: "settings, certificates or files of this machine are not usable",
     Exit.PLAN: "the experiment folder, its plan or its model is not sound",
-    Exit.REFUSED: "the director refused: identity, role, limit or state does not allow it",
+    Exit.REFUSED: "refused: identity, role, limit or state, such as a run folder in use, does not allow it",
     Exit.NOT_FOUND: "no such experiment, artifact or site",
     Exit.UNREACHABLE: "the director could not be reached; trying again may help",
     Exit.EXPERIMENT_FAILED: "the watched experiment failed",

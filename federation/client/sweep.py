@@ -3,7 +3,9 @@
 1. A cell lies in ``OUT/<digest>``; one that has ended well is skipped, one that was stopped goes on where it was.
 2. A cell that fails does not stop the others; the sweep then ends with its exit code.
 3. With tracker mlflow the first cell runs alone: its local database is made by one process.
-4. Ctrl-C starts no further cell, lets each running one end its round and keep a checkpoint, and a second one ends them.
+4. A cell that another command runs now is left to it: a sweep that finds one at its start is refused before it starts
+   any, and one that comes to it later counts it as failed, with the exit code of what is refused.
+5. Ctrl-C starts no further cell, lets each running one end its round and keep a checkpoint, and a second one ends them.
 
 Each child is waited for by a thread of its own; nothing is polled. What it prints goes to ``OUT/<digest>.log``.
 """
@@ -19,7 +21,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from federation.client.exits import exit_for
 from federation.client.runs import is_finished
+from federation.errors import ConflictError
+from federation.storage.ownership import check_free
 from federation.tracking import text_for_run
 
 if TYPE_CHECKING:
@@ -95,6 +100,7 @@ class Sweep:
             on_finished: told of each as it ends, in this thread.
 
         Raises:
+            ConflictError: one of them is being run; nothing was started.
             KeyboardInterrupt: Ctrl-C; the running cells have kept checkpoints, and the text says how many are left.
         """
         self._out.mkdir(parents=True, exist_ok=True)
@@ -106,6 +112,7 @@ class Sweep:
                 done[folder] = Finished(cell=cell, folder=folder, code=0, was_skipped=True)
                 on_finished(done[folder])
             else:
+                check_free(folder)
                 waiting.append(cell)
         with ThreadPoolExecutor(self._parallel, thread_name_prefix="sweep") as pool:
             running: set[Future[Finished]] = set()
@@ -137,6 +144,10 @@ class Sweep:
         folder = self.folder_of(cell)
         if self._is_stopping:
             return Finished(cell=cell, folder=folder, code=_INTERRUPTED, message="not started")
+        try:
+            check_free(folder)  # before its log is begun anew
+        except ConflictError as error:
+            return Finished(cell=cell, folder=folder, code=exit_for(error), message=f"federation: {error}")
         log = folder.with_suffix(".log")
         tracked = [word for text in self._trackers for word in ("--tracker", text_for_run(text, folder))]
         arguments = [str(self._experiment), *self._shared, *cell.arguments(), *tracked, "--out", str(folder)]

@@ -1,8 +1,9 @@
 """`simulate`: an experiment from its folder or object to its last model, in this process and its workers.
 
-In order: the experiment is built and its data divided (`federation.simulation.setting`); workers are started, before
-torch works in this process; the run folder is opened and, if it is a run that was stopped, models, history and what
-sites keep are brought to its last checkpoint; the engine runs.
+In order: the run folder is locked (`federation.storage.ownership`); the experiment is built and its data divided
+(`federation.simulation.setting`); workers are started, before torch works in this process; the run folder is opened
+and, if it is a run that was stopped, models, history and what sites keep are brought to its last checkpoint; the engine
+runs.
 
 One seed gives one result, whatever the number of workers, and the result that a federation of the same sites gives.
 """
@@ -10,6 +11,7 @@ One seed gives one result, whatever the number of workers, and the result that a
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +36,7 @@ from federation.simulation.roles import NoSpans, Spans
 from federation.simulation.run_folder import RunFolder, Standpoint
 from federation.simulation.setting import Setting, describe, prepare
 from federation.simulation.under_way import UnderWay
+from federation.storage.ownership import owned
 from federation.tensors import pack
 from federation.tracking import Together
 from federation.training.seeding import seeded
@@ -146,30 +149,31 @@ def simulate(
     Raises:
         PlanError: experiment, plan, data or script do not go together; the text says what to change.
         ConfigurationError: the executor is not available here.
-        ConflictError: `folder` is of another plan.
+        ConflictError: `folder` is of another plan, or another run has it now.
         SimulationError: a worker died, twice.
         StorageError: the run folder cannot be read or written.
         KeyboardInterrupt: Ctrl-C; the round under way was committed, and the same call goes on from there.
     """
-    setting = prepare(
-        experiment,
-        sites=sites,
-        data=data,
-        partition=partition,
-        sample=sample,
-        crew=Crew(workers=workers, executor=executor, device=device, ray_address=ray_address),
-        seed=seed,
-        script=script,
-        times=times,
-        changes=changes or {},
-        attack=attack,
-        hostile=hostile,
-    )
-    run = _Run(setting, trackers=trackers, on_round=on_round, profile=profile or NoSpans())
-    description = describe(setting, partition=partition, data=data, label=label, command=command)
-    run_folder = None if folder is None else RunFolder(Path(folder), description, resume=resume)
-    with seeded(setting.built.spec.plan.seed):
-        return run.go(run_folder, description)
+    with nullcontext() if folder is None else owned(Path(folder), command=command):
+        setting = prepare(
+            experiment,
+            sites=sites,
+            data=data,
+            partition=partition,
+            sample=sample,
+            crew=Crew(workers=workers, executor=executor, device=device, ray_address=ray_address),
+            seed=seed,
+            script=script,
+            times=times,
+            changes=changes or {},
+            attack=attack,
+            hostile=hostile,
+        )
+        run = _Run(setting, trackers=trackers, on_round=on_round, profile=profile or NoSpans())
+        description = describe(setting, partition=partition, data=data, label=label, command=command)
+        run_folder = None if folder is None else RunFolder(Path(folder), description, resume=resume)
+        with seeded(setting.built.spec.plan.seed):
+            return run.go(run_folder, description)
 
 
 class _Run:

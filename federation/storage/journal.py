@@ -12,7 +12,6 @@ Rules, in order:
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import zlib
@@ -20,7 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from federation.errors import StorageError
-from federation.storage.disk import pwrite_all, sync_folder, translated, try_lock
+from federation.storage.disk import pwrite_all, sync_folder, translated
+from federation.storage.lock_files import take_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -57,7 +57,7 @@ class Journal:
         Raises:
             StorageError: another process holds it (the text says which), it is damaged, or the disk failed.
         """
-        lock = _take_lock(path)
+        lock = take_lock(path.with_name(path.name + ".lock"))  # the journal itself may be cut and copied
         try:
             with translated(path):
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -184,18 +184,3 @@ def _decode(line: bytes) -> JournalEntry:
         raise ValueError("its checksum is wrong")
     document = json.loads(text)
     return JournalEntry(sequence=document["sequence"], kind=document["kind"], body=document["body"])
-
-
-def _take_lock(path: Path) -> int:
-    # A file of its own: the journal may be cut and copied, and this one can say who has it.
-    place = path.with_name(path.name + ".lock")
-    with translated(place):
-        descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o600)
-        if try_lock(descriptor, exclusive=True):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
-            return descriptor
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    raise StorageError(f"{path} is held by {holder}; one owner at a time, end the other first")

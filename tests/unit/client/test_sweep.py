@@ -10,12 +10,16 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
+from federation.client.exits import Exit
 from federation.client.grid import make_grid
 from federation.client.sweep import Finished, Sweep
+from federation.errors import ConflictError
+from federation.storage.ownership import owned
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,6 +109,35 @@ def test_the_first_cell_runs_alone_where_a_tracker_makes_a_database(tmp_path: Pa
     done = sweep.run(make_grid([("a", ["1", "2", "3", "4"])]), lambda finished: None)
     ended = [json.loads((finished.folder / "run.json").read_text())["ended"] for finished in done]
     assert ended[0] == 0 and min(ended[1:]) >= 1
+
+
+def test_a_cell_that_another_command_runs_refuses_the_sweep_before_it_starts_any(tmp_path: Path) -> None:
+    cells, sweep = make_grid([("a", ["1", "2"])]), sweep_of(tmp_path)
+    with owned(sweep.folder_of(cells[1]), command="the other"), pytest.raises(ConflictError, match="the other"):
+        sweep.run(cells, lambda finished: None)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_cell_that_another_command_has_begun_since_fails_and_its_log_stays(tmp_path: Path) -> None:
+    cells = make_grid([("a", ["1", "2", "3"])])
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    sweep = Sweep(
+        tmp_path, shared=[], out=tmp_path / "runs", trackers=["mlflow"], command=[sys.executable, str(script)]
+    )
+    taken = sweep.folder_of(cells[1])
+    log = taken.with_suffix(".log")
+    with ExitStack() as other:
+
+        def after_first(finished: Finished) -> None:
+            if finished.cell == cells[0]:  # it runs alone
+                other.enter_context(owned(taken))
+                log.write_text("the other's")
+
+        done = sweep.run(cells, after_first)
+        assert [finished.code for finished in done] == [0, Exit.REFUSED, 0]
+        assert f"in use by process {os.getpid()}" in done[1].message
+        assert log.read_text() == "the other's"
 
 
 WAITING = """

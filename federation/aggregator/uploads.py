@@ -198,7 +198,8 @@ class Uploads:
 
     def _close(self, stream: _Stream) -> None:
         del self._streams[stream.site]
-        self._metrics.updates_refused_total.labels(Refusal.CLOSED_ROUND.value).inc()
+        if not isinstance(stream.call, _Ended):  # what came in a session is looked at to its end, and counted then
+            self._metrics.updates_refused_total.labels(Refusal.CLOSED_ROUND.value).inc()
         stream.call.end(UpdateRejectedError(Refusal.CLOSED_ROUND, _CLOSED))
 
     async def settle(self, but: Mapping[SiteName, Asking] = _NOTHING) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.collaborator import ordering, uploads, work
-from federation.collaborator.ordering import Asking, UnsignedPlanError
+from federation.collaborator.ordering import UnsignedPlanError
 from federation.collaborator.tasks import TaskOrder, read_task
 from federation.errors import (
     ConfigurationError,
@@ -63,9 +63,9 @@ class CannotTakePartError(FederationError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Settle:
-    """A verdict on the kept update."""
+    """A verdict on the update kept under this id."""
 
-    asking: Asking
+    update_id: bytes
     counted: bool
 
 
@@ -155,10 +155,12 @@ class Desk:
         if update is None or message.update_id != work.update_id(update) or message.epoch < self.progress.epoch:
             return
         asking = work.asking_of(update)
-        if not message.counted:
+        if message.counted:
+            self.work.note_admitted(update)
+        else:
             _log.info("the update of %s did not count: %s", asking, message.reason, round=asking.round)
         self.progress = ordering.obey_verdict(self.progress, asking, counted=message.counted)
-        self._waiting.append(_Settle(asking=asking, counted=message.counted))
+        self._waiting.append(_Settle(update_id=message.update_id, counted=message.counted))
         self._interrupt_void()
         self._news.set()
 
@@ -171,10 +173,11 @@ class Desk:
         if update is None or message.update_id != work.update_id(update):
             return
         refusal = uploads.read_refusal(message)
-        if refusal in uploads.NOT_YET:
+        is_settled = any(isinstance(each, _Settle) and each.update_id == message.update_id for each in self._waiting)
+        if refusal in uploads.NOT_YET or is_settled:  # its verdict came first, to the same update sent once before
             return
         self.work.note_refusal(update, refusal, message.detail[:_MAX_DETAIL])
-        self._waiting.append(_Settle(asking=work.asking_of(update), counted=False))
+        self._waiting.append(_Settle(update_id=message.update_id, counted=False))
         self._news.set()
 
     async def announce(self) -> None:
@@ -237,7 +240,10 @@ class Desk:
 
     async def _do(self, item: TaskOrder | _Settle) -> None:
         if isinstance(item, _Settle):
-            await self.work.settle(counted=item.counted)
+            update = self.work.retained
+            # A task that was asked before the refusal of another's update has settled that, and keeps one of its own.
+            if update is not None and work.update_id(update) == item.update_id:
+                await self.work.settle(counted=item.counted)
             self.state.save(self.progress, durable=False)  # one small write that waits for no disk
             return
         if self._is_void(item):

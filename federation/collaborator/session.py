@@ -88,6 +88,7 @@ class Session:
     on_base: Callable[[Payload | None], None]
     _call: BidiCall | None = None
     _opening: BidiCall | None = None
+    _announcing: asyncio.Task[None] | None = None
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
     _renewed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -188,7 +189,8 @@ class Session:
     async def _hold(self, opened: _Opened) -> tuple[aggregator_pb2.Finish | None, _Opened | None]:
         """Take part in one session; return the aggregator's last word, or the session that follows a renewal."""
         call = opened.link.call
-        self._take(opened)
+        if self.links.current is not opened.link:
+            self._take(opened)
         listening = asyncio.create_task(self._attend(call), name="participate")
         following = asyncio.create_task(self._open_next(), name="participate-renewed")
         try:
@@ -235,13 +237,18 @@ class Session:
             await pause(self.clock, backoff.next_s(), self._renewed.wait())
 
     def _take(self, opened: _Opened) -> None:
-        """Make a session the present one."""
+        """Make a session the present one; the first thing said in it is that tasks may come.
+
+        For that to be so its task begins before the link is up: an update may wait for one.
+        """
+        self._announcing = asyncio.create_task(self.desk.announce(), name="announce")
         self._call = opened.link.call
         self._ended.clear()
         self.links.set(opened.link)
 
     async def _attend(self, call: BidiCall) -> aggregator_pb2.Finish | None:
-        await self.desk.announce()
+        if self._announcing is not None:
+            await self._announcing
         return await self._listen(call)
 
     def _hello(self) -> aggregator_pb2.SiteHello:

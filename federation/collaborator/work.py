@@ -134,14 +134,21 @@ class Work:
         if update is None or not _answers(update, order):
             update = await self._train(order)
         try:
-            self._is_admitted = await self.uploads.push(update)
+            is_admitted = await self.uploads.push(update)
         except UpdateRejectedError as error:
             self.note_refusal(update, error.refusal, str(error))
             await self.settle(counted=False)
             return
+        if is_admitted:
+            self.note_admitted(update)
+
+    def note_admitted(self, update: RetainedUpdate) -> None:
+        """Log and count, once, that the kept update was admitted: its call said so, or only its verdict did."""
         if self._is_admitted:
-            self.metrics.updates_admitted_total.inc()
-            _log.info("the update of %s is admitted", order.asking, round=order.asking.round)
+            return
+        self._is_admitted = True
+        self.metrics.updates_admitted_total.inc()
+        _log.info("the update of %s is admitted", asking_of(update), round=update.round)
 
     def note_refusal(self, update: RetainedUpdate, refusal: Refusal | None, text: str) -> None:
         """Log and count that an update was refused for good; None: for a reason that is not the update's."""
@@ -182,8 +189,6 @@ class Work:
         update = self.retained
         if update is None:
             return
-        if counted and not self._is_admitted:  # it went through the session: this is the first that is heard of it
-            self.metrics.updates_admitted_total.inc()
         if not self._keeps_nothing:
             await self._tell_trainer(update, counted=counted)
         self.retention.release(update.round)

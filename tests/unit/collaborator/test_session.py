@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from federation.collaborator.session import Session
 from federation.errors import TransportError
 from federation.names import Digest, Epoch
 from federation.testing.clock import FakeClock
+from federation.v1 import aggregator_pb2 as pb
 
 
 async def test_a_session_is_trouble_while_there_is_none_with_the_aggregator() -> None:
@@ -68,5 +70,83 @@ async def test_a_site_that_dials_in_vain_dials_again_as_there_is_news(news) -> N
     await clock.until_waiting()
     clock.advance(0.1)  # the first delay, once more
     await dialled.get()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+class Stream:
+    """The site's end of a stream that welcomes and then says nothing."""
+
+    def __init__(self) -> None:
+        self.said: list[str | None] = []
+        self.has_heard = asyncio.Event()
+        self._replies = [pb.ParticipateReply(welcome=pb.SessionWelcome(protocol=1, epoch=1, takes_updates=True))]
+
+    async def write(self, request: pb.ParticipateRequest) -> None:
+        await self.try_write(request)
+
+    async def try_write(self, request: pb.ParticipateRequest) -> bool:
+        self.said.append(request.WhichOneof("message"))
+        if len(self.said) == 3:
+            self.has_heard.set()
+        return True
+
+    async def read(self) -> pb.ParticipateReply:
+        if not self._replies:
+            await asyncio.Event().wait()
+        return self._replies.pop()
+
+    def cancel(self) -> None:
+        pass
+
+
+class Channel:
+    async def close(self) -> None:
+        pass
+
+
+async def test_what_waited_for_a_session_is_said_once_the_site_is_ready_in_the_first_and_in_a_renewed_one() -> None:
+    links, streams = LinkHolder(), [Stream(), Stream()]
+    opening = iter(streams)
+
+    async def announce() -> None:
+        await links.say(pb.ParticipateRequest(ready=pb.SiteReady(train_examples=1)))
+
+    desk: Any = SimpleNamespace(
+        progress=SimpleNamespace(epoch=0, committed=0),
+        plan_digest=b"",
+        spec=SimpleNamespace(schema_=SimpleNamespace(local=())),
+        work=SimpleNamespace(retained=None),
+        welcome=lambda _: None,
+        announce=announce,
+    )
+    session = Session(
+        open_channel=Channel,  # type: ignore[arg-type]
+        make_stub=lambda _: SimpleNamespace(bidi=lambda _: next(opening)),  # type: ignore[arg-type,return-value]
+        experiment="trial-00000001",
+        initial_base=Digest(bytes(32)),
+        desk=desk,
+        links=links,
+        clock=FakeClock(),
+        on_base=lambda _: None,
+    )
+    session._is_prepared = True
+
+    async def send_an_update(before: Link | None) -> Link:
+        if before is not None:
+            await links.replaced(before)
+        link = await links.get()
+        await links.say(pb.ParticipateRequest(update=pb.WholeUpdate()))
+        return link
+
+    running = asyncio.create_task(session.run())
+    first = await send_an_update(None)
+    await streams[0].has_heard.wait()
+    second = asyncio.create_task(send_an_update(first))
+    await asyncio.sleep(0)
+    session.renew()
+    await second
+    await streams[1].has_heard.wait()
+    assert [stream.said for stream in streams] == [["hello", "ready", "update"]] * 2
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from federation.errors import PlanError
 from federation.plan.validation import Frozen, MetricName, check_choice, check_written_name, explain
 from federation.tensors import TensorRole
 
-OptionValue = bool | int | float | str
+
+def _in_one_problem(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Say what is wrong with an option once, not once for each kind that it could be."""
+    try:
+        return validate(value)
+    except ValidationError as error:
+        wanted = "a finite number" if isinstance(value, float) else "true or false, a number or text"
+        raise ValueError(f"Input should be {wanted}") from error
+
+
+OptionValue = Annotated[bool | int | float | str, WrapValidator(_in_one_problem)]
 """One option of an algorithm or rule, as JSON has it; which there are and what they mean, that one says."""
 _ESTIMATOR = re.compile(r"minibatch|full|subset:[1-9][0-9]{0,9}")
 

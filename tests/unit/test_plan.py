@@ -322,3 +322,15 @@ def test_a_typo_in_a_field_names_the_nearest_one():
         Plan(round=3)
     with pytest.raises(PlanError, match=r"there is no 'zzz', only algorithm, best, byzantine"):
         Plan(zzz=3)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [(math.inf, "a finite number"), (math.nan, "a finite number"), (None, "true or false, a number or text"),
+     ([1], "true or false, a number or text")],
+)  # fmt: skip
+@pytest.mark.parametrize("field", ["options", "rule_options"])
+def test_an_option_that_is_not_sound_is_one_problem(field: str, value: object, wanted: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan(**{field: {"tau": value}})
+    assert str(caught.value) == f"the plan is not valid: {field}.tau: Input should be {wanted} (got '{value}')"

@@ -33,7 +33,12 @@ def _apply_limits(limits: dict[str, int | None]) -> None:
             resource.setrlimit(kinds[name], (value, value))
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends; ends it now if `parent` is gone already.
+
+    Raises:
+        OSError: the kernel refuses. Linux only.
+    """
     import ctypes
     import signal
 
@@ -52,7 +57,7 @@ def main() -> None:
     try:
         _apply_limits(order["limits"])
         if order["parent"] is not None:
-            _die_with(order["parent"])
+            die_with(order["parent"])
     except (OSError, ValueError) as error:
         sys.stderr.write(f"limits {order['limits']} could not be set: {error}\n")
         sys.exit(126)

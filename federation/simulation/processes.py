@@ -12,7 +12,8 @@ Rules:
    they keep, so it is in files, even with one worker.
 4. A worker that dies is started again once, and its orders are given again, one by one, before others: they give the
    same answers. The second time the run ends, with the site named.
-5. Workers do not see Ctrl-C, and end when the parent does, however it ends: their pipe closes.
+5. Workers do not see Ctrl-C, and end when the parent does, however it ends: their pipe closes, and on Linux they are
+   killed in the middle of their work, so that nobody writes into the run folder, or has its lock, when it goes on.
 6. Waking a worker does not push the parent from its core, which has others to wake and a round to write down.
 7. A worker that is done looks for the next batch for `LOOK_S` before it sleeps, and lets others have the core then: a
    core that slept is slow to wake, and begins with cold caches. So does the parent for the last answers.
@@ -38,6 +39,7 @@ from multiprocessing import connection, shared_memory
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from federation.runtime.exec_stub import die_with
 from federation.simulation import luggage, messages
 from federation.simulation.bench import FORESEEN, Bench, EvaluateAnswer, EvaluateOrder, TrainAnswer, TrainOrder, settle
 from federation.simulation.board import Board
@@ -379,8 +381,11 @@ class _Turn:
 
 
 def _settle_down(place: _Place) -> None:
-    """Rules 6 and 8."""
-    if sys.platform == "linux":
+    """Rules 5, 6 and 8."""
+    parent = multiprocessing.parent_process()
+    if sys.platform == "linux" and parent is not None and parent.pid is not None:
+        with contextlib.suppress(OSError):
+            die_with(parent.pid)
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
             if place.core is not None:

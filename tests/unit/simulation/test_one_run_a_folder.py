@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import subprocess
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 import pytest
@@ -75,3 +78,44 @@ def test_a_killed_run_blocks_nobody(source: Path, tmp_path: Path) -> None:
     assert done.returncode == -9
     assert (tmp_path / "run" / "running").exists()
     assert simulate(source, sites=4, folder=tmp_path / "run").outcome == "completed"
+
+
+KILLING = """
+    import os, signal
+
+    def kill(self, model, samples, targets):
+        os.write(1, b"%d\\n" % os.getpid())
+        os.kill(int(os.environ["THE_RUN"]), 9)
+        signal.signal(signal.SIGALRM, lambda *_: os.write(1, b"worked on\\n"))
+        signal.alarm(20)
+        signal.pause()
+        os._exit(1)
+
+    LeastSquares.gradient = kill
+"""
+KILLED_WITH_WORKERS = """
+import os, sys
+from federation.simulation import simulate
+
+os.environ["THE_RUN"] = str(os.getpid())
+simulate(sys.argv[1], sites=4, folder=sys.argv[2], workers=2)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers end when they are done")
+def test_workers_of_a_killed_run_end_in_the_middle_of_their_work(source: Path, tmp_path: Path) -> None:
+    whole = (source / "experiment.py").read_text()
+    (source / "experiment.py").write_text(whole + textwrap.dedent(KILLING))
+    command = [sys.executable, "-c", KILLED_WITH_WORKERS, str(source), str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        workers = killed.stdout.read().split("\n")[:-1]  # ends when all that could write have ended
+    assert killed.returncode == -9
+    assert workers and "worked on" not in workers
+    for worker in map(int, workers):
+        with contextlib.suppress(ProcessLookupError):
+            ended = os.pidfd_open(worker)
+            select.select([ended], [], [])
+            os.close(ended)
+    (source / "experiment.py").write_text(whole)
+    assert simulate(source, sites=4, folder=tmp_path / "run", resume=False).outcome == "completed"

@@ -31,13 +31,14 @@ class Agenda:
 
     Args:
         enforces_deadlines: rule 2.
+        clock: simulated seconds at which it begins: more than 0 in a run that goes on.
 
     Attributes:
-        clock: simulated seconds since the start of the experiment.
+        clock: simulated seconds since the start of the experiment; `take`, `take_timer` and `pass_time` put it forward.
     """
 
-    def __init__(self, *, enforces_deadlines: bool) -> None:
-        self.clock = 0.0
+    def __init__(self, *, enforces_deadlines: bool, clock: float = 0.0) -> None:
+        self.clock = clock
         self._enforces_deadlines = enforces_deadlines
         self._heap: list[Row] = []
         self._sequence = itertools.count()
@@ -74,6 +75,10 @@ class Agenda:
     def _note_overdue(self, at: float, site: SiteName, action: events.AskTrain) -> None:
         if action.overdue_s is not None and self._enforces_deadlines and at > self.clock + action.overdue_s:
             self.note(self.clock + action.overdue_s, site, events.TaskOverdue(site, action.round, action.attempt))
+
+    def pass_time(self, seconds: float) -> None:
+        """Put the clock forward: whatever comes next waited for this."""
+        self.clock += seconds
 
     def start_timer(self, seconds: float) -> None:
         """Have time be up in so many simulated seconds."""

@@ -64,6 +64,7 @@ class Engine:
         times: what takes how long.
         script: what goes wrong.
         enforces_deadlines: rule 3.
+        clock: simulated seconds at which it begins.
         on_commit: told of each commit after the models have changed places, to take note of where the run is; returns
             what is called with the round's record, by rule 5.
         is_stopping: asked after each commit and when it is written down; True ends the run, to be resumed.
@@ -87,12 +88,13 @@ class Engine:
         times: TimeModel,
         script: Script,
         enforces_deadlines: bool,
+        clock: float = 0.0,
         on_commit: Callable[[events.Commit], Callable[[RoundRecord], None]],
         is_stopping: Callable[[], bool] = lambda: False,
         profile: Spans | None = None,
         tampering: Tampering | None = None,
     ) -> None:
-        self.agenda = Agenda(enforces_deadlines=enforces_deadlines)
+        self.agenda = Agenda(enforces_deadlines=enforces_deadlines, clock=clock)
         self.book = RoundBook(byzantine=spec.plan.byzantine)
         self.absent: dict[SiteName, int] = {}
         self.norms = NormWindow()
@@ -400,7 +402,7 @@ class Engine:
                 self.agenda.note_evaluation(at[answer.site], answer.site, event)
 
     def _combine(self, action: events.Combine) -> None:
-        self.agenda.clock += self._times.server_s
+        self.agenda.pass_time(self._times.server_s)
         self._combined = {site: self._updates[site] for site in action.sites}
         total = count_sites(self._models.total, len(self._machine.connected), self._spec.plan)
         with self._spans.span("combine"):

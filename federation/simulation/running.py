@@ -254,12 +254,12 @@ class _Run:
             times=setting.times,
             script=setting.script,
             enforces_deadlines=setting.enforces_deadlines,
+            clock=standpoint.clock,
             on_commit=lambda commit: self._committed(commit, engine, models, folder),
             is_stopping=self._interruption.is_set,
             profile=self._profile,
             tampering=HostileSites(setting.threat, self._spec, executor.arena) if setting.threat else None,
         )
-        engine.agenda.clock = standpoint.clock
         engine.absent = dict(standpoint.absent)
         for record in self._records:
             engine.norms = engine.norms.after(record)

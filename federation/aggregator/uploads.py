@@ -289,6 +289,7 @@ class Uploads:
                 holding=pb.UpdateHolding(bytes=present.held, admitted=True, admitted_update_id=present.key.update_id)
             )
             if self._is_awaited(site, announcement):  # an older upload was ended between its admission and this
+                self._metrics.updates_admitted_total.inc()
                 self._round.handle(UpdateAdmitted(site, asked_round=announcement.round))
             yield pb.PushUpdateReply(result=pb.UpdateResult(admitted=True))
             return

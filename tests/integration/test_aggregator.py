@@ -263,6 +263,29 @@ async def test_an_update_in_a_session_that_is_cut_is_asked_for_again_unless_it_h
     assert [row["round"] for row in history(built)["rounds"]] == [1, 2, 3, 4]
 
 
+class CuttingSite(SessionSite):
+    """Loses its session after each update, each time a moment later, and has forgotten what it sent."""
+
+    async def send(self, task, header, payloads):
+        await self.push_whole(header, payloads)
+        if len(set(self.trained)) == len(self.trained):
+            for _ in range(task.round):
+                await asyncio.sleep(0)
+            await self.cut()
+            await self.connect()
+            await self.ready()
+
+
+async def test_whenever_the_session_of_an_update_is_cut_it_counts_once(tmp_path):
+    built = stage(tmp_path, "a", rounds=10)
+    async with built.aggregator() as running:
+        assert await run_all(built.site("site-a", running.address, CuttingSite)) == ["completed"]
+        await running.ended()
+        admitted = running.aggregator.metrics.registry.get_sample_value("federation_updates_admitted_total")
+    assert [[site["outcome"] for site in row["sites"]] for row in history(built)["rounds"]] == [["counted"]] * 10
+    assert admitted == 10
+
+
 async def test_a_norm_beyond_the_plans_is_refused(tmp_path):
     built = stage(tmp_path, "ab", quorum=1, rounds=1, max_norm=2.0)
     async with built.aggregator() as running:

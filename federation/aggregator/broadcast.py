@@ -3,8 +3,8 @@
 Rules:
 
 1. A payload of up to 256 KiB is read once and travels inside its task; a larger one is pulled.
-2. A pull begins at any offset and reads one piece ahead in a thread. Pieces have 4 MiB while few sites pull, and less
-   when many do, so that what is under way does not grow with the number of sites.
+2. A pull begins at any offset and reads one piece ahead in a thread. Pieces have 4 MiB while few sites pull, but
+   for its first, and less when many do, so that what is under way does not grow with the number of sites.
 3. Sites pull the same payload at nearly the same time: a piece is read and encoded by the first pull that comes to it,
    and the last few are kept for those close behind.
 4. A retired payload is no longer found, but pulls that had begun go on to its end; then its file is closed.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from federation.errors import MalformedMessageError, NotFoundError
 from federation.v1 import aggregator_pb2 as pb
-from federation.wire.chunks import CHUNK_BYTES, checksum
+from federation.wire.chunks import CHUNK_BYTES, FIRST_CHUNK_BYTES, checksum
 from federation.wire.payloads import BUFFERS, INLINE_BYTES, MODEL, STEP, Payload, payload_to_proto
 from federation.wire.pieces import encode_chunk
 
@@ -179,7 +179,7 @@ class Offers:
         self._pulls += 1
         ahead: asyncio.Future[bytes] | None = None
         try:
-            ahead, offset = self._read_ahead(offer, offset)
+            ahead, offset = self._read_ahead(offer, offset, FIRST_CHUNK_BYTES)
             while ahead is not None:
                 reply = await asyncio.shield(ahead)
                 ahead, offset = self._read_ahead(offer, offset)
@@ -191,9 +191,11 @@ class Offers:
                 await asyncio.wait({ahead})
             offer.end()
 
-    def _read_ahead(self, offer: Offer, offset: int) -> tuple[asyncio.Future[bytes] | None, int]:
+    def _read_ahead(
+        self, offer: Offer, offset: int, most: int = CHUNK_BYTES
+    ) -> tuple[asyncio.Future[bytes] | None, int]:
         """Begin to read the piece at an offset; return it, None at the end, and where the next one begins."""
-        most = CHUNK_BYTES if self._pulls <= FEW_PULLS else SMALL_PIECE_BYTES
+        most = most if self._pulls <= FEW_PULLS else SMALL_PIECE_BYTES
         size = min(most, offer.payload.encoded_bytes - offset)
         if not size:
             return None, offset

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 4 << 20
 """Pieces of a payload where few sites send or fetch at once: each costs both sides a message."""
+FIRST_CHUNK_BYTES = 1 << 20
+"""The first piece of each transfer has no more: a line that is cut before 4 MiB are through gets on all the same."""
 LEAST_CHUNK_BYTES = 64 << 10
 """Pieces of an upload are not shorter, but for the last of a payload."""
 MAX_CHUNK_BYTES = 4 << 20
@@ -68,6 +70,8 @@ def read_pieces(
 ) -> Iterator[tuple[int, bytes]]:
     """Cut a payload into pieces: (offset, data). Each step reads one: run it in a thread if the source may block.
 
+    The first has at most `FIRST_CHUNK_BYTES`.
+
     Arguments and errors as `read_chunks`.
     """
     _check_range(total, offset, chunk_bytes)
@@ -77,10 +81,12 @@ def read_pieces(
 def _read_pieces(
     pread: Callable[[int, int], bytes], total: int, offset: int, chunk_bytes: int
 ) -> Iterator[tuple[int, bytes]]:
+    size = min(chunk_bytes, FIRST_CHUNK_BYTES)
     while offset < total:
-        data = pread(offset, min(chunk_bytes, total - offset))
+        data = pread(offset, min(size, total - offset))
         yield offset, data
         offset += len(data)
+        size = chunk_bytes
 
 
 def read_chunks(
@@ -92,7 +98,7 @@ def read_chunks(
         pread: returns the bytes at (offset, size), all of them, such as `ModelFile.pread`.
         total: size of the payload, bytes.
         offset: where to begin.
-        chunk_bytes: size of each but the last.
+        chunk_bytes: size of each but the first, which may be smaller, and the last.
 
     Raises:
         ValueError: offset or chunk size make no sense.

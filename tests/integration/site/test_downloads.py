@@ -24,7 +24,7 @@ from federation.testing.clock import FakeClock
 from federation.transport.channels import open_channel
 from federation.transport.methods import Stub
 from federation.v1 import aggregator_pb2, director_pb2
-from federation.wire.chunks import CHUNK_BYTES
+from federation.wire.chunks import CHUNK_BYTES, FIRST_CHUNK_BYTES
 from federation.wire.payloads import payload_from_proto
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ async def test_a_cut_model_is_fetched_on_over_the_next_line_as_it_is_up(
         fetch.cancel()
         await channel.close()
     assert path.read_bytes() == trial.first_model
-    assert aggregator.pulls == [0, 2 * CHUNK_BYTES]
+    assert aggregator.pulls == [0, FIRST_CHUNK_BYTES + 2 * CHUNK_BYTES]
     assert clock.monotonic() == 0 and clock.waiting == 0
 
 

@@ -19,6 +19,7 @@ from federation.wire.chunks import (
     checksum,
     make_chunk,
     read_chunks,
+    read_pieces,
 )
 
 if TYPE_CHECKING:
@@ -129,3 +130,9 @@ def test_a_payload_that_ends_early_or_is_another_is_fetched_again() -> None:
     receiver.accept(make_chunk(3, b"d"))
     with pytest.raises(TransportError, match="digest is"):
         receiver.finish(Digest(bytes(32)))
+
+
+def test_a_line_that_is_cut_after_a_mebibyte_gets_on_each_time() -> None:
+    data = bytes(9 << 20)
+    sizes = [len(piece) for _, piece in read_pieces(pread_of(data), len(data))]
+    assert sizes == [1 << 20, CHUNK_BYTES, CHUNK_BYTES]

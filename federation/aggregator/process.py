@@ -112,7 +112,7 @@ class Aggregator:
         if self._links.has_director:
             if self._links.renewal is not None:
                 supervisor.eternal("certificate", self._links.renewal.run())
-            transfers = Transfers(self._links.director, config.experiment, self._clock)
+            transfers = Transfers(self._links.director, config.experiment, self._lease, self._clock)
         spec, spec_digest = await self._load_spec(transfers)
         self._ledger = ledger = await self._on_disk(
             lambda: Ledger.open(config.folder, epoch=config.epoch, spec_digest=spec_digest)

@@ -1,7 +1,8 @@
 """Files between aggregator and director: the spec and the initial model down, models and history up.
 
 A cut transfer is tried again with backoff, a download from where it stopped. How long is the caller's to say: it
-cancels when its lease is over.
+cancels when its lease is over. What is fetched comes before there is a session with the director, so here a cut is what
+says that the director is lost, and every piece that it is there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from federation.rounds.events import Finish
     from federation.rounds.history import RoundRecord
     from federation.runtime.clock import Clock
+    from federation.runtime.orphans import Lease
     from federation.transport.methods import Stub
 
 _T = TypeVar("_T")
@@ -40,11 +42,13 @@ class Transfers:
     Args:
         connect: returns a stub of the Director service.
         experiment: whose files.
+        lease: counts how long we are without a director.
         clock: times the backoff.
     """
 
-    def __init__(self, connect: Callable[[], Stub], experiment: ExperimentId, clock: Clock) -> None:
+    def __init__(self, connect: Callable[[], Stub], experiment: ExperimentId, lease: Lease, clock: Clock) -> None:
         self._connect = connect
+        self._lease = lease
         self._experiment = experiment
         self._clock = clock
         self._log = get_logger(__name__).bind(experiment=experiment)
@@ -60,7 +64,7 @@ class Transfers:
         temporary = path.with_name(f".{path.name}.part")
         with await asyncio.to_thread(temporary.open, "wb") as file:
             download = _Download(file)
-            await self._persist(f"fetching {name}", lambda: self._fetch_rest(name, download))
+            await self._persist(f"fetching {name}", lambda: self._fetch_rest(name, download), self._lease.parent_lost)
         await asyncio.to_thread(temporary.replace, path)
 
     async def _fetch_rest(self, name: str, download: _Download) -> None:
@@ -69,6 +73,7 @@ class Transfers:
         )
         async with self._connect().server_stream("DownloadArtifact", request) as replies:
             async for reply in replies:
+                self._lease.parent_found()
                 await asyncio.to_thread(download.accept, reply)
         await asyncio.to_thread(download.finish)
 
@@ -84,16 +89,17 @@ class Transfers:
         async def once() -> None:
             await self._connect().client_stream("UploadArtifact", _upload_requests(artifact, path))
 
-        await self._persist(f"uploading {name}", once)
+        await self._persist(f"uploading {name}", once, lambda: None)  # by now the session tells whether it is there
         self._log.info("artifact uploaded", artifact=name, bytes=nbytes)
 
-    async def _persist(self, what: str, work: Callable[[], Awaitable[_T]]) -> _T:
+    async def _persist(self, what: str, work: Callable[[], Awaitable[_T]], when_cut: Callable[[], None]) -> _T:
         failures = 0
         while True:
             try:
                 return await work()
             except TransportError as error:
                 self._log.warning("transfer cut", what=what, reason=str(error))
+                when_cut()
                 delay_s = min(_MOST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(failures, 20))
                 failures += 1
                 await pause(self._clock, delay_s * (0.5 + 0.5 * random.random()))  # noqa: S311 - spread, no secret

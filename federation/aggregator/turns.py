@@ -7,7 +7,8 @@ Rules, in order:
 
 1. A turn is kept by bytes, not by messages: whoever lets us wait for `PATIENCE_S` in all before `CROWD_PIECE_BYTES`
    more have come, or what is missing of its upload if that is less, gives its turn away. With those bytes its patience
-   begins anew. So a turn that is kept moves at least 10 MB/s, however its sender cuts its pieces.
+   begins anew. So in a crowd a turn that is kept moves at least 10 MB/s. Where few upload, pieces are larger and turns
+   are lost sooner, but there are enough for all.
 2. Only waiting for the sender counts, from the moment the turn is granted; our own work on its pieces does not.
 3. A sender that gave its turn away is not what fills memory: the piece it is at is taken when it is whole, and for the
    next one it queues again, behind all who wait. So a slow line goes on at its own pace as long as there are turns

@@ -7,8 +7,9 @@ Rules, in order:
 3. Task, then claim, are checked before a byte is taken (`federation.rounds.admission`); the bytes as they arrive, in
    one pass (`federation.aggregator.receptions`); norm and digests at the end. Only then is it admitted, in the spool
    first.
-4. Whatever is wrong with an update's content refuses it, and the site is done for this attempt. A cut or damaged
-   transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and changes nothing.
+4. Whatever is wrong with an update refuses it, one that cannot be read too, and the site is done for this attempt. A
+   cut or damaged transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and
+   changes nothing.
 5. When the attempt closes, uploads in progress end with CLOSED_ROUND. Where rounds overlap, those end that answer
    another task than the one their site goes on with; also when a site is given a new task, or is lost.
 6. An update counts for the task it was announced for, and for no other: a site that was asked anew meanwhile cannot
@@ -30,6 +31,7 @@ from federation.aggregator.admitted import AdmittedUpdate, expected_payloads, re
 from federation.aggregator.receptions import Receptions, asking_of, key_of
 from federation.aggregator.turns import CROWD_PIECE_BYTES, Turn, Turns
 from federation.errors import MalformedMessageError, Refusal, StorageError, TransportError, UpdateRejectedError
+from federation.names import Attempt, RoundNumber
 from federation.rounds import admission
 from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, UpdateRefused
 from federation.v1 import aggregator_pb2 as pb
@@ -39,12 +41,12 @@ from federation.wire.pieces import MessagePiece
 from federation.wire.updates import UpdateAnnouncement, announcement_from_proto
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
     from concurrent.futures import Executor
 
     from federation.aggregator.receptions import Asking, Reception, Request
     from federation.errors import FederationError
-    from federation.names import RoundNumber, SiteName
+    from federation.names import SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.events import Event
     from federation.runtime.clock import Clock
@@ -230,7 +232,7 @@ class Uploads:
             MalformedMessageError: it breaks the protocol.
             StorageError: there was no room for it.
         """
-        announcement = await _read_header(requests)
+        announcement = self._announcement(site, await _read_header(requests))
         older = self._streams.get(site)
         if older is not None:
             older.call.end(TransportError("superseded by a newer upload of the same site"))
@@ -252,10 +254,25 @@ class Uploads:
 
     async def take(self, site: SiteName, update: pb.WholeUpdate) -> None:
         """Take one update that came whole in its site's session; returns once it is admitted, errors as `receive`."""
-        _check_whole(update)
+        with self._refusing_malformed(site, update.header):
+            _check_whole(update)
         async with contextlib.aclosing(self.receive(site, _messages(update), _Ended())) as replies:
             async for _ in replies:
                 pass
+
+    def _announcement(self, site: SiteName, header: pb.UpdateHeader) -> UpdateAnnouncement:
+        with self._refusing_malformed(site, header):
+            return announcement_from_proto(header)
+
+    @contextlib.contextmanager
+    def _refusing_malformed(self, site: SiteName, header: pb.UpdateHeader) -> Iterator[None]:
+        """Rule 4, of an update whose header cannot be read, or that is not what the header says."""
+        try:
+            yield
+        except MalformedMessageError as error:
+            asking = (RoundNumber(header.round), Attempt(header.attempt))
+            self._tell(asking, UpdateRefused(site, f"malformed: {error}"))
+            raise
 
     async def _take(
         self, stream: _Stream, announcement: UpdateAnnouncement, requests: AsyncIterator[Request]
@@ -270,10 +287,10 @@ class Uploads:
             raise
         except MalformedMessageError as error:
             await self._receptions.give_up(site, announcement)
-            self._tell(announcement, UpdateRefused(site, f"malformed: {error}"))
+            self._tell(stream.asking, UpdateRefused(site, f"malformed: {error}"))
             raise
         except StorageError as error:
-            self._tell(announcement, SiteFailed(site, f"{type(error).__name__} at the aggregator"))
+            self._tell(stream.asking, SiteFailed(site, f"{type(error).__name__} at the aggregator"))
             raise
 
     async def _receive(
@@ -288,7 +305,7 @@ class Uploads:
             yield pb.PushUpdateReply(
                 holding=pb.UpdateHolding(bytes=present.held, admitted=True, admitted_update_id=present.key.update_id)
             )
-            if self._is_awaited(site, announcement):  # an older upload was ended between its admission and this
+            if self._is_awaited(site, stream.asking):  # an older upload was ended between its admission and this
                 self._metrics.updates_admitted_total.inc()
                 self._round.handle(UpdateAdmitted(site, asked_round=announcement.round))
             yield pb.PushUpdateReply(result=pb.UpdateResult(admitted=True))
@@ -356,29 +373,29 @@ class Uploads:
         self._metrics.updates_admitted_total.inc()
         self._round.handle(UpdateAdmitted(site, asked_round=stream.asking[0]))
 
-    def _is_awaited(self, site: SiteName, announcement: UpdateAnnouncement) -> bool:
-        """Tell whether the task of an announcement is still the site's own, and open."""
+    def _is_awaited(self, site: SiteName, asking: Asking) -> bool:
+        """Tell whether the task that an update answers is still the site's own, and open."""
         expected = self._round.expectation(site)
-        return self._round.is_asked(site) and asking_of(announcement) == (expected.round, expected.attempt)
+        return self._round.is_asked(site) and asking == (expected.round, expected.attempt)
 
     def _require_open(self, site: SiteName, announcement: UpdateAnnouncement) -> None:
-        if not self._is_awaited(site, announcement):
+        if not self._is_awaited(site, asking_of(announcement)):
             raise UpdateRejectedError(Refusal.CLOSED_ROUND, _CLOSED)
         admission.check_staleness(self._round.expectation(site))
 
-    def _tell(self, announcement: UpdateAnnouncement, event: UpdateRefused | SiteFailed) -> None:
+    def _tell(self, asking: Asking, event: UpdateRefused | SiteFailed) -> None:
         """Rule 6: what is wrong with an update says nothing about another task of its site."""
-        if self._is_awaited(event.site, announcement):
+        if self._is_awaited(event.site, asking):
             self._round.handle(event)
 
     async def _refuse(self, site: SiteName, announcement: UpdateAnnouncement, error: UpdateRejectedError) -> None:
         self._metrics.updates_refused_total.labels(error.refusal.value).inc()
         if error.refusal in _ANSWERS_NO_TASK:
             return
-        if self._is_awaited(site, announcement):
+        if self._is_awaited(site, asking_of(announcement)):
             self._announced[site] = key_of(site, announcement)
         await self._receptions.give_up(site, announcement)
-        self._tell(announcement, UpdateRefused(site, f"{error.refusal.value}: {error}", error.norm))
+        self._tell(asking_of(announcement), UpdateRefused(site, f"{error.refusal.value}: {error}", error.norm))
 
     async def _on_disk(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
@@ -406,9 +423,9 @@ async def _messages(update: pb.WholeUpdate) -> AsyncIterator[Request]:
     yield pb.PushUpdateRequest(commit=update.commit)
 
 
-async def _read_header(requests: AsyncIterator[Request]) -> UpdateAnnouncement:
+async def _read_header(requests: AsyncIterator[Request]) -> pb.UpdateHeader:
     async for request in requests:
         if isinstance(request, MessagePiece) or not request.HasField("header"):
             break
-        return announcement_from_proto(request.header)
+        return request.header
     raise MalformedMessageError("an upload begins with its header")

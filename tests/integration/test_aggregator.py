@@ -28,6 +28,7 @@ from federation.names import Role, SiteName
 from federation.plan import EarlyStopping, Plan
 from federation.storage.checkpoints import read_model
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec
+from federation.tensors.digest import payload_digest
 from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.clock import FakeClock
 from federation.testing.honest_sites import HonestSite
@@ -232,18 +233,61 @@ async def test_an_update_refused_in_the_session_is_answered_there_and_the_sessio
     assert [site["outcome"] for site in history(built)["rounds"][0]["sites"]] == ["refused", "counted"]
 
 
-@pytest.mark.parametrize("nbytes", [0, 40, 1 << 20])
-async def test_an_update_that_is_not_what_it_says_ends_the_session_it_came_in(tmp_path, nbytes):
-    built = stage(tmp_path, "a", rounds=1)
-    async with built.aggregator() as running, built.site("site-a", running.address) as site:
-        await site.connect()
-        await site.ready()
+MALFORMED = {
+    "payload missing": lambda update: update.ClearField("payloads"),
+    "payload cut": lambda update: update.payloads.__setitem__(0, bytes(39)),
+    "too large for a session": lambda update: update.payloads.append(bytes(1 << 20)),
+    "short id": lambda update: setattr(update.header, "update_id", b"short"),
+    "more steps than there can be": lambda update: setattr(update.header, "steps", 1 << 60),
+    "no digest": lambda update: update.commit.ClearField("digests"),
+}
+
+
+@pytest.mark.parametrize("spoil", MALFORMED.values(), ids=MALFORMED)
+async def test_a_malformed_update_in_a_session_ends_it_and_the_round_does_not_wait_for_its_site(tmp_path, spoil):
+    built = stage(tmp_path, "ab", quorum=1, rounds=1, evaluate_every=0)
+    async with (
+        built.aggregator(site_grace_s=600) as running,
+        built.site("site-a", running.address) as site,
+        built.site("site-b", running.address) as honest,
+    ):
+        for each in (site, honest):
+            await each.connect()
+            await each.ready()
         task = await site.next_task()
-        header = site.header(task, {"delta": bytes(nbytes)}, {})
-        payloads = {} if not nbytes else {"delta": bytes(nbytes if nbytes > 40 else 1)}
-        await site.push_whole(header, payloads)
+        update = pb.WholeUpdate(
+            header=site.header(task, {"delta": bytes(40)}, {}),
+            payloads=[bytes(40)],
+            commit=pb.UpdateCommit(digests=[payload_digest(bytes(40))]),
+        )
+        spoil(update)
+        await site.say(pb.ParticipateRequest(update=update))
         with pytest.raises(MalformedMessageError):
             await site.hear()
+        await honest.answer(await honest.next_task())
+        assert (await running.ended()).outcome == "completed"
+    first = history(built)["rounds"][0]["sites"][0]
+    assert first["outcome"] == "refused" and first["reason"].startswith("malformed: ")
+
+
+async def test_a_malformed_header_of_an_upload_costs_its_site_the_round_and_nobody_else(tmp_path):
+    built = stage(tmp_path, "ab", quorum=1, rounds=1, evaluate_every=0)
+    async with (
+        built.aggregator(site_grace_s=600) as running,
+        built.site("site-a", running.address) as site,
+        built.site("site-b", running.address) as honest,
+    ):
+        for each in (site, honest):
+            await each.connect()
+            await each.ready()
+        header = site.header(await site.next_task(), {"delta": bytes(40)}, {})
+        header.update_id = b"short"
+        with pytest.raises(MalformedMessageError):
+            await site.push(header, {"delta": bytes(40)})
+        await honest.answer(await honest.next_task())
+        assert (await running.ended()).outcome == "completed"
+    first = history(built)["rounds"][0]["sites"][0]
+    assert first["outcome"] == "refused" and first["reason"].startswith("malformed: update id has 5 bytes")
 
 
 async def test_an_update_in_a_session_that_is_cut_is_asked_for_again_unless_it_had_arrived(tmp_path):

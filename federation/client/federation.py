@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from federation.client import views
 from federation.client.profile import Profile, load_profile
 from federation.client.report import write_report
-from federation.client.runs import write_federated_run
+from federation.client.runs import federated_run
 from federation.client.saving import writing
 from federation.client.submission import Package, packaged
 from federation.errors import IdentityError, MalformedMessageError, NotFoundError, TransportError
@@ -240,14 +240,15 @@ class Federation:
 
         Raises:
             NotFoundError: there is none of this id, or it is not ours.
+            ConflictError: `folder` has another run, or one that is being written.
             StorageError: `folder` cannot be written.
         """
         target = Path(folder)
         details = self.show(experiment)
-        write_federated_run(details, target)
-        for artifact in details.artifacts:
-            if artifact.name in _RUN_MODELS:
-                self._run(self._download(experiment, artifact, target / _RUN_MODELS[artifact.name], _ignore))
+        with federated_run(details, target):
+            for artifact in details.artifacts:
+                if artifact.name in _RUN_MODELS:
+                    self._run(self._download(experiment, artifact, target / _RUN_MODELS[artifact.name], _ignore))
         return target
 
     def report(self, experiment: str, target: Path | str) -> Path:

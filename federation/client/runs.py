@@ -11,6 +11,7 @@ A run folder holds
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from federation.client.saving import writing
-from federation.errors import ConfigurationError, NotFoundError
+from federation.errors import ConfigurationError, ConflictError, NotFoundError
 from federation.names import Epoch, RoundNumber, SiteName
 from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord
+from federation.storage.ownership import owned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from federation.client.views import ExperimentDetails, Round
 
@@ -121,24 +123,58 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     return runs
 
 
-def write_federated_run(details: ExperimentDetails, folder: Path) -> None:
-    """Write what the director tells of an experiment as a run folder, so that it compares with simulated ones.
+@contextlib.contextmanager
+def federated_run(details: ExperimentDetails, folder: Path) -> Iterator[None]:
+    """Have a run folder to oneself in which lies what the director tells of an experiment, as of a simulated one.
+
+    Args:
+        details: of the experiment.
+        folder: made if missing; what an earlier call wrote of the same experiment is written anew.
 
     Raises:
+        ConflictError: it has another run, or somebody runs in it now.
         StorageError: it cannot be written.
     """
+    experiment = details.summary.experiment
+    with writing(folder), owned(folder, command=_download_of(experiment)):
+        _check_same(folder, experiment)
+        _write(details, folder)
+        yield
+
+
+def _download_of(experiment: str) -> str:
+    return f"federation download {experiment} --run"
+
+
+def _check_same(folder: Path, experiment: str) -> None:
+    """Refuse a folder whose run is not of this experiment: its models and its history would be of two."""
+    try:
+        head = json.loads((folder / HEAD_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        head = None
+    if not isinstance(head, dict) or head.get("command") != _download_of(experiment):
+        name = head.get("name") if isinstance(head, dict) else None
+        raise ConflictError(
+            f"{folder} has another run already{f' ({name})' if name else ''}: it is not overwritten. Choose another "
+            "folder with --output, or move that one away"
+        )
+
+
+def _write(details: ExperimentDetails, folder: Path) -> None:
     plan = dict(details.plan)
     summary = details.summary
     head = {
         "format": FORMAT, "kind": "federated", "name": summary.name, "spec": plan, "label": "",
         "seed": _plan_of(plan).get("seed", 0), "sites": len(summary.sites), "partition": "", "data": "",
-        "command": f"federation download {summary.experiment} --run", "software": "", "outcome": summary.state,
+        "command": _download_of(summary.experiment), "software": "", "outcome": summary.state,
     }  # fmt: skip
     lines = "".join(json.dumps(_record_of(entry).to_json()) + "\n" for entry in details.rounds)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / HISTORY_FILE).write_text(lines, encoding="utf-8")
-        (folder / HEAD_FILE).write_text(json.dumps(head, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / HISTORY_FILE).write_text(lines, encoding="utf-8")
+    whole = folder / f".{HEAD_FILE}.tmp"
+    whole.write_text(json.dumps(head, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    whole.replace(folder / HEAD_FILE)  # one that is torn would be taken for another run's
 
 
 def _records(path: Path, lines: list[str]) -> Iterable[RoundRecord]:

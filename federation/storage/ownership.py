@@ -1,8 +1,9 @@
 """Who has a run folder: one run at a time, from before its experiment is loaded until its last file is written.
 
-Two runs in one folder would each cut back the history of the other and remove its checkpoints. So whoever runs holds
-the lock ``running`` in it (`federation.storage.lock_files`), and a second is refused at once. A folder that cannot be
-written is not locked: nothing can happen in it but reading a run that has ended.
+Two runs in one folder would each cut back the history of the other and remove its checkpoints, and a run downloaded
+into one would be half the one and half the other. So whoever runs, or downloads, holds the lock ``running`` in it
+(`federation.storage.lock_files`), and a second is refused at once. A folder that cannot be written is not locked:
+nothing can happen in it but reading a run that has ended.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def owned(folder: Path, *, command: str = "") -> Iterator[None]:
     except HeldError as error:
         raise ConflictError(
             f"run folder {folder} is in use by {error.holder}: wait until it has ended, or end it (Ctrl-C there keeps "
-            "a checkpoint, from which the same command goes on), or choose another --out"
+            "a checkpoint, from which the same command goes on), or choose another folder"
         ) from error
     try:
         yield

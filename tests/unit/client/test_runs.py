@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from federation.client import views
-from federation.client.runs import find_runs, is_finished, read_run, write_federated_run
-from federation.errors import ConfigurationError, NotFoundError, StorageError
+from federation.client.runs import federated_run, find_runs, is_finished, read_run
+from federation.errors import ConfigurationError, ConflictError, NotFoundError, StorageError
+from federation.storage.ownership import owned
 
 from . import made_runs as made
 
@@ -71,7 +73,8 @@ def test_only_a_run_that_ended_well_is_finished(tmp_path: Path) -> None:
 
 def test_a_federated_run_is_written_as_a_run_folder(tmp_path: Path, reply: pb.GetExperimentReply) -> None:
     details = views.details_of(reply)
-    write_federated_run(details, tmp_path / "run")
+    with federated_run(details, tmp_path / "run"):
+        pass
     run = read_run(tmp_path / "run")
     assert (run.kind, run.name, run.sites) == ("federated", "tumours", 2)
     assert [record.bytes_up for record in run.records] == [entry.bytes_up for entry in details.rounds]
@@ -81,5 +84,32 @@ def test_a_federated_run_is_written_as_a_run_folder(tmp_path: Path, reply: pb.Ge
 
 def test_a_run_folder_that_cannot_be_written_is_named(tmp_path: Path, reply: pb.GetExperimentReply) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match=r"cannot write .*/file/run: "):
-        write_federated_run(views.details_of(reply), tmp_path / "file" / "run")
+    with (
+        pytest.raises(StorageError, match=r"/file/run: "),
+        federated_run(views.details_of(reply), tmp_path / "file/run"),
+    ):
+        pass
+
+
+def test_a_federated_run_is_refused_where_a_run_is_being_written(tmp_path: Path, reply: pb.GetExperimentReply) -> None:
+    folder = made.make_run(tmp_path / "run", [0.5])
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with owned(folder, command="federation simulate"):
+        refused = pytest.raises(ConflictError, match=f"in use by process {os.getpid()} .*federation simulate")
+        with refused, federated_run(views.details_of(reply), folder):
+            pass
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_federated_run_may_be_written_again_and_no_other_run_is_overwritten(
+    tmp_path: Path, reply: pb.GetExperimentReply
+) -> None:
+    details = views.details_of(reply)
+    for _ in range(2):
+        with federated_run(details, tmp_path / "run"):
+            (tmp_path / "run" / "model.safetensors").touch()
+    simulated = made.make_run(tmp_path / "other", [0.5])
+    before = (simulated / "run.json").read_bytes()
+    with pytest.raises(ConflictError, match=r"another run already \(digits\)"), federated_run(details, simulated):
+        pass
+    assert (simulated / "run.json").read_bytes() == before

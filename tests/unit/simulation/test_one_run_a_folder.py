@@ -38,7 +38,7 @@ def test_another_process_is_refused_and_the_first_run_goes_on(source: Path, tmp_
     result = simulate(source, sites=4, folder=tmp_path / "run", on_round=run_another, command="simulate line")
     assert second[0].returncode == Exit.REFUSED
     who = f"is in use by process {os.getpid()} on {os.uname().nodename} (simulate line)"
-    assert who in " ".join(second[0].stderr.split()) and "choose another --out" in " ".join(second[0].stderr.split())
+    assert who in " ".join(second[0].stderr.split()) and "choose another folder" in " ".join(second[0].stderr.split())
     assert result.outcome == "completed"
     again = simulate(source, sites=4, folder=tmp_path / "run")
     assert again.records == result.records and len(again.records) == 3

@@ -4,7 +4,8 @@
 2. A cell that fails does not stop the others; the sweep then ends with its exit code.
 3. With tracker mlflow the first cell runs alone: its local database is made by one process.
 4. A cell that another command runs now is left to it: a sweep that finds one at its start is refused before it starts
-   any, and one that comes to it later counts it as failed, with the exit code of what is refused.
+   any, and one that comes to it later counts it as failed, with the exit code of what is refused. A log is locked from
+   before its cell starts until the cell has ended, so of two sweeps that start one together the second is refused too.
 5. Ctrl-C starts no further cell, lets each running one end its round and keep a checkpoint, and a second one ends them.
 
 Each child is waited for by a thread of its own; nothing is polled. What it prints goes to ``OUT/<digest>.log``.
@@ -24,12 +25,14 @@ from typing import TYPE_CHECKING
 from federation.client.exits import exit_for
 from federation.client.runs import is_finished
 from federation.errors import ConflictError
+from federation.storage.disk import try_lock
 from federation.storage.ownership import check_free
 from federation.tracking import text_for_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+    from typing import IO
 
     from federation.client.grid import Cell
 
@@ -144,25 +147,32 @@ class Sweep:
         folder = self.folder_of(cell)
         if self._is_stopping:
             return Finished(cell=cell, folder=folder, code=_INTERRUPTED, message="not started")
+        log = folder.with_suffix(".log")
         try:
-            check_free(folder)  # before its log is begun anew
+            check_free(folder)
+            with log.open("ab") as output:
+                _lock(output, log)
+                return self._run_logged(cell, folder, log, output)
         except ConflictError as error:
             return Finished(cell=cell, folder=folder, code=exit_for(error), message=f"federation: {error}")
-        log = folder.with_suffix(".log")
+
+    def _run_logged(self, cell: Cell, folder: Path, log: Path, output: IO[bytes]) -> Finished:
+        if is_finished(folder):  # by another sweep, since this one looked
+            return Finished(cell=cell, folder=folder, code=0, was_skipped=True)
+        output.truncate(0)
         tracked = [word for text in self._trackers for word in ("--tracker", text_for_run(text, folder))]
         arguments = [str(self._experiment), *self._shared, *cell.arguments(), *tracked, "--out", str(folder)]
-        with log.open("wb") as output:
-            with self._lock:
-                if self._is_stopping:
-                    return Finished(cell=cell, folder=folder, code=_INTERRUPTED, message="not started")
-                child = subprocess.Popen(
-                    [*self._command, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C reaches them once, through us: a second one ends a run at once
-                )  # fmt: skip
-                self._children.add(child)
-            code = child.wait()
-            with self._lock:
-                self._children.discard(child)
+        with self._lock:
+            if self._is_stopping:
+                return Finished(cell=cell, folder=folder, code=_INTERRUPTED, message="not started")
+            child = subprocess.Popen(
+                [*self._command, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches them once, through us: a second one ends a run at once
+            )  # fmt: skip
+            self._children.add(child)
+        code = child.wait()
+        with self._lock:
+            self._children.discard(child)
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if code else []
         return Finished(cell=cell, folder=folder, code=code, message=lines[-1] if lines else "")
 
@@ -171,3 +181,13 @@ class Sweep:
             self._is_stopping = True
             for child in self._children:
                 child.send_signal(how)  # nothing if it has ended and was waited for
+
+
+def _lock(output: IO[bytes], log: Path) -> None:
+    """Lock a log for as long as it is open here or at a child that writes to it.
+
+    Raises:
+        ConflictError: another sweep has it.
+    """
+    if not try_lock(output.fileno(), exclusive=True):
+        raise ConflictError(f"{log} is being written by another sweep, which runs this cell: wait until it has ended")

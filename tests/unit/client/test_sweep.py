@@ -5,6 +5,7 @@ The child here is a small script in place of ``federation simulate``: it writes 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -138,6 +139,36 @@ def test_a_cell_that_another_command_has_begun_since_fails_and_its_log_stays(tmp
         assert [finished.code for finished in done] == [0, Exit.REFUSED, 0]
         assert f"in use by process {os.getpid()}" in done[1].message
         assert log.read_text() == "the other's"
+
+
+LOCKING = """
+import fcntl, json, pathlib, sys
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+try:
+    fcntl.flock(out.with_suffix(".log").open("ab"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("locked", flush=True)
+out.mkdir()
+(out / "run.json").write_text(json.dumps({"outcome": "completed"}))
+"""
+
+
+def test_of_two_sweeps_that_start_one_cell_together_the_second_is_refused_and_the_log_stays(tmp_path: Path) -> None:
+    (cell,) = make_grid([("a", ["1"])])
+    script = tmp_path / "child.py"
+    script.write_text(LOCKING)
+    sweep = Sweep(tmp_path, shared=[], out=tmp_path / "runs", command=[sys.executable, str(script)])
+    log = sweep.folder_of(cell).with_suffix(".log")
+    log.parent.mkdir()
+    with log.open("wb") as other:  # whose child has not taken the run folder yet
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(b"the other's")
+        other.flush()
+        (refused,) = sweep.run([cell], lambda finished: None)
+    assert refused.code == Exit.REFUSED and "another sweep" in refused.message
+    assert log.read_text() == "the other's"
+    (done,) = sweep.run([cell], lambda finished: None)
+    assert done.code == 0 and log.read_text() == "locked\n"
 
 
 WAITING = """

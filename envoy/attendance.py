@@ -8,8 +8,9 @@ Rules:
    epoch was superseded and is left alone.
 3. After the welcome: the shards on offer, then how everything here stands, so nothing said while the line was down is
    lost. Whoever started the envoy is told that it is ready (``READY=1``) once, when the first offers are sent.
-4. A cut session is dialled again after a growing, spread delay, or as the certificate is renewed. What experiments do
-   here goes on meanwhile. One that another envoy of this site superseded is not: two would take turns for ever.
+4. A cut session is dialled again after a growing, spread delay, which is the first again once a session has stood for
+   some time, or as the certificate is renewed. What experiments do here goes on meanwhile. One that another envoy of
+   this site superseded is not: two would take turns for ever.
 5. A clock that differs from the director's by more than a minute is a warning: signatures and certificates expire by
    it.
 """
@@ -23,7 +24,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from federation.collaborator.backoff import Backoff
 from federation.errors import (
     ConflictError,
     FederationError,
@@ -32,6 +32,7 @@ from federation.errors import (
     StaleRoundError,
     StorageError,
 )
+from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
 from federation.runtime.notify import notify_ready
 from federation.runtime.records import write_atomically
@@ -177,10 +178,7 @@ class Attendance:
         backoff = Backoff(first_s=0.2, most_s=30.0)
         while True:
             try:
-                session: _Session | None = await self._open()
-                backoff.reset()
-                while session is not None:
-                    session = await self._hold(session)
+                await self._attend(backoff)
                 _log.info("the director ended the session")
             except* ConflictError as group:
                 self.superseded = _superseded(group)
@@ -197,6 +195,16 @@ class Attendance:
                 await asyncio.get_running_loop().create_future()
             if await pause(self.clock, backoff.next_s(), self._renewed.wait()):
                 backoff.reset()
+
+    async def _attend(self, backoff: Backoff) -> None:
+        """Dial, and attend until the director ends the session."""
+        session: _Session | None = await self._open()
+        began = self.clock.monotonic()
+        try:
+            while session is not None:
+                session = await self._hold(session)
+        finally:
+            backoff.stood(self.clock.monotonic() - began)
 
     async def _open(self) -> _Session:
         """Dial, and return once the director has welcomed us; nothing else of the present session is touched."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from federation.bundle import packing
-from federation.collaborator.backoff import Backoff
 from federation.errors import BundleError, LimitError, MalformedMessageError, TransportError
+from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
 from federation.storage.disk import translated, write_atomically
 from federation.v1 import director_pb2

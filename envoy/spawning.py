@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from envoy import endings
-from federation.collaborator.backoff import Backoff
 from federation.errors import FederationError, TransportError
 from federation.runtime import children
+from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
 from federation.runtime.records import read_exit_record, write_atomically
 from federation.telemetry.logs import get_logger

@@ -4,8 +4,8 @@ Rules:
 
 1. Hello first; the director's welcome says which journal sequence it holds, and every later report is sent again, read
    back from the journal. A report is done when it is acknowledged, never when it is sent.
-2. A cut session is redialled with backoff, for as long as the lease lasts: after `orphan_s` alone the aggregator ends
-   itself and its journal stays.
+2. A cut session is redialled with backoff, which begins anew once a session has stood for some time, for as long as the
+   lease lasts: after `orphan_s` alone the aggregator ends itself and its journal stays.
 3. Events and progress are for people: those that happen while there is no session are dropped, the newest status is
    sent again.
 4. A renewed certificate means a new session over a new channel, at once: the director ends the old one when the
@@ -16,12 +16,12 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import TYPE_CHECKING, Protocol
 
 from federation.aggregator.sessions import Bounds
 from federation.errors import ConflictError, FederationError, IdentityError, MalformedMessageError, TransportError
 from federation.names import SiteName, check_name
+from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
 from federation.telemetry.logs import get_logger
 from federation.v1 import director_pb2
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from federation.runtime.orphans import Lease
     from federation.transport.methods import BidiCall, Stub
 
-_FIRST_BACKOFF_S, _MOST_BACKOFF_S = 0.1, 10.0
 _QUEUED_EVENTS = 1000
 
 
@@ -179,11 +178,10 @@ class DirectorSupervision:
             IdentityError: the director does not take this aggregator, and would not the next time either.
         """
         self._hello.address, self._hello.metrics_address = address, metrics_address
-        failures = 0
+        backoff = Backoff(first_s=0.1, most_s=10.0)
         while not self._acknowledged.is_set():
             try:
-                await self._attend()
-                failures = 0
+                await self._attend(backoff)
                 if self._end is not None:
                     # Rule 5: a session that ends well after the end is the director's acknowledgement.
                     self._acknowledged.set()
@@ -192,17 +190,14 @@ class DirectorSupervision:
             except FederationError as error:
                 if self._is_redialling:
                     continue
-                self._log.warning("no session with the director", reason=str(error), failures=failures)
+                self._log.warning("no session with the director", reason=str(error), failures=backoff.failures)
             finally:
-                was_connected, self._outbox, self._call = self._outbox is not None, None, None
+                self._outbox = self._call = None
                 self._lease.parent_lost()
             if not self._acknowledged.is_set():
-                failures = 0 if was_connected else failures + 1
-                delay_s = min(_MOST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(failures, 20))
-                # Spread, so that aggregators do not come back in step; no secret.
-                await pause(self._clock, delay_s * (0.5 + 0.5 * random.random()))  # noqa: S311
+                await pause(self._clock, backoff.next_s())
 
-    async def _attend(self) -> None:
+    async def _attend(self, backoff: Backoff) -> None:
         """Hold one session to its end."""
         self._is_redialling = False
         self._call = call = self._connect().bidi("Supervise")
@@ -218,6 +213,7 @@ class DirectorSupervision:
                 return
             if first is None or not first.HasField("welcome"):
                 raise TransportError("the director ended the session before its welcome")
+            began = self._clock.monotonic()
             await self._begin(first.welcome)
             writer = asyncio.create_task(self._write(call), name="aggregator/supervision writer")
             try:
@@ -226,6 +222,7 @@ class DirectorSupervision:
             finally:
                 writer.cancel()
                 await asyncio.wait({writer})
+                backoff.stood(self._clock.monotonic() - began)
         finally:
             call.cancel()
 

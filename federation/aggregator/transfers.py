@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import random
 from typing import TYPE_CHECKING, TypeVar
 
 from federation.errors import TransportError
 from federation.names import Digest
+from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
 from federation.telemetry.logs import get_logger
 from federation.v1 import director_pb2
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from federation.transport.methods import Stub
 
 _T = TypeVar("_T")
-_FIRST_BACKOFF_S, _MOST_BACKOFF_S = 0.1, 10.0
 
 
 class Transfers:
@@ -64,17 +63,21 @@ class Transfers:
         temporary = path.with_name(f".{path.name}.part")
         with await asyncio.to_thread(temporary.open, "wb") as file:
             download = _Download(file)
-            await self._persist(f"fetching {name}", lambda: self._fetch_rest(name, download), self._lease.parent_lost)
+            await self._persist(f"fetching {name}", lambda: self._fetch_rest(name, download))
         await asyncio.to_thread(temporary.replace, path)
 
     async def _fetch_rest(self, name: str, download: _Download) -> None:
         request = director_pb2.DownloadArtifactRequest(
             experiment=self._experiment, name=name, offset=download.received, digest=download.digest
         )
-        async with self._connect().server_stream("DownloadArtifact", request) as replies:
-            async for reply in replies:
-                self._lease.parent_found()
-                await asyncio.to_thread(download.accept, reply)
+        try:
+            async with self._connect().server_stream("DownloadArtifact", request) as replies:
+                async for reply in replies:
+                    self._lease.parent_found()
+                    await asyncio.to_thread(download.accept, reply)
+        except TransportError:
+            self._lease.parent_lost()
+            raise
         await asyncio.to_thread(download.finish)
 
     async def upload(self, name: str, path: Path, round_number: int) -> None:
@@ -89,20 +92,17 @@ class Transfers:
         async def once() -> None:
             await self._connect().client_stream("UploadArtifact", _upload_requests(artifact, path))
 
-        await self._persist(f"uploading {name}", once, lambda: None)  # by now the session tells whether it is there
+        await self._persist(f"uploading {name}", once)  # by now the session tells whether the director is there
         self._log.info("artifact uploaded", artifact=name, bytes=nbytes)
 
-    async def _persist(self, what: str, work: Callable[[], Awaitable[_T]], when_cut: Callable[[], None]) -> _T:
-        failures = 0
+    async def _persist(self, what: str, work: Callable[[], Awaitable[_T]]) -> _T:
+        backoff = Backoff(first_s=0.1, most_s=10.0)
         while True:
             try:
                 return await work()
             except TransportError as error:
                 self._log.warning("transfer cut", what=what, reason=str(error))
-                when_cut()
-                delay_s = min(_MOST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(failures, 20))
-                failures += 1
-                await pause(self._clock, delay_s * (0.5 + 0.5 * random.random()))  # noqa: S311 - spread, no secret
+                await pause(self._clock, backoff.next_s())
 
 
 class _Download:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from federation.collaborator import exchange as files
-from federation.collaborator.backoff import Backoff
 from federation.collaborator.stepping import make_model
 from federation.collaborator.threads import in_thread
 from federation.errors import LimitError, MalformedMessageError, StorageError, TransportError
+from federation.runtime.backoff import Backoff
 from federation.runtime.batches import Batches
 from federation.runtime.clock import pause
 from federation.tensors.digest import payload_digest

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from federation.collaborator import local_socket
-from federation.collaborator.backoff import Backoff
 from federation.errors import MalformedMessageError, TransportError
+from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
 
 if TYPE_CHECKING:

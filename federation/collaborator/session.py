@@ -7,8 +7,9 @@ Rules:
    superseded, which here is meant, and a transfer on its way goes on in the next where it was cut.
 2. Hello first: what this site has obeyed, its plan, and the update it keeps. Then the welcome is checked; only then is
    anything obeyed.
-3. A cut is answered by dialling again after a growing, spread delay; work goes on meanwhile. The envoy's word that the
-   aggregator is there, here or somewhere else, and a renewed certificate end the delay.
+3. A cut is answered by dialling again after a growing, spread delay, which is the first again once a session has stood
+   for some time; work goes on meanwhile. The envoy's word that the aggregator is there, here or somewhere else, and a
+   renewed certificate end the delay.
 4. A session that another one of this site superseded is not dialled again: two collaborators would take turns for ever.
 """
 
@@ -20,11 +21,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.collaborator import tasks, work
-from federation.collaborator.backoff import Backoff
 from federation.collaborator.link import Link
 from federation.collaborator.ordering import UnsignedPlanError
 from federation.errors import ConflictError, FederationError, MalformedMessageError, PeerError, StaleRoundError
 from federation.names import Digest, Epoch
+from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
 from federation.telemetry.logs import get_logger
 from federation.v1 import aggregator_pb2
@@ -158,12 +159,15 @@ class Session:
         """Dial, and take part until the aggregator ends the session; return its last word if that was one."""
         self._moved.clear()
         opened = await self._open()
-        backoff.reset()
-        while True:
-            finish, following = await self._hold(opened)
-            if following is None:
-                return finish
-            opened = following
+        began = self.clock.monotonic()
+        try:
+            while True:
+                finish, following = await self._hold(opened)
+                if following is None:
+                    return finish
+                opened = following
+        finally:
+            backoff.stood(self.clock.monotonic() - began)
 
     async def _open(self) -> _Opened:
         """Dial, and return once the aggregator has welcomed us; the present session goes on."""

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.collaborator import exchange as files
-from federation.collaborator.backoff import Backoff
 from federation.collaborator.threads import in_thread
 from federation.errors import (
     FederationError,
@@ -31,6 +30,7 @@ from federation.errors import (
     TransportError,
     UpdateRejectedError,
 )
+from federation.runtime.backoff import Backoff
 from federation.runtime.batches import BATCH_BYTES
 from federation.runtime.clock import pause
 from federation.v1 import aggregator_pb2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +14,11 @@ from federation.errors import TransportError
 from federation.names import Digest, Epoch
 from federation.testing.clock import FakeClock
 from federation.v1 import aggregator_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from federation.runtime.clock import Cancellable
 
 
 async def test_a_session_is_trouble_while_there_is_none_with_the_aggregator() -> None:
@@ -75,9 +80,10 @@ async def test_a_site_that_dials_in_vain_dials_again_as_there_is_news(news) -> N
 
 
 class Stream:
-    """The site's end of a stream that welcomes and then says nothing."""
+    """The site's end of a stream that welcomes and then says nothing, until it ends."""
 
     def __init__(self) -> None:
+        self.over = asyncio.Event()
         self.said: list[str | None] = []
         self.has_heard = asyncio.Event()
         self._replies = [pb.ParticipateReply(welcome=pb.SessionWelcome(protocol=1, epoch=1, takes_updates=True))]
@@ -91,10 +97,11 @@ class Stream:
             self.has_heard.set()
         return True
 
-    async def read(self) -> pb.ParticipateReply:
-        if not self._replies:
-            await asyncio.Event().wait()
-        return self._replies.pop()
+    async def read(self) -> pb.ParticipateReply | None:
+        if self._replies:
+            return self._replies.pop()
+        await self.over.wait()
+        return None
 
     def cancel(self) -> None:
         pass
@@ -105,9 +112,8 @@ class Channel:
         pass
 
 
-async def test_what_waited_for_a_session_is_said_once_the_site_is_ready_in_the_first_and_in_a_renewed_one() -> None:
-    links, streams = LinkHolder(), [Stream(), Stream()]
-    opening = iter(streams)
+def session_over(open_stream: Callable[[], Stream], links: LinkHolder, clock: FakeClock) -> Session:
+    """Return a session of a site that says that it is ready in each of these streams."""
 
     async def announce() -> None:
         await links.say(pb.ParticipateRequest(ready=pb.SiteReady(train_examples=1)))
@@ -122,15 +128,55 @@ async def test_what_waited_for_a_session_is_said_once_the_site_is_ready_in_the_f
     )
     session = Session(
         open_channel=Channel,  # type: ignore[arg-type]
-        make_stub=lambda _: SimpleNamespace(bidi=lambda _: next(opening)),  # type: ignore[arg-type,return-value]
+        make_stub=lambda _: SimpleNamespace(bidi=lambda _: open_stream()),  # type: ignore[arg-type,return-value]
         experiment="trial-00000001",
         initial_base=Digest(bytes(32)),
         desk=desk,
         links=links,
-        clock=FakeClock(),
+        clock=clock,
         on_base=lambda _: None,
     )
     session._is_prepared = True
+    return session
+
+
+class Delays(FakeClock):
+    """Remembers for how long it was waited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float] = []
+
+    def timer(self, delay_s: float, callback: Callable[[], object]) -> Cancellable:
+        self.asked.append(delay_s)
+        return super().timer(delay_s, callback)
+
+
+async def test_an_aggregator_that_lets_a_site_in_and_drops_it_at_once_is_not_dialled_without_pause() -> None:
+    clock, links = Delays(), LinkHolder()
+    session = session_over(Stream, links, clock)
+    running = asyncio.create_task(session.run())
+
+    async def have_a_session_of(seconds: float) -> None:
+        link = await links.get()
+        clock.advance(seconds)
+        link.call.over.set()
+        await clock.until_waiting()
+        clock.advance(clock.asked[-1])
+
+    for _ in range(7):
+        await have_a_session_of(0.5)
+    assert clock.asked[6] >= 3.2  # half of 0.1 s, doubled six times
+    await have_a_session_of(60)
+    assert clock.asked[7] <= 0.1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_what_waited_for_a_session_is_said_once_the_site_is_ready_in_the_first_and_in_a_renewed_one() -> None:
+    links, streams = LinkHolder(), [Stream(), Stream()]
+    opening = iter(streams)
+    session = session_over(lambda: next(opening), links, FakeClock())
 
     async def send_an_update(before: Link | None) -> Link:
         if before is not None:

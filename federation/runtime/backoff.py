@@ -8,6 +8,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+STANDING_S = 10.0
+"""Seconds that a session must have stood for its end to be no failure of the dialling: a peer that lets us in and drops
+us at once is not there any more than one that does not answer."""
+
 
 @dataclass(slots=True)
 class Backoff:
@@ -38,3 +42,8 @@ class Backoff:
     def reset(self) -> None:
         """Note a success: the next delay is the first again."""
         self._failures = 0
+
+    def stood(self, seconds: float) -> None:
+        """Note that a session has ended: a success if it stood for long."""
+        if seconds >= STANDING_S:
+            self.reset()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 
-from federation.collaborator.backoff import Backoff
+from federation.runtime.backoff import STANDING_S, Backoff
 
 
 def test_delays_double_up_to_their_limit_and_are_spread() -> None:
@@ -19,3 +19,13 @@ def test_a_success_makes_the_next_delay_the_first_again() -> None:
         backoff.next_s()
     backoff.reset()
     assert backoff.next_s() <= 1.0
+
+
+def test_a_session_that_was_dropped_at_once_is_no_success() -> None:
+    backoff = Backoff(first_s=1.0, most_s=8.0, rng=random.Random(7))  # noqa: S311  (nothing secret)
+    for _ in range(5):
+        backoff.next_s()
+        backoff.stood(STANDING_S / 2)
+    assert backoff.failures == 5
+    backoff.stood(STANDING_S)
+    assert backoff.failures == 0

@@ -223,6 +223,7 @@ class Experiments:
             return
         accepted = self.store.get(experiment)
         if accepted is not None and accepted.stage is Stage.ACCEPTED:
+            _log.info("experiment %s is accepted", experiment, experiment=experiment, submitter=manifest.submitter)
             self._start(accepted)
             self.tell(messages.accepted(experiment))
 

@@ -53,7 +53,10 @@ async def test_the_socket_of_a_dead_envoy_is_replaced(tmp_path: Path) -> None:
     os.close(descriptor)
     dead.close()
     server = await local_socket.serve(tmp_path / "envoy.sock", _echo)
-    await (await local_socket.connect(tmp_path / "envoy.sock")).aclose()
+    stream = await local_socket.connect(tmp_path / "envoy.sock")
+    await stream.send({"type": "hello"})
+    assert await stream.receive() == {"type": "hello"}
+    await stream.aclose()
     await server.close()
 
 

@@ -12,7 +12,7 @@ from director.overseer import Overseer
 from director.running import Patience
 from director.store import experiments, tables
 from federation.errors import ConflictError, NotFoundError
-from federation.names import ExperimentState
+from federation.names import ExperimentId, ExperimentState
 from federation.runtime.tasks import Supervisor
 from federation.telemetry.metrics import Metrics
 from federation.testing.clock import FakeClock
@@ -113,10 +113,11 @@ async def test_a_release_that_is_refused_is_in_the_audit_trail_with_who_asked_an
     ]
 
 
-async def test_going_on_without_anything_left_behind_starts_nothing(
-    database: Database, clock: FakeClock, tmp_path: Path
+async def test_going_on_starts_no_aggregator_of_an_experiment_that_had_none(
+    database: Database, clock: FakeClock, tmp_path: Path, experiment: str
 ) -> None:
     async with Supervisor("test") as tasks:
         overseer = make(database, clock, tmp_path / "work", tasks)
         await overseer.resume()
+        assert not overseer.aggregators.is_running(ExperimentId(experiment))  # it was not running yet
         await overseer.drain(asyncio.Event())

@@ -115,8 +115,10 @@ async def test_a_wall_clock_that_was_set_is_noticed(files: TlsFiles, authority: 
     running = Running(files, authority, clock)
     await until(lambda: clock.waiting)
     clock.jump(21 * DAY_S)
+    assert authority.asked == 0
     clock.advance(3600)
     await until(lambda: running.renewed)
+    assert authority.asked == 1
     await running.end()
 
 
@@ -173,6 +175,7 @@ async def test_near_the_end_it_is_tried_more_often(files: TlsFiles, authority: A
     await until(lambda: authority.asked == 1 and clock.waiting)
     clock.advance(15)
     await until(lambda: authority.asked == 2)
+    assert running.renewed == 0 and running.renewal.problem == "the director is gone"
     await running.end()
 
 

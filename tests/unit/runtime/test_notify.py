@@ -35,6 +35,10 @@ def test_a_listener_that_is_gone_harms_nobody(place: Path) -> None:
     place.unlink()
     notify_ready()
     notify_stopping()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(place))
+        notify_stopping()
+        assert listener.recv(1000) == b"STOPPING=1"  # and nothing that was said to nobody
 
 
 def test_a_listener_that_does_not_read_holds_nobody_up(place: Path) -> None:
@@ -42,3 +46,4 @@ def test_a_listener_that_does_not_read_holds_nobody_up(place: Path) -> None:
         listener.bind(str(place))
         for _ in range(1000):
             notify_ready()
+        assert listener.recv(1000) == b"READY=1"

@@ -74,6 +74,8 @@ async def test_a_task_cancelled_on_purpose_is_no_fault() -> None:
         task = supervisor.eternal("loop", _for_ever())
         task.cancel()
         await asyncio.wait([task])
+        await asyncio.sleep(0)  # a fault would be raised by the next await
+    assert task.cancelled()
 
 
 async def test_cancellation_from_outside_goes_on_after_the_tasks_are_gone() -> None:

@@ -59,6 +59,7 @@ def test_without_a_file_no_round_is_traced(monkeypatch: pytest.MonkeyPatch) -> N
     for number in range(1, TRACED_ROUND + 2):
         profile.round_done(number)
     profile.finish()
+    assert profile.traced is None
 
 
 @pytest.mark.needs_torch

@@ -238,4 +238,5 @@ def test_an_optimizer_the_method_does_not_hold_for_is_refused_at_the_authors_des
     ],
 )
 def test_fednova_takes_sgd_and_momentum_by_its_option(options, task) -> None:
-    _experiment(task=task, plan=Plan(algorithm="fednova", options=options)).build()
+    built = _experiment(task=task, plan=Plan(algorithm="fednova", options=options)).build()
+    assert built.spec.plan.options == options

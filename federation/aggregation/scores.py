@@ -47,7 +47,7 @@ _PRODUCT_ROWS, _PRODUCT_SIZE = 32, 32 * 256 * 32
 ours have the other cores, and sums are the same bytes for any number of them."""
 _DOT_COLUMNS = 1 << 13
 """Of one dot product, for the same reason."""
-_BLOCK_COLUMNS = 1 << 15
+_BLOCK_COLUMNS = 1 << 16
 _BLOCK_BYTES = 1 << 20
 """Of centred rows: they stay in a core's cache from the subtraction to the products."""
 _LARGEST = float(np.finfo(np.float64).max)

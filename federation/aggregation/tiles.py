@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from federation.names import SiteName
     from federation.tensors import DType, TensorSchema
 
-TILE_ELEMENTS = 1 << 16
-"""Chosen so that the buffers of a mean stay in a core's cache: 256 KiB of float32, 512 KiB of float64 each."""
+TILE_ELEMENTS = 1 << 18
+"""1 MiB of float32, 2 MiB of float64. A quarter of it stays in a core's cache, but what is then done once for each tile
+costs more than the cache saves."""
 
 Array = npt.NDArray[Any]
 

@@ -23,6 +23,7 @@ from federation.aggregation.maximum import Maximum
 from federation.aggregation.mean import WeightedMean
 from federation.aggregation.tiles import TILE_ELEMENTS, Array, Tile, tiles_of
 from federation.names import PayloadName
+from federation.storage.norms import squared_norm
 from federation.storage.rounding import HALF, Parameters, Rounder
 from federation.storage.rule_state import KeepingCombiner
 from federation.storage.tile_streams import PayloadTiles, TileStream, cut, runs, split
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
 DELTA = PayloadName("delta")
 BUFFERS = PayloadName("buffers")
-_DOT_ELEMENTS = 1 << 13
-"""Below the size from which OpenBLAS splits a dot product over threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,15 +283,6 @@ def combine_values(
     for stream in streams.values():
         stream.finish()
     return writer.finish()
-
-
-def squared_norm(values: Array) -> float:
-    """Return the sum of the squares of float64 elements, the same on any number of threads."""
-    total = 0.0
-    for start in range(0, values.size, _DOT_ELEMENTS):
-        block = values[start : start + _DOT_ELEMENTS]
-        total += float(np.dot(block, block))
-    return total
 
 
 def value_streams(

@@ -1,8 +1,8 @@
 """Payloads as a combination reads them: compressed ones decoded block by block, changes moved to another start.
 
 Each is a `Readable` over the flat buffer that the payload stands for, so that rules, checks and sinks need not know how
-it travelled. Memory is a block and the tables of a frame, whatever the payload; a block is as large as a tile, and read
-in order each is decoded once.
+it travelled. Memory is a block and the tables of a frame, whatever the payload; a tile is whole blocks, and read in
+order each is decoded once.
 """
 
 from __future__ import annotations

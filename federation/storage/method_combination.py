@@ -37,11 +37,11 @@ from federation.storage.combination import (
     SiteUpdate,
     combine_model,
     site_tiles,
-    squared_norm,
     value_streams,
     walk,
 )
 from federation.storage.encoded import IDENTITY, decoded, rebased
+from federation.storage.norms import squared_norm
 from federation.storage.rounding import Rounder
 from federation.storage.rule_state import KeepingCombiner, StoredVector
 from federation.storage.scoring import Scoring

@@ -14,6 +14,7 @@ import numpy as np
 
 from federation.aggregation.tiles import Array, Tile
 from federation.errors import PlanError
+from federation.storage.norms import squared_norm
 from federation.tensors import DType
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ class Rounder:
         out = self._out[: piece.nbytes].view(piece.dtype.numpy)
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(out, value, casting="same_kind")
-            # ml_dtypes' casts raise no flags, so the numbers themselves are looked at; a sum is cheaper than isfinite.
-            total = float(np.sum(out, dtype=np.float64)) if piece.dtype.is_float else 0.0
-        if not math.isfinite(total) and not np.isfinite(out).all():
+            # ml_dtypes' casts raise no flags, so the numbers themselves are looked at.
+            is_finite = not piece.dtype.is_float or _is_finite(out)
+        if not is_finite:
             raise PlanError(
                 f"the {self._what} does not fit {piece.dtype.value}: it has diverged; lower the learning rate, bound "
                 "the norm of updates (max_norm), or use a wider dtype"
@@ -105,3 +106,10 @@ class Parameters:
 
     def _full(self, piece: Tile) -> Tile:
         return Tile(dtype=DType.FLOAT32, offset=self._position, elements=piece.elements)
+
+
+def _is_finite(values: Array) -> bool:
+    """Tell whether all elements are: nearly always by a sum, which is cheaper than to look at each."""
+    is_native = values.dtype in (np.float32, np.float64)
+    total = squared_norm(values) if is_native else float(np.sum(values, dtype=np.float64))
+    return math.isfinite(total) or bool(np.isfinite(values).all())

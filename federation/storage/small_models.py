@@ -16,7 +16,8 @@ import numpy as np
 from federation.aggregation.mean import WeightedMean, normalised
 from federation.aggregation.rule import RuleReport
 from federation.aggregation.tiles import TILE_ELEMENTS, Tile
-from federation.storage.combination import Combined, squared_norm
+from federation.storage.combination import Combined
+from federation.storage.norms import squared_norm
 from federation.storage.rounding import HALF, Rounder
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """What a round is made of, and what it makes: contributions in, a candidate of several files out.
 
-The files of a candidate are committed one after another and named by one journal line, so model, optimizer state and
-the method's state are always of the same round.
+The files of a candidate become durable one after another and are then named by one journal line, so model, optimizer
+state and the method's state are always of the same round.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Candidate:
         return self._writers[slot_file(name)].reader()
 
     def sync(self) -> None:
-        """Begin to make it durable, so that `commit` is quick; while it is being evaluated.
+        """Make it durable, unless it is; the journal may then name it. May run while it is being evaluated.
 
         Raises:
             StorageError: the disk failed.
@@ -105,16 +105,12 @@ class Candidate:
         for writer in self._writers.values():
             writer.sync()
 
-    def commit(self) -> None:
-        """Make it durable under its names.
-
-        Raises:
-            StorageError: the disk failed; a restart finds the earlier model.
-        """
+    def close(self) -> None:
+        """Let go of its files; they stay."""
         for writer in self._writers.values():
             writer.commit()
 
     def abort(self) -> None:
-        """Forget it; nothing happens after `commit`. The step is whoever's offers it."""
+        """Forget it; nothing happens after `close`. The step is whoever's offers it."""
         for writer in self._writers.values():
             writer.abort()

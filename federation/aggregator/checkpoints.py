@@ -3,12 +3,16 @@
 Files, in ``checkpoints/``: ``base`` (tensors with role LOCAL, never changed), ``model`` (what is federated), ``best``
 (a hard link to the model it was), and, where they apply, ``master`` (float32 of half-precision parameters),
 ``optimizer`` (aggregated optimizer state), ``held`` (what sites hold, where the plan compresses what the server
-sends), and ``method-…`` and ``rule-…`` for each vector of the state of method and rule. Each says in its metadata
-which round it is of, and with how many sites N the method then counted. Rules:
+sends), and ``method-…`` and ``rule-…`` for each vector of the state of method and rule. All but the first and ``best``
+are there twice, for even rounds and for odd ones. Each says in its metadata which round it is of, and with how many
+sites N the method then counted. Rules:
 
-1. A candidate is committed file by file, then the journal line is written. A process killed in between leaves files of
-   a round that no line names; the superseded ones are still there as spares, and are put back at the next start.
-2. ``best`` is linked after the journal line; if that was lost, the next start links it.
+1. Which of the two is good the journal says: that of the last round it names. A candidate is written over the other
+   one, which is of the round before; it is durable before its journal line is written, and good once that is durable.
+   So a commit waits for one fsync, and no file is linked or renamed by it. Killed or without power at any instant, the
+   committed one is whole: what is written over is never good, and what is good is not written.
+2. ``best`` is linked after the journal line, and is durable before the next one; if it was lost, the next start links
+   it.
 3. Whole models, local tensors included, are only assembled for download.
 
 Everything here blocks: it is called in a thread, one call at a time.
@@ -28,7 +32,7 @@ from federation.algorithms import registry
 from federation.algorithms.algorithm import SCALARS
 from federation.algorithms.server import ServerRound, SiteFacts, count_sites
 from federation.errors import StorageError
-from federation.names import PayloadName
+from federation.names import PayloadName, RoundNumber
 from federation.rounds import schedules
 from federation.storage import combination
 from federation.storage.assembly import assemble_model
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from federation.aggregator.steps import Step
-    from federation.names import Digest, ExperimentId, RoundNumber
+    from federation.names import Digest, ExperimentId
     from federation.plan import ExperimentSpec
     from federation.tensors import TensorSchema
 
@@ -80,9 +84,11 @@ class Checkpoints:
         self._aggregation = load_aggregation(spec.plan)
         self.downlink = spec.plan.downlink
         self._needs_master = combination.needs_master(self.schema.federated)
+        self._committed = RoundNumber(0)
+        self._is_folder_changed = True  # perhaps: an earlier process may have been killed before it had synced that
 
     def prepare(self, committed: RoundNumber, best: RoundNumber) -> None:
-        """Bring the files to a committed round: made from the initial model, or put back from their spares.
+        """Find the files of a committed round, or make them from the initial model.
 
         Args:
             committed: last committed round; 0 before the first.
@@ -99,8 +105,12 @@ class Checkpoints:
         if committed == 0:
             self._begin()
         for name in self._names():
-            if name != OPTIMIZER or committed > 0:
-                self._restore(name, committed)
+            if (name != OPTIMIZER or committed > 0) and self._round_of(self._path(name, committed)) != committed:
+                raise StorageError(
+                    f"{self._path(name, committed)} is not of round {committed}, which the journal says was committed; "
+                    "restore the folder from a backup, or run the experiment again"
+                )
+        self._committed = committed
         if best and self._round_of(self._path("best")) != best:
             if best != committed:
                 raise StorageError(f"{self._path('best')} is not of round {best}, which the journal calls the best")
@@ -108,7 +118,7 @@ class Checkpoints:
 
     def file_of(self, payload: PayloadName) -> Path:
         """Return the file of a payload that sites train from."""
-        return self._path(payload if payload in (MODEL, OPTIMIZER) else slot_file(payload))
+        return self._present(payload if payload in (MODEL, OPTIMIZER) else slot_file(payload))
 
     def open_base(self) -> ModelFile:
         """Open the tensors that are delivered once."""
@@ -116,21 +126,21 @@ class Checkpoints:
 
     def open_model(self) -> ModelFile:
         """Open the committed model, federated tensors only."""
-        return ModelFile.open(self._path("model"))
+        return self._open(MODEL)
 
     def open_sent(self) -> ModelFile:
         """Open what sites hold: the committed model, or where the plan compresses what the server sends, x̂."""
-        return ModelFile.open(self._path(HELD if HELD in self._names() else MODEL))
+        return self._open(HELD if HELD in self._names() else MODEL)
 
     def open_optimizer(self) -> ModelFile | None:
         """Open the aggregated optimizer state; None before the first round, or without one."""
-        if not self.optimizer_schema.nbytes or not self._path(OPTIMIZER).exists():
+        if not self.optimizer_schema.nbytes or not self._committed:
             return None
-        return ModelFile.open(self._path(OPTIMIZER))
+        return self._open(OPTIMIZER)
 
     def open_slots(self) -> dict[str, ModelFile]:
         """Open the method's state, by the name of each vector."""
-        return {name: ModelFile.open(self._path(slot_file(name))) for name in self.algorithm.slots}
+        return {name: self._open(slot_file(name)) for name in self.algorithm.slots}
 
     def combine(
         self, round_number: RoundNumber, contributions: Sequence[Contribution], *, connected: int = 0
@@ -138,7 +148,7 @@ class Checkpoints:
         """Make the candidate of a round.
 
         Args:
-            round_number: the round.
+            round_number: the one after the committed round.
             contributions: every admitted update.
             connected: sites here now.
 
@@ -153,8 +163,8 @@ class Checkpoints:
             round_ = self._server_round(round_number, ordered, previous, connected)
             slots = {name: stack.enter_context(slot) for name, slot in self.open_slots().items()}
             kept = self._aggregation.rule.state
-            rule_state = {name: stack.enter_context(ModelFile.open(self._path(rule_state_name(name)))) for name in kept}
-            master = stack.enter_context(ModelFile.open(self._path(_MASTER))) if self._needs_master else None
+            rule_state = {name: stack.enter_context(self._open(rule_state_name(name))) for name in kept}
+            master = stack.enter_context(self._open(_MASTER)) if self._needs_master else None
             bases = {row.site: stack.enter_context(ModelFile.open(row.base)) for row in ordered if row.base}
             with contextlib.ExitStack() as candidate:
                 writers = self._writers(candidate, round_)
@@ -216,11 +226,14 @@ class Checkpoints:
         )
 
     def _writers(self, stack: contextlib.ExitStack, round_: ServerRound) -> dict[str, ModelWriter]:
-        """Begin the files of a candidate, in the order of their commits."""
+        """Begin the files of a candidate, in the order in which they become durable."""
+        if round_.number != self._committed + 1:
+            raise RuntimeError(f"a candidate of round {round_.number} after round {self._committed}")
         metadata = {**self._metadata, _ROUND: str(round_.number), _SITES: str(round_.total)}
         writers = {}
         for name in self._names():
-            writer = ModelWriter(self._path(name), self._schema_of(name), metadata=metadata, spare=self._spare(name))
+            path = self._path(name, round_.number)
+            writer = ModelWriter(path, self._schema_of(name), metadata=metadata, in_place=True)
             writers[name] = stack.enter_context(writer)
         return writers
 
@@ -248,8 +261,24 @@ class Checkpoints:
                 folder=self.folder,
             )
 
+    def sync(self, candidate: Candidate) -> None:
+        """Make a candidate durable, and what was linked since the last one; the journal may then name it.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        candidate.sync()
+        if self._is_folder_changed:
+            sync_folder(self.folder)
+            self._is_folder_changed = False
+
+    def take(self, candidate: Candidate) -> None:
+        """Go on from a candidate, which the journal names now; waits for no disk."""
+        candidate.close()
+        self._committed = candidate.round
+
     def keep_best(self) -> None:
-        """Let the committed model be the best one.
+        """Let the committed model be the best one; durable with the next candidate.
 
         Raises:
             StorageError: the disk failed.
@@ -257,9 +286,9 @@ class Checkpoints:
         temporary = self._path("best").with_name(".best.tmp")
         with translated(self._path("best")):
             temporary.unlink(missing_ok=True)
-            os.link(self._path("model"), temporary)
+            os.link(self._present(MODEL), temporary)
             os.replace(temporary, self._path("best"))
-        sync_folder(self.folder)
+        self._is_folder_changed = True
 
     def export(self, name: str, path: Path) -> None:
         """Write the whole model, local tensors included, to a file of its own.
@@ -271,21 +300,20 @@ class Checkpoints:
         Raises:
             StorageError: there is no such model, or the disk failed.
         """
-        round_number = self._round_of(self._path(name))
-        metadata = {**self._metadata, _ROUND: str(round_number)}
-        assemble_model(path, self.schema, [self._path(name), self._path("base")], metadata=metadata)
+        source = self._present(MODEL) if name == MODEL else self._path(name)
+        metadata = {**self._metadata, _ROUND: str(self._round_of(source))}
+        assemble_model(path, self.schema, [source, self._path("base")], metadata=metadata)
 
     def _begin(self) -> None:
         """Make the files of round 0 unless they are there."""
         metadata = {**self._metadata, _ROUND: "0", _SITES: "0"}
         for name in (MODEL, HELD):  # what sites hold first is the first model
             if name in self._names() and self._is_missing(name):
-                assemble_model(self._path(name), self.schema.federated, [self._initial], metadata=metadata)
+                assemble_model(self._path(name, 0), self.schema.federated, [self._initial], metadata=metadata)
         if self._needs_master and self._is_missing(_MASTER):
-            source = self._path(MODEL) if self._round_of(self._path(MODEL)) == 0 else self._spare(MODEL)
             with (
-                ModelFile.open(source) as model,
-                ModelWriter(self._path(_MASTER), self._schema_of(_MASTER), metadata=metadata) as writer,
+                ModelFile.open(self._path(MODEL, 0)) as model,
+                ModelWriter(self._path(_MASTER, 0), self._schema_of(_MASTER), metadata=metadata) as writer,
             ):
                 combination.write_master(writer, model)
                 writer.commit()
@@ -294,26 +322,13 @@ class Checkpoints:
         vectors.update(dict.fromkeys(map(rule_state_name, self._aggregation.rule.state), 0.0))
         for name, initial in vectors.items():
             if self._is_missing(name):
-                with ModelWriter(self._path(name), self._schema_of(name), metadata=metadata) as writer:
+                with ModelWriter(self._path(name, 0), self._schema_of(name), metadata=metadata) as writer:
                     write_slot(writer, initial)
                     writer.commit()
 
     def _is_missing(self, name: str) -> bool:
-        """Tell whether neither a file nor its spare is of round 0."""
-        return self._round_of(self._path(name)) != 0 and self._round_of(self._spare(name)) != 0
-
-    def _restore(self, name: str, committed: RoundNumber) -> None:
-        """Rule 1: see that the file is of the committed round."""
-        if self._round_of(self._path(name)) == committed:
-            return
-        if self._round_of(self._spare(name)) != committed:
-            raise StorageError(
-                f"{self._path(name)} is not of round {committed}, which the journal says was committed; restore the "
-                "folder from a backup, or run the experiment again"
-            )
-        with translated(self._path(name)):
-            os.replace(self._spare(name), self._path(name))
-        sync_folder(self.folder)
+        """Tell whether there is no file of round 0."""
+        return self._round_of(self._path(name, 0)) != 0
 
     def _names(self) -> list[str]:
         master = [_MASTER] if self._needs_master else []
@@ -335,8 +350,14 @@ class Checkpoints:
             return -1
         return int(read_header(path).metadata.get(_ROUND, "-1"))
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
+    def _open(self, name: str) -> ModelFile:
+        return ModelFile.open(self._present(name))
 
-    def _spare(self, name: str) -> Path:
-        return self.folder / f"{name}.spare"
+    def _present(self, name: str) -> Path:
+        """Return the file of the committed round."""
+        return self._path(name, self._committed)
+
+    def _path(self, name: str, number: int | None = None) -> Path:
+        """Return the file of a round; without one, that of what is there once."""
+        twin = "" if number is None else ".odd" if number % 2 else ".even"
+        return self.folder / f"{name}{twin}.safetensors"

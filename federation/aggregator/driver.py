@@ -5,8 +5,9 @@ Rules:
 1. Events are taken one at a time, in the order they happen; one that arises while another is being obeyed waits.
 2. What takes time (combining, committing, writing down a miss, or who is asked where that must be known) is done by
    `run`, one action after another, in the one thread that has spool, journal and checkpoints; the rest is done at once.
-3. Order of a commit: model files, journal line, best model, spool, verdicts, next tasks. A process killed between any
-   two of these goes on in the same round or the next, and asks for nothing it was given.
+3. Order of a commit: model files, durable where that can be while sites evaluate them; journal line, durable; best
+   model, spool, verdicts, next tasks. A process killed between any two of these goes on in the same round or the next,
+   and asks for nothing it was given.
 """
 
 from __future__ import annotations
@@ -359,10 +360,12 @@ class Driver:
 
     def _write_commit(self, action: events.Commit, candidate: Candidate, record: RoundRecord) -> RoundRecord:
         """Rule 3, as far as the disk is concerned."""
-        candidate.commit()
+        checkpoints = self._stores.checkpoints
+        checkpoints.sync(candidate)
         record = self.gathering.write_commit(action, record, self._settled_ids)
+        checkpoints.take(candidate)
         if action.is_best:
-            self._stores.checkpoints.keep_best()
+            checkpoints.keep_best()
         self.gathering.release(action)
         return record
 

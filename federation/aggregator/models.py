@@ -102,7 +102,7 @@ class Models:
         for offer in self._candidate_offers:
             self._offers.add(offer)
         if sync:
-            self._syncing = asyncio.ensure_future(self._on_disk(self.candidate.sync))
+            self._syncing = asyncio.ensure_future(self._on_disk(self._checkpoints.sync, self.candidate))
 
     async def synced(self) -> Candidate:
         """Return the candidate once it is as durable as `combine` was asked to make it.

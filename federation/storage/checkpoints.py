@@ -5,9 +5,10 @@ beside it tile by tile. Rules:
 
 1. A file appears under its name whole or not at all: temporary file, fsync, rename, fsync of the folder.
 2. A writer hashes what it writes in order, so the digest costs no second pass.
-3. First touch of a new file costs more than the arithmetic of a round, so a superseded file may be kept as a *spare*
-   and overwritten by the next writer. Never one that somebody still reads (readers hold a shared lock) or that has
-   another name (the best model is a hard link).
+3. First touch of a new file costs more than the arithmetic of a round, so a file of which somebody else keeps account,
+   and which nobody needs any more, may be written over in place. Never one that somebody still reads (readers hold a
+   shared lock) or that has another name (the best model is a hard link): that is left to them, under that name a new
+   one is made.
 4. Canonical files only; `federation.storage.assembly` makes one from any other valid safetensors file.
 """
 
@@ -26,6 +27,7 @@ from federation.storage.disk import (
     pread_into,
     preallocate,
     pwrite_all,
+    sync_content,
     sync_folder,
     translated,
     try_lock,
@@ -144,7 +146,7 @@ class ModelWriter:
         path: name of the file once committed; one writer at a time.
         schema: tensors to be written.
         metadata: strings to carry.
-        spare: name for the superseded file of `path`; an earlier one there is overwritten instead of a fresh file.
+        in_place: what lies there is worth nothing and is written over (rule 3): until the commit the file is torn.
 
     Raises:
         DiskFullError: there is no room for the whole model; nothing was changed.
@@ -152,19 +154,19 @@ class ModelWriter:
     """
 
     def __init__(
-        self, path: Path, schema: TensorSchema, *, metadata: Mapping[str, str] | None = None, spare: Path | None = None
+        self, path: Path, schema: TensorSchema, *, metadata: Mapping[str, str] | None = None, in_place: bool = False
     ) -> None:
         self.path = path
         self.schema = schema
-        self.temporary = path.with_name(f".{path.name}.tmp")
-        self._spare = spare
+        self._written_to = path if in_place else path.with_name(f".{path.name}.tmp")
+        self._is_synced = False
         self._position = 0
         self._written = 0
         self._hash: PayloadHash | None = PayloadHash()
         self._digest: Digest | None = None
         header = encode_header(schema, metadata or {})
         self._data_offset = len(header)
-        self._descriptor = _open_temporary(self.temporary, spare)
+        self._descriptor, self._is_new = _open_in_place(path) if in_place else (_open_temporary(self._written_to), True)
         try:
             size = len(header) + schema.nbytes
             preallocate(self._descriptor, size, path)
@@ -230,44 +232,48 @@ class ModelWriter:
         """
         if self._digest is None:
             raise RuntimeError("finish the model before reading it")
-        return ModelFile.open(self.temporary if self._descriptor >= 0 else self.path)
+        return ModelFile.open(self._written_to if self._descriptor >= 0 else self.path)
 
     def sync(self) -> None:
-        """Begin to make it durable; `commit` is then quick. May run while the candidate is read.
+        """Make the finished content durable, and in place the name too; `commit` then waits for the disk no more.
+
+        May run while the candidate is read.
 
         Raises:
+            RuntimeError: bytes are missing.
             StorageError: the disk failed.
         """
-        with translated(self.path):
-            os.fsync(self._descriptor)
+        self.finish()
+        if self._is_synced:
+            return
+        sync_content(self._descriptor, self.path)
+        if self._written_to == self.path and self._is_new:
+            sync_folder(self.path.parent)
+        self._is_synced = True
 
     def commit(self) -> Digest:
         """Make the file durable under its name and return its digest.
 
         Raises:
             RuntimeError: bytes are missing.
-            StorageError: the disk failed; the earlier file of that name is as before.
+            StorageError: the disk failed; unless it is written in place, the earlier file of that name is as before.
         """
         digest = self.finish()
         self.sync()
-        with translated(self.path):
-            if self._spare is not None:
-                self._spare.unlink(missing_ok=True)
-                # Suppressed: no earlier file, or a file system without links, which then has no spare.
-                with contextlib.suppress(FileNotFoundError, PermissionError):
-                    # A link, not a rename: there is no instant at which no model has the name.
-                    os.link(self.path, self._spare)
-            os.replace(self.temporary, self.path)
+        if self._written_to != self.path:
+            with translated(self.path):
+                os.replace(self._written_to, self.path)
+            sync_folder(self.path.parent)
         os.close(self._descriptor)
         self._descriptor = -1
-        sync_folder(self.path.parent)
         return digest
 
     def abort(self) -> None:
         """Forget what was written. Does nothing after `commit`."""
         if self._descriptor >= 0:
-            with contextlib.suppress(OSError):
-                self.temporary.unlink()
+            if self._is_new:  # else its room is kept for the next writer
+                with contextlib.suppress(OSError):
+                    self._written_to.unlink()
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -334,19 +340,23 @@ def _read_header(file: IO[bytes], path: Path) -> Header:
         raise StorageError(f"{path} is not a valid safetensors file: {error}") from error
 
 
-def _open_temporary(temporary: Path, spare: Path | None) -> int:
-    """Open the file to write, locked: the spare, what a killed writer left, or a fresh one."""
-    with translated(temporary):
-        if spare is not None and spare.exists() and not temporary.exists():
-            descriptor = os.open(spare, os.O_RDWR)
-            if try_lock(descriptor, exclusive=True) and os.fstat(descriptor).st_nlink == 1:
-                os.rename(spare, temporary)
-                return descriptor
-            # Somebody still reads it, or it has another name: leave them the inode and begin a fresh one.
-            os.close(descriptor)
-            spare.unlink()
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o600)
+def _open_temporary(path: Path) -> int:
+    """Open a temporary file to write, locked: what a killed writer left, or a fresh one."""
+    with translated(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         if try_lock(descriptor, exclusive=True):
             return descriptor
         os.close(descriptor)
-    raise StorageError(f"{temporary} is being written or read by another; one writer of a model file at a time")
+    raise StorageError(f"{path} is being written or read by another; one writer of a model file at a time")
+
+
+def _open_in_place(path: Path) -> tuple[int, bool]:
+    """Open a file to be written over, locked; return whether the name is a new file's (rule 3)."""
+    with translated(path):
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDWR)
+            if try_lock(descriptor, exclusive=True) and os.fstat(descriptor).st_nlink == 1:
+                return descriptor, False
+            os.close(descriptor)
+            path.unlink()
+        return _open_temporary(path), True

@@ -161,6 +161,16 @@ def try_lock(descriptor: int, *, exclusive: bool) -> bool:
     return True
 
 
+def sync_content(descriptor: int, path: Path) -> None:
+    """Make what was written into a file durable; of what the file system notes about it, what is needed to read it.
+
+    Raises:
+        StorageError: the disk failed.
+    """
+    with translated(path):
+        getattr(os, "fdatasync", os.fsync)(descriptor)  # a file that is only written over needs no journal commit
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable.
 

@@ -150,7 +150,7 @@ async def test_every_role_and_dtype_is_combined_as_it_should_be(tmp_path):
     np.testing.assert_allclose(arrays["brain"].astype(float), expected, rtol=1e-2)
     np.testing.assert_allclose(arrays["mean"], 3.25)
     assert arrays["count"] == 3 and (arrays["head"] == 0.25).all()
-    _, state = read_model(built.work / "checkpoints" / "optimizer.safetensors")
+    _, state = read_model(built.work / "checkpoints" / "optimizer.odd.safetensors")
     np.testing.assert_allclose(state["weight"], 1.5)
 
 

@@ -83,7 +83,7 @@ async def test_sites_that_hold_the_model_before_are_sent_a_step_to_the_next(tmp_
     expected = sum((2.0 - weight.astype(float)) / 2 for weight in held)
     np.testing.assert_allclose(last["weight"], expected, rtol=1e-6)
     assert last["seen"] == 3
-    file = read_model(built.work / "checkpoints" / "held.safetensors")[1]
+    file = read_model(built.work / "checkpoints" / "held.odd.safetensors")[1]
     assert not np.array_equal(file["weight"], last["weight"])
     np.testing.assert_array_equal(file["mean"], last["mean"])
 

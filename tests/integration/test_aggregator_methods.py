@@ -56,7 +56,7 @@ async def test_scaffold_keeps_its_control_beside_the_model_and_sends_it_with_it(
     # x: 0 → 1 → 1.5; the scripted sites send their change once more as the control's, both sites of N = 2.
     assert seen == [["model", "control"], 0.0, ["model", "control"], 1.0]
     assert (read_model(built.work / "artifacts" / "last.safetensors")[1]["weight"] == 1.5).all()
-    _, slots = read_model(built.work / "checkpoints" / "method-control.safetensors")
+    _, slots = read_model(built.work / "checkpoints" / "method-control.even.safetensors")
     assert (slots["weight"] == 1.5).all()
     assert [row["total_sites"] for row in history(built)["rounds"]] == [2, 2]
 

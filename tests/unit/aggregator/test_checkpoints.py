@@ -66,9 +66,23 @@ def weight(file: ModelFile):
 
 
 def commit(shelf, number, change=1.0):
-    candidate = shelf.combine(RoundNumber(number), [contribution(change)])
-    candidate.commit()
+    return take(shelf, shelf.combine(RoundNumber(number), [contribution(change)]))
+
+
+def take(shelf, candidate):
+    """What a commit does around its journal line."""
+    shelf.sync(candidate)
+    shelf.take(candidate)
     return candidate
+
+
+def vanish(candidate, durable=0):
+    """Be killed with so many of the candidate's files durable; the others stay as they are."""
+    for index, writer in enumerate(candidate._writers.values()):
+        if index < durable:
+            writer.sync()
+        os.close(writer._descriptor)  # a killed process lets go of its files, and leaves them where they are
+        writer._descriptor = -1
 
 
 def test_rounds_build_on_one_another_and_the_local_head_stays(shelf, tmp_path):
@@ -111,10 +125,7 @@ def test_a_kill_between_the_files_of_one_commit_goes_back_with_all_of_them(shelf
     checkpoints = shelf()
     checkpoints.prepare(RoundNumber(0), RoundNumber(0))
     commit(checkpoints, 1)
-    half = checkpoints.combine(RoundNumber(2), [contribution(5.0)])
-    for writer in list(half._writers.values())[:files]:
-        writer.commit()
-    half.abort()
+    vanish(checkpoints.combine(RoundNumber(2), [contribution(5.0)]), durable=files)
     again = shelf()
     again.prepare(RoundNumber(1), RoundNumber(0))
     commit(again, 2)
@@ -134,7 +145,52 @@ def test_the_best_model_is_linked_at_the_next_start_if_that_was_lost(shelf, tmp_
     assert (read_model(tmp_path / "best.safetensors")[1]["weight"] == 2).all()
 
 
-def test_only_last_and_best_and_one_spare_are_kept(shelf, tmp_path):
+@pytest.mark.parametrize("torn", ["header", "values", "empty"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_power_loss_that_tears_a_candidate_costs_nothing_of_what_is_committed(shelf, tmp_path, number, torn):
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    for earlier in range(1, number):
+        commit(checkpoints, earlier)
+    vanish(checkpoints.combine(RoundNumber(number), [contribution(5.0)]))
+    for name in ("model", "master", "optimizer"):
+        path = tmp_path / "checkpoints" / f"{name}.{'odd' if number % 2 else 'even'}.safetensors"
+        content = path.read_bytes()
+        half = len(content) // 2
+        path.write_bytes({"header": bytes(half) + content[half:], "values": content[:half], "empty": b""}[torn])
+    again = shelf()
+    again.prepare(RoundNumber(number - 1), RoundNumber(0))
+    assert weight(again.open_model()) == number - 1
+    commit(again, number)
+    assert weight(again.open_model()) == number
+    after = shelf()
+    after.prepare(RoundNumber(number), RoundNumber(0))
+    assert weight(after.open_model()) == number
+
+
+def test_only_what_follows_the_committed_round_is_combined(shelf):
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    with pytest.raises(RuntimeError, match="round 2 after round 0"):
+        commit(checkpoints, 2)
+
+
+def test_the_best_model_is_durable_before_the_next_line_of_the_journal(shelf, tmp_path, monkeypatch):
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    synced = []
+    monkeypatch.setattr("federation.aggregator.checkpoints.sync_folder", synced.append)
+    commit(checkpoints, 1)
+    assert synced == [tmp_path / "checkpoints"], "what an earlier process may have left"
+    commit(checkpoints, 2)
+    checkpoints.keep_best()
+    assert len(synced) == 1
+    commit(checkpoints, 3)
+    commit(checkpoints, 4)
+    assert len(synced) == 2
+
+
+def test_only_best_and_the_last_two_are_kept(shelf, tmp_path):
     checkpoints = shelf()
     checkpoints.prepare(RoundNumber(0), RoundNumber(0))
     for number in range(1, 6):
@@ -142,8 +198,8 @@ def test_only_last_and_best_and_one_spare_are_kept(shelf, tmp_path):
         checkpoints.keep_best()
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {
-        "base.safetensors", "best.safetensors", "model.safetensors", "model.spare", "master.safetensors",
-        "master.spare", "optimizer.safetensors", "optimizer.spare",
+        "base.safetensors", "best.safetensors", "model.even.safetensors", "model.odd.safetensors",
+        "master.even.safetensors", "master.odd.safetensors", "optimizer.even.safetensors", "optimizer.odd.safetensors",
     }  # fmt: skip
 
 
@@ -218,7 +274,7 @@ def test_what_sites_hold_begins_as_the_model_and_goes_its_own_way(adam):
         values = np.frombuffer(held.pread(0, 16), dtype="<f4")
     assert np.count_nonzero(values) == 2  # two of four arrive in the first step
     assert candidate.step.from_digest == begun["held"]
-    candidate.commit()
+    take(checkpoints, candidate)
     after = state(checkpoints)
     assert (after["model"], after["held"]) == (candidate.digest, candidate.sent_digest)
     assert after["model"] != after["held"]
@@ -230,21 +286,15 @@ def test_a_kill_at_each_step_of_a_commit_leaves_model_and_state_of_one_round(ada
     checkpoints = adam()
     checkpoints.prepare(RoundNumber(0), RoundNumber(0))
     if round_number == 2:
-        step(checkpoints, 1).commit()
+        take(checkpoints, step(checkpoints, 1))
     before = state(checkpoints)
     half = step(checkpoints, round_number, 5.0)
     expected = {"model": half.digest, "held": half.sent_digest, **half.slot_digests, "sites": "3"}
-    writers = list(half._writers.values())
-    for writer in writers[:files]:
-        writer.commit()
-    for writer in writers[files:]:
-        os.close(writer._descriptor)  # a killed process lets go of its files, and leaves them where they are
-        writer._descriptor = -1
+    vanish(half, durable=files)
     again = adam()
     again.prepare(RoundNumber(round_number - 1), RoundNumber(0))
     assert state(again) == before
-    candidate = step(again, round_number, 5.0)
-    candidate.commit()
+    take(again, step(again, round_number, 5.0))
     assert state(again) == expected
     after = adam()
     after.prepare(RoundNumber(round_number), RoundNumber(0))
@@ -256,8 +306,7 @@ def test_sites_the_method_counts_with_never_become_fewer(adam):
     checkpoints.prepare(RoundNumber(0), RoundNumber(0))
     delta = Bytes(np.ones(4, dtype="<f4").tobytes())
     row = Contribution(site=SiteName("a"), examples=1, payloads={PayloadName("delta"): delta})
-    first = checkpoints.combine(RoundNumber(1), [row], connected=7)
-    first.commit()
+    first = take(checkpoints, checkpoints.combine(RoundNumber(1), [row], connected=7))
     assert first.total_sites == 7
     assert step(checkpoints, 2).total_sites == 7
 
@@ -270,20 +319,21 @@ def clipping(tmp_path):
     return lambda: Checkpoints(tmp_path, ExperimentId("x-00000001"), spec)
 
 
-def kept(tmp_path):
-    return float(read_model(tmp_path / "checkpoints" / "rule-v.safetensors")[1]["weight"][0])
+def kept(tmp_path, number):
+    name = f"rule-v.{'odd' if number % 2 else 'even'}.safetensors"
+    return float(read_model(tmp_path / "checkpoints" / name)[1]["weight"][0])
 
 
 def test_what_a_rule_keeps_goes_on_from_round_to_round(clipping, tmp_path):
     checkpoints = clipping()
     checkpoints.prepare(RoundNumber(0), RoundNumber(0))
-    assert kept(tmp_path) == 0.0
+    assert kept(tmp_path, 0) == 0.0
     for number, expected in ((1, 0.5), (2, 1.0), (3, 1.5)):
         # A change of norm 20 pulls by no more than tau = 1, half of it in each of four coordinates.
         candidate = step(checkpoints, number, 10.0)
         assert candidate.report.weights == {"a": pytest.approx(1 / (20 - number + 1))}
-        candidate.commit()
-        assert kept(tmp_path) == expected
+        take(checkpoints, candidate)
+        assert kept(tmp_path, number) == expected
         checkpoints = clipping()
         checkpoints.prepare(RoundNumber(number), RoundNumber(0))
 
@@ -292,21 +342,14 @@ def test_what_a_rule_keeps_goes_on_from_round_to_round(clipping, tmp_path):
 def test_a_kill_at_each_step_of_a_commit_leaves_what_a_rule_keeps_of_the_models_round(clipping, tmp_path, files):
     checkpoints = clipping()
     checkpoints.prepare(RoundNumber(0), RoundNumber(0))
-    step(checkpoints, 1, 10.0).commit()
+    take(checkpoints, step(checkpoints, 1, 10.0))
     half = step(checkpoints, 2, 10.0)
-    writers = list(half._writers.values())
-    for writer in writers[:files]:
-        writer.commit()
-    for writer in writers[files:]:
-        os.close(writer._descriptor)
-        writer._descriptor = -1
+    vanish(half, durable=files)
     again = clipping()
     again.prepare(RoundNumber(1), RoundNumber(0))
-    assert kept(tmp_path) == 0.5
-    candidate = step(again, 2, 10.0)
-    assert candidate.digest == half.digest
-    candidate.commit()
-    assert kept(tmp_path) == 1.0
+    assert kept(tmp_path, 1) == 0.5
+    assert take(again, step(again, 2, 10.0)).digest == half.digest
+    assert kept(tmp_path, 2) == 1.0
 
 
 def test_a_round_with_too_few_updates_for_its_rule_is_not_aggregated(tmp_path):
@@ -317,4 +360,4 @@ def test_a_round_with_too_few_updates_for_its_rule_is_not_aggregated(tmp_path):
     checkpoints.prepare(RoundNumber(0), RoundNumber(0))
     with pytest.raises(PlanError, match="it needs 5 updates or more and has 1"):
         step(checkpoints, 1)
-    assert not list((tmp_path / "checkpoints").glob(".*"))
+    assert not list((tmp_path / "checkpoints").glob("*.odd.*"))

@@ -28,8 +28,8 @@ def offers():
 
 def commit(folder, value):
     """Write the model, as a commit does, and return its payload."""
-    path, spare = folder / "model.safetensors", folder / "model.spare"
-    with ModelWriter(path, SCHEMA, spare=spare) as writer:
+    path = folder / "model.safetensors"
+    with ModelWriter(path, SCHEMA, in_place=True) as writer:
         writer.append(np.full(4, value, np.float32).tobytes())
         digest = writer.commit()
     return Payload(name=MODEL, schema_digest=SCHEMA.digest, encoded_bytes=16, digest=digest), path

@@ -171,8 +171,8 @@ def test_the_earlier_model_stays_until_the_new_one_is_committed(tmp_path: Path) 
     assert os.listdir(tmp_path) == [path.name]
 
 
-def commit_one(path: Path, spare: Path, seed: int) -> int:
-    with ModelWriter(path, SCHEMA, spare=spare) as writer:
+def commit_one(path: Path, seed: int, *, in_place: bool = True) -> int:
+    with ModelWriter(path, SCHEMA, in_place=in_place) as writer:
         writer.append(pack(SCHEMA, arrays_of(SCHEMA, seed)))
         writer.commit()
     return path.stat().st_ino
@@ -183,45 +183,75 @@ def contents(path: Path) -> bytes:
         return model.pread(0, model.nbytes)
 
 
-def test_two_files_take_turns_when_a_spare_is_kept(tmp_path: Path) -> None:
-    path, spare = tmp_path / "model.safetensors", tmp_path / "spare"
-    inodes = [commit_one(path, spare, seed) for seed in range(4)]
-    assert inodes[0] == inodes[2] != inodes[1] == inodes[3]
-    assert contents(path) == pack(SCHEMA, arrays_of(SCHEMA, 3))
-    assert contents(spare) == pack(SCHEMA, arrays_of(SCHEMA, 2))
+def test_in_place_one_file_is_written_again_and_again(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    assert len({commit_one(path, seed) for seed in range(3)}) == 1
+    assert contents(path) == pack(SCHEMA, arrays_of(SCHEMA, 2))
+    assert os.listdir(tmp_path) == [path.name]
 
 
-def test_a_spare_that_is_still_read_is_not_overwritten(tmp_path: Path) -> None:
-    path, spare = tmp_path / "model.safetensors", tmp_path / "spare"
-    commit_one(path, spare, 0)
+def test_in_place_a_file_that_is_still_read_is_left_to_its_reader(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    commit_one(path, 0)
     with ModelFile.open(path) as reader:
-        commit_one(path, spare, 1)
-        commit_one(path, spare, 2)
+        commit_one(path, 1)
         assert reader.pread(0, reader.nbytes) == pack(SCHEMA, arrays_of(SCHEMA, 0))
+    assert contents(path) == pack(SCHEMA, arrays_of(SCHEMA, 1))
 
 
-def test_a_spare_that_has_another_name_is_not_overwritten(tmp_path: Path) -> None:
-    path, spare, best = tmp_path / "model.safetensors", tmp_path / "spare", tmp_path / "best.safetensors"
-    commit_one(path, spare, 0)
+def test_in_place_a_file_that_has_another_name_is_left_to_that(tmp_path: Path) -> None:
+    path, best = tmp_path / "model.safetensors", tmp_path / "best.safetensors"
+    commit_one(path, 0)
     os.link(path, best)
-    commit_one(path, spare, 1)
-    commit_one(path, spare, 2)
+    commit_one(path, 1)
     assert contents(best) == pack(SCHEMA, arrays_of(SCHEMA, 0))
+    assert contents(path) == pack(SCHEMA, arrays_of(SCHEMA, 1))
 
 
-def test_a_crash_between_link_and_rename_costs_only_the_spare(tmp_path: Path) -> None:
-    path, spare = tmp_path / "model.safetensors", tmp_path / "spare"
-    commit_one(path, spare, 0)
-    os.link(path, spare)
-    with ModelWriter(path, SCHEMA, spare=spare) as writer:
-        writer.append(bytes(SCHEMA.nbytes))
+def test_in_place_a_file_of_another_size_is_cut_to_the_models(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(100_000))
+    commit_one(path, 0)
     assert contents(path) == pack(SCHEMA, arrays_of(SCHEMA, 0))
+
+
+def test_in_place_giving_up_takes_away_a_new_file_and_keeps_the_room_of_an_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with ModelWriter(path, SCHEMA, in_place=True) as writer:
+        writer.append(bytes(SCHEMA.nbytes))
+    assert os.listdir(tmp_path) == []
+    first = commit_one(path, 0)
+    with ModelWriter(path, SCHEMA, in_place=True) as writer:
+        writer.append(bytes(SCHEMA.nbytes))
+    assert path.stat().st_ino == first
+
+
+def test_what_is_not_whole_cannot_be_made_durable(tmp_path: Path) -> None:
+    with (
+        ModelWriter(tmp_path / "model.safetensors", SCHEMA, in_place=True) as writer,
+        pytest.raises(RuntimeError, match="bytes written"),
+    ):
+        writer.sync()
+
+
+def test_a_commit_waits_for_no_disk_once_its_content_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    commit_one(path, 0)
+    with ModelWriter(path, SCHEMA, in_place=True) as writer:
+        writer.append(pack(SCHEMA, arrays_of(SCHEMA, 1)))
+        writer.sync()
+        for name in ("fsync", "fdatasync"):
+            monkeypatch.setattr(os, name, lambda _: pytest.fail("waited for the disk"))
+        writer.commit()
+    assert contents(path) == pack(SCHEMA, arrays_of(SCHEMA, 1))
 
 
 def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     (tmp_path / ".model.safetensors.tmp").write_bytes(bytes(100_000))
-    commit_one(path, tmp_path / "spare", 0)
+    commit_one(path, 0, in_place=False)
     assert contents(path) == pack(SCHEMA, arrays_of(SCHEMA, 0))
 
 

@@ -74,11 +74,6 @@ class LineStream:
             raise MalformedMessageError("a line on the local socket is not an object with a type")
         return message
 
-    @property
-    def peer_pid(self) -> int:
-        """Process id of the other side, from the kernel."""
-        return _credentials(self._writer)[0]
-
     def close(self) -> None:
         """Close the connection without waiting."""
         self._writer.close()
@@ -193,17 +188,11 @@ def check_peer(writer: asyncio.StreamWriter) -> None:
     Raises:
         IdentityError: it does not.
     """
-    _, uid = _credentials(writer)
-    if uid not in (os.getuid(), 0):
-        raise IdentityError(f"user id {uid} connected to the local socket of user id {os.getuid()}")
-
-
-def _credentials(writer: asyncio.StreamWriter) -> tuple[int, int]:
-    """Process and user id of the other side, SO_PEERCRED."""
     size = struct.calcsize("3i")
     raw = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    pid, uid, _ = struct.unpack("3i", raw)
-    return pid, uid
+    _, uid, _ = struct.unpack("3i", raw)
+    if uid not in (os.getuid(), 0):
+        raise IdentityError(f"user id {uid} connected to the local socket of user id {os.getuid()}")
 
 
 def _is_served(short: str) -> bool:

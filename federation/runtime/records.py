@@ -178,13 +178,6 @@ class ExitStatus:
     signal: int | None
     record: ExitRecord | None
 
-    @property
-    def is_clean(self) -> bool:
-        """Exit code 0, or, where no code can be known, a record without an error."""
-        if self.code is None and self.signal is None:
-            return self.record is not None and not self.record.error_class
-        return self.code == 0
-
     def __str__(self) -> str:
         if self.signal is not None:
             try:

@@ -16,6 +16,7 @@ from federation.plan import ExperimentSpec
 from federation.training.experiment import load_experiment
 from federation.training.loop import LocalWork
 from federation.v1 import trainer_pb2 as pb
+from federation.wire.schemas import schema_from_proto
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,7 +159,7 @@ def _options(config: pb.ShardConfig) -> dict[str, Any]:
 
 def _check_schema(message: tensors_pb2.TensorSchema, schema: TensorSchema) -> None:
     """The order repeats the schema of the spec; a difference means that the two do not belong together."""
-    if message.tensors and [tensor.name for tensor in message.tensors] != [spec.name for spec in schema]:
+    if message.tensors and schema_from_proto(message) != schema:
         raise MalformedMessageError("the order's schema is not that of its spec")
 
 

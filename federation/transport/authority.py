@@ -135,16 +135,6 @@ class Limits:
     streams_per_connection: int = 256
 
 
-def read_peer(auth_context: Mapping[str, Iterable[bytes]], federation: FederationName, *, clock: Clock) -> Peer:
-    """Read who calls from gRPC's auth context (rules 1 to 3, less revocation).
-
-    Raises:
-        RefusedCallError: the rule that failed is its `refusal`.
-    """
-    pem = _check_connection(auth_context)
-    return _check_certificate(_read_facts(pem, auth_context), federation, clock.now())
-
-
 class Authority:
     """Decides who may call what.
 

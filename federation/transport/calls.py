@@ -48,12 +48,6 @@ class Call:
     ended: asyncio.Future[FederationError] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     is_replying: bool = False
 
-    @property
-    def remaining_s(self) -> float | None:
-        """Seconds until the caller's deadline; None if it set none."""
-        remaining: float | None = self.raw.time_remaining()
-        return remaining
-
     def end(self, error: FederationError) -> None:
         """End the call from outside its handler; the client gets `error`. The first reason given stands.
 

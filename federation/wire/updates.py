@@ -22,7 +22,7 @@ from federation.wire.payloads import Payload, payload_to_proto, payloads_from_pr
 from federation.wire.schemas import check_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 UPDATE_ID_BYTES = 16
 MAX_COUNT = 1 << 53
@@ -130,11 +130,6 @@ def announcement_from_proto(message: aggregator_pb2.UpdateHeader) -> UpdateAnnou
         oracle_calls=_count(message.oracle_calls, "oracle_calls"),
         peak_memory=_count(message.peak_memory, "peak_memory"),
     )
-
-
-def commit_to_proto(digests: Sequence[Digest]) -> aggregator_pb2.UpdateCommit:
-    """Return the message that closes an update: the digest of each payload, in header order."""
-    return aggregator_pb2.UpdateCommit(digests=list(digests))
 
 
 def commit_from_proto(message: aggregator_pb2.UpdateCommit, payloads: int) -> tuple[Digest, ...]:

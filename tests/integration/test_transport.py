@@ -188,16 +188,6 @@ async def test_a_call_that_is_not_answered_in_time_may_be_retried(lab: Any) -> N
     assert await stub.unary("Echo", lab.chunk(data=b"wait"))
 
 
-async def test_a_handler_knows_the_callers_deadline(lab: Any) -> None:
-    stub = await connect(lab)
-    await stub.unary("Echo", lab.chunk(), timeout_s=20)
-    assert 0 < lab.service.calls[0].remaining_s <= 20
-    stream = stub.bidi("Talk")
-    await stream.write(lab.chunk())
-    assert await stream.read()
-    assert lab.service.calls[1].remaining_s is None
-
-
 async def test_nobody_listening_is_a_transport_error(lab: Any) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))

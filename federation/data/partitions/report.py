@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from federation.errors import ConfigurationError
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from federation.tensors.buffers import Array
 
@@ -137,27 +134,3 @@ class PartitionReport:
                     f'<text x="{x + cell / 2:.1f}" y="{y + 13}" text-anchor="middle" fill="{ink}">{count}</text>'
                 )
         return lines
-
-    def save_png(self, path: Path) -> None:
-        """Write the picture as PNG.
-
-        Raises:
-            ConfigurationError: matplotlib is not installed.
-            OSError: the file cannot be written.
-        """
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ConfigurationError(
-                "PNG pictures need matplotlib: install federation[plots], or use .svg()"
-            ) from error
-        figure = Figure(figsize=(7, 1.2 + 0.22 * len(self.sites)), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        image = axes.imshow(self.counts, cmap="Blues", vmin=0, aspect="auto")
-        axes.set_xticks(range(len(self.classes)), self.classes)
-        axes.set_yticks(range(len(self.sites)), self.sites)
-        axes.set_xlabel("class")
-        figure.colorbar(image, label="examples")
-        figure.savefig(path, format="png", dpi=120)

@@ -7,10 +7,8 @@ import io
 import xml.etree.ElementTree as ET
 
 import numpy as np
-import pytest
 
 from federation.data.partitions import PartitionReport, label_dirichlet
-from federation.errors import ConfigurationError
 
 LABELS = np.array([0, 0, 1, 2, 2, 2])
 REPORT = PartitionReport.of(LABELS, [np.array([0, 2, 3]), np.array([1, 4, 5])], ["north", "south"])
@@ -62,12 +60,3 @@ def test_a_picture_of_many_classes_stays_narrow_and_leaves_out_the_numbers():
     root = ET.fromstring(report.svg())  # noqa: S314 - made just above
     assert float(root.get("width")) < 700
     assert sum(1 for text in root.iter() if text.tag.endswith("text")) == 8, "names and totals only"
-
-
-def test_a_png_is_written_with_matplotlib_and_advised_without(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    REPORT.save_png(tmp_path / "parts.png")
-    assert (tmp_path / "parts.png").read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigurationError, match="plots"):
-        REPORT.save_png(tmp_path / "none.png")

@@ -8,7 +8,10 @@ import signal
 import numpy as np
 import pytest
 
+from federation.errors import MalformedMessageError
+from federation.trainer.orders import Orders
 from federation.v1 import trainer_pb2 as pb
+from federation.wire.schemas import schema_to_proto
 
 
 @pytest.fixture
@@ -34,6 +37,14 @@ def test_an_experiment_on_arrays_is_prepared_trained_evaluated_and_kept_without_
     assert (evaluated.examples, evaluated.metrics["head"]) == (8, 0)
     assert trainer.ask(end=pb.EndTrainer()).HasField("done")
     assert trainer.process.wait(timeout=60) == 0
+
+
+def test_an_order_whose_schema_is_not_that_of_its_spec_is_refused(numpy_case) -> None:
+    order = numpy_case.prepare
+    order.schema.CopyFrom(schema_to_proto(numpy_case.schema))
+    order.schema.tensors[-1].shape.append(2)
+    with pytest.raises(MalformedMessageError, match="not that of its spec"):
+        Orders().prepare(order)
 
 
 @pytest.mark.needs_torch

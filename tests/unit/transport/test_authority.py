@@ -10,7 +10,7 @@ from federation.pki.authority import CertificateAuthority
 from federation.pki.requests import make_key
 from federation.pki.revocation import RevocationList, revoke
 from federation.testing.clock import FakeClock
-from federation.transport.authority import Authority, CallRefusal, Peer, RefusedCallError, read_peer
+from federation.transport.authority import Authority, CallRefusal, Peer, RefusedCallError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +58,6 @@ def test_reads_the_peer_from_its_certificate(issuer: CertificateAuthority, clock
     peer = Authority(FEDERATION, RULES, clock=clock).authorise(METHOD, auth_context)
     assert peer.identity == Identity(federation=FEDERATION, role=Role.ENVOY, name="north")
     assert peer.expires_at == clock.now() + 60
-    assert peer == read_peer(auth_context, FEDERATION, clock=clock)
 
 
 def test_refuses_a_connection_without_certificate(clock: FakeClock) -> None:

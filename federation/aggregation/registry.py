@@ -36,11 +36,10 @@ from federation.aggregation.multi_krum import MultiKrum
 from federation.aggregation.rule import AggregationRule, NeverEnoughError
 from federation.aggregation.smea import Smea
 from federation.aggregation.trimmed_mean import TrimmedMean
-from federation.errors import ConfigurationError, PlanError
+from federation.errors import PlanError
+from federation.plan.plugins import load_plugin
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
     from federation.aggregation.before.pre_aggregation import PreAggregation
     from federation.names import SiteName
     from federation.plan import Plan
@@ -95,7 +94,7 @@ def load_rule(name: str, **options: Any) -> AggregationRule:
     if name in RULES:
         return RULES[name](**options)
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        return _load_plugin(entry)(**options)
+        return load_plugin(entry, AggregationRule, "aggregation rule")(**options)  # type: ignore[type-abstract]
     raise _unknown("aggregation rule", name, rule_names())
 
 
@@ -225,20 +224,6 @@ def _check_hostile_mean(plan: Plan, aggregation: Aggregation, fewest: int, advic
             f"clipping before the mean stands byzantine = {f} only where 2f < n: it needs {2 * f + 1} updates or more "
             f"and has {fewest}. A round of this plan may close with {fewest}: {advice}"
         )
-
-
-def _load_plugin(entry: EntryPoint) -> type[AggregationRule]:
-    try:
-        rule = entry.load()
-    except Exception as error:
-        raise ConfigurationError(
-            f"aggregation rule {entry.name!r} ({entry.value}) cannot be loaded: {error}"
-        ) from error
-    if not (isinstance(rule, type) and issubclass(rule, AggregationRule)):
-        raise ConfigurationError(
-            f"aggregation rule {entry.name!r} ({entry.value}) is not a subclass of AggregationRule"
-        )
-    return rule
 
 
 def _unknown(what: str, name: str, names: list[str]) -> PlanError:

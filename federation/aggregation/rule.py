@@ -26,6 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from federation.errors import InvalidNameError, PlanError
 from federation.names import check_name
+from federation.plan.validation import explain_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -143,7 +144,7 @@ class AggregationRule(BaseModel, ABC):
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise PlanError(_explain(type(self), error)) from error
+            raise PlanError(explain_options(f"rule_options of rule {self.name!r}", type(self), error)) from error
 
     @property
     def state(self) -> tuple[str, ...]:
@@ -218,13 +219,3 @@ class AggregationRule(BaseModel, ABC):
     def advance(self, state: Mapping[str, Array], aggregate: Array) -> dict[str, Array]:
         """Return the next elements of each vector of `state`, given the present ones and the aggregate, all float64."""
         return {}
-
-
-def _explain(rule: type[AggregationRule], error: ValidationError) -> str:
-    known = ", ".join(rule.model_fields) or "none"
-    problems = "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'options'}: "
-        f"{problem['msg'].removeprefix('Value error, ')} (got {str(problem.get('input'))[:80]!r})"
-        for problem in error.errors(include_url=False)
-    )
-    return f"rule_options of rule {rule.name!r} are not valid: {problems}; its options are: {known}"

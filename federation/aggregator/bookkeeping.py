@@ -6,8 +6,8 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from federation.rounds.events import Phase, Progress
-from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord
+from federation.rounds.history import RoundRecord, SiteRecord
+from federation.rounds.outcomes import MAX_REASON, OUTCOMES, TIMED
 from federation.rounds.scoring import combined
 
 if TYPE_CHECKING:
@@ -16,21 +16,9 @@ if TYPE_CHECKING:
     from federation.aggregator.admitted import AdmittedUpdate
     from federation.aggregator.candidates import Candidate
     from federation.names import Epoch, SiteName
-    from federation.rounds.events import Commit, Standing
+    from federation.rounds.events import Commit, Phase, Standing
     from federation.runtime.clock import Clock
     from federation.telemetry.metrics import Metrics
-
-_TIMED = frozenset({Phase.SELECT, Phase.BROADCAST, Phase.COLLECT, Phase.AGGREGATE, Phase.EVALUATE, Phase.COMMIT})
-_OUTCOMES = {
-    Progress.ADMITTED: SiteOutcome.COUNTED,
-    Progress.REFUSED: SiteOutcome.REFUSED,
-    Progress.FAILED: SiteOutcome.FAILED,
-    Progress.LOST: SiteOutcome.LOST,
-    Progress.LATE: SiteOutcome.LATE,
-    Progress.ASKED: SiteOutcome.LATE,
-}
-MAX_REASON = 500
-"""Characters of a reason that are kept: it may quote what a peer sent."""
 
 
 class RoundBook:
@@ -60,7 +48,7 @@ class RoundBook:
     def enter(self, phase: Phase) -> None:
         """Note that a phase begins, and so the one before ends."""
         now = self._clock.monotonic()
-        if self._phase in _TIMED:
+        if self._phase in TIMED:
             self._seconds[self._phase.value] += now - self._entered
             self._metrics.round_phase_seconds.labels(self._phase.value).observe(now - self._entered)
         self._phase, self._entered = phase, now
@@ -87,7 +75,7 @@ class RoundBook:
         """
         now = self._clock.monotonic()
         seconds = dict(self._seconds)
-        if self._phase in _TIMED:
+        if self._phase in TIMED:
             seconds[self._phase.value] = seconds.get(self._phase.value, 0.0) + now - self._entered
         whole = sum(candidate.weights)
         shares = {update.site: weight / whole for update, weight in zip(updates, candidate.weights, strict=True)}
@@ -131,7 +119,7 @@ class RoundBook:
         evaluated = commit.evaluations.get(site)
         row = SiteRecord(
             site=site,
-            outcome=_OUTCOMES[standing.progress],
+            outcome=OUTCOMES[standing.progress],
             reason=standing.reason[:MAX_REASON],
             update_norm=standing.norm,
             bytes_down=self._down.get(site, 0),

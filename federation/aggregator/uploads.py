@@ -60,13 +60,6 @@ _NOTHING: Mapping[SiteName, Asking] = MappingProxyType({})
 _ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, Refusal.CLOSED_ROUND, Refusal.NOT_ASKED})
 
 
-class _Ended:
-    """Stands for the call of an update that came in its site's session, which goes on: its own checks see the end."""
-
-    def end(self, error: FederationError) -> None:
-        """Do nothing: it came whole, so nothing is waited for; what is looked at before it counts says the same."""
-
-
 class OpenRound(Protocol):
     """The round in progress, as uploads see it."""
 
@@ -89,12 +82,22 @@ class OpenRound(Protocol):
 
 @dataclass(eq=False, slots=True)
 class _Stream:
-    """One call, and the task that its header says it answers; `done` once it has let go of the spool."""
+    """One update on its way, and the task that its header says it answers; `done` once it has let go of the spool.
+
+    `call` is None for one that came in its site's session, which goes on.
+    """
 
     site: SiteName
     asking: Asking
-    call: Call | _Ended
+    call: Call | None
     done: asyncio.Event
+
+    def end(self, error: FederationError) -> bool:
+        """End its call; False if it has none: it is here whole, and is looked at once more before it counts."""
+        if self.call is None:
+            return False
+        self.call.end(error)
+        return True
 
     def is_kept(self, but: Mapping[SiteName, Asking]) -> bool:
         return but.get(self.site) == self.asking
@@ -196,13 +199,12 @@ class Uploads:
         """End the upload of a site that is lost; it goes on where it was if the site comes back to the same task."""
         stream = self._streams.pop(site, None)
         if stream is not None:
-            stream.call.end(TransportError("the session of this site is lost: join again, then resume the upload"))
+            stream.end(TransportError("the session of this site is lost: join again, then resume the upload"))
 
     def _close(self, stream: _Stream) -> None:
         del self._streams[stream.site]
-        if not isinstance(stream.call, _Ended):  # what came in a session is looked at to its end, and counted then
+        if stream.end(UpdateRejectedError(Refusal.CLOSED_ROUND, _CLOSED)):  # else it is counted when it is refused
             self._metrics.updates_refused_total.labels(Refusal.CLOSED_ROUND.value).inc()
-        stream.call.end(UpdateRejectedError(Refusal.CLOSED_ROUND, _CLOSED))
 
     async def settle(self, but: Mapping[SiteName, Asking] = _NOTHING) -> None:
         """Return once no ended upload touches the spool any more; arguments as `close_attempt`."""
@@ -222,7 +224,7 @@ class Uploads:
         }
 
     async def receive(
-        self, site: SiteName, requests: AsyncIterator[Request], call: Call | _Ended
+        self, site: SiteName, requests: AsyncIterator[Request], call: Call | None
     ) -> AsyncGenerator[pb.PushUpdateReply, None]:
         """Take one upload.
 
@@ -235,7 +237,7 @@ class Uploads:
         announcement = self._announcement(site, await _read_header(requests))
         older = self._streams.get(site)
         if older is not None:
-            older.call.end(TransportError("superseded by a newer upload of the same site"))
+            older.end(TransportError("superseded by a newer upload of the same site"))
         stream = _Stream(site, asking_of(announcement), call, asyncio.Event())
         self._streams[site] = stream
         try:
@@ -256,7 +258,7 @@ class Uploads:
         """Take one update that came whole in its site's session; returns once it is admitted, errors as `receive`."""
         with self._refusing_malformed(site, update.header):
             _check_whole(update)
-        async with contextlib.aclosing(self.receive(site, _messages(update), _Ended())) as replies:
+        async with contextlib.aclosing(self.receive(site, _messages(update), None)) as replies:
             async for _ in replies:
                 pass
 

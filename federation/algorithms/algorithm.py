@@ -16,6 +16,7 @@ from federation.algorithms.client import ClientHalf
 from federation.algorithms.server import ServerHalf
 from federation.errors import PlanError
 from federation.plan import PayloadRow, TensorRow
+from federation.plan.validation import explain_options
 from federation.tensors import DType, TensorRole
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Algorithm(BaseModel):
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise PlanError(_explain(type(self), error)) from error
+            raise PlanError(explain_options(f"options of algorithm {self.name!r}", type(self), error)) from error
 
     @property
     def needs_problem(self) -> bool:
@@ -148,13 +149,3 @@ class Algorithm(BaseModel):
     def stalest(self) -> int | None:
         """Return the most steps that may lie between a site's task and its update; None: any number."""
         return None
-
-
-def _explain(method: type[Algorithm], error: ValidationError) -> str:
-    known = ", ".join(method.model_fields) or "none"
-    problems = "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'options'}: "
-        f"{problem['msg'].removeprefix('Value error, ')} (got {str(problem.get('input'))[:80]!r})"
-        for problem in error.errors(include_url=False)
-    )
-    return f"options of algorithm {method.name!r} are not valid: {problems}; its options are: {known}"

@@ -40,7 +40,8 @@ from federation.algorithms.stale import StaleCompensation
 from federation.compression import load_codec
 from federation.compression.dgc import Dgc
 from federation.compression.powersgd import PowerSgd
-from federation.errors import ConfigurationError, PlanError
+from federation.errors import PlanError
+from federation.plan.plugins import load_plugin
 from federation.rounds.quarantine import check_quarantine
 from federation.rounds.sampling import check_sampler, takes_count
 from federation.rounds.schedules import check_schedules
@@ -48,8 +49,6 @@ from federation.rounds.shares import check_max_share, fewest_updates
 from federation.tensors import TensorRole
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
     from federation.plan import ExperimentSpec, Plan
 
 ENTRY_POINT_GROUP = "federation.algorithms"
@@ -113,7 +112,7 @@ def load_algorithm(plan: Plan, own: Algorithm | None = None) -> Algorithm:
     if own is not None and own.name == name:
         return type(own)(**plan.options)
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        return _load_plugin(entry)(**plan.options)
+        return load_plugin(entry, Algorithm, "algorithm")(**plan.options)
     names = algorithm_names()
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
@@ -137,16 +136,6 @@ def check_own(method: type[Algorithm]) -> None:
             f"algorithm {method.__name__} is called {name!r}, which is {BUILT_IN[name].__name__} of this release and "
             "would run in its place: set the class attribute name to one of its own"
         )
-
-
-def _load_plugin(entry: EntryPoint) -> type[Algorithm]:
-    try:
-        method = entry.load()
-    except Exception as error:
-        raise ConfigurationError(f"algorithm {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
-    if not (isinstance(method, type) and issubclass(method, Algorithm)):
-        raise ConfigurationError(f"algorithm {entry.name!r} ({entry.value}) is not a subclass of Algorithm")
-    return method
 
 
 def check(spec: ExperimentSpec, own: Algorithm | None = None) -> None:

@@ -58,3 +58,20 @@ def explain(error: ValidationError, what: str, model: type[BaseModel]) -> str:
 def _nearest(name: str, valid: list[str]) -> str:
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f": did you mean {close[0]!r}?" if close else f", only {', '.join(valid)}"
+
+
+def explain_options(what: str, model: type[BaseModel], error: ValidationError) -> str:
+    """Return what is wrong with options, each with what was given, and which there are.
+
+    Args:
+        what: whose they are, such as ``rule_options of rule 'krum'``.
+        model: the class that has them as fields.
+        error: why they were refused.
+    """
+    known = ", ".join(model.model_fields) or "none"
+    problems = "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'options'}: "
+        f"{problem['msg'].removeprefix('Value error, ')} (got {str(problem.get('input'))[:80]!r})"
+        for problem in error.errors(include_url=False)
+    )
+    return f"{what} are not valid: {problems}; its options are: {known}"

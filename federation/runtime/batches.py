@@ -25,18 +25,14 @@ class Batches(Generic[_T]):
     Args:
         work: takes one batch; blocks, and runs in the pool.
         pool: threads; None for those of the event loop.
-        full: bytes that make a batch.
 
     What `work` raises is raised by a later `put` or by `finish`, and items after it are dropped. Always end with
     `settle`, in a finally block: until then a thread may be using what the items belong to.
     """
 
-    def __init__(
-        self, work: Callable[[Sequence[_T]], None], pool: Executor | None = None, full: int = BATCH_BYTES
-    ) -> None:
+    def __init__(self, work: Callable[[Sequence[_T]], None], pool: Executor | None = None) -> None:
         self._work = work
         self._pool = pool
-        self._full = full
         self._gathered: list[_T] = []
         self._size = 0
         self._job: asyncio.Future[None] | None = None
@@ -51,7 +47,7 @@ class Batches(Generic[_T]):
         """
         self._gathered.append(item)
         self._size += nbytes
-        if at_once or self._size >= self._full:
+        if at_once or self._size >= BATCH_BYTES:
             await self._finish_job()
             self._begin()
 

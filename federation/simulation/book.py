@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from federation.names import Epoch
-from federation.rounds.events import Phase, Progress
-from federation.rounds.history import RoundRecord, SiteOutcome, SiteRecord
+from federation.rounds.history import RoundRecord, SiteRecord
+from federation.rounds.outcomes import MAX_REASON, OUTCOMES, TIMED
 from federation.rounds.scoring import combined
 from federation.training.exchange import MODEL
 
@@ -20,21 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from federation.names import Attempt, PayloadName, RoundNumber, SiteName
-    from federation.rounds.events import Commit, Standing
+    from federation.rounds.events import Commit, Phase, Standing
     from federation.simulation.models import Candidate, StepSize
     from federation.training.work import Trained
 
-_TIMED = frozenset({Phase.SELECT, Phase.BROADCAST, Phase.COLLECT, Phase.AGGREGATE, Phase.EVALUATE, Phase.COMMIT})
-_OUTCOMES = {
-    Progress.ADMITTED: SiteOutcome.COUNTED,
-    Progress.REFUSED: SiteOutcome.REFUSED,
-    Progress.FAILED: SiteOutcome.FAILED,
-    Progress.LOST: SiteOutcome.LOST,
-    Progress.LATE: SiteOutcome.LATE,
-    Progress.ASKED: SiteOutcome.LATE,
-}
-MAX_REASON = 500
-"""Characters of a reason that are kept, as over the wire."""
 _EPOCH = Epoch(1)
 """A simulation has one server, which is never succeeded."""
 
@@ -79,7 +68,7 @@ class RoundBook:
     def enter(self, phase: Phase | None) -> None:
         """Note that a phase begins, and so the one before ends."""
         now = time.perf_counter()
-        if self._phase in _TIMED:
+        if self._phase in TIMED:
             self._page.seconds[self._phase.value] += now - self._entered
         self._phase, self._entered = phase, now
 
@@ -172,7 +161,7 @@ class Page:
         trained = None if update is None else update.trained
         return SiteRecord(
             site=site,
-            outcome=_OUTCOMES[standing.progress],
+            outcome=OUTCOMES[standing.progress],
             reason=standing.reason[:MAX_REASON],
             examples=trained.examples if trained else 0,
             weight=share,

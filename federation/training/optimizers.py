@@ -80,13 +80,14 @@ def make_optimizer(
 
     if name not in OPTIMIZERS:
         raise PlanError(f"there is no optimizer {name!r}, only {', '.join(OPTIMIZERS)}")
-    from federation.training.plain_sgd import MomentumSgd, PlainSgd
+    from federation.training.plain_sgd import PlainSgd
+    from federation.training.uncompiled import without_compiler
 
     make: Callable[..., Optimizer] = getattr(torch.optim, OPTIMIZERS[name])
     if name == "sgd" and not options:
         make = PlainSgd
-    elif name == "sgd" and set(options) == {"momentum"} and options["momentum"]:  # torch keeps no buffer at 0
-        make = MomentumSgd
+    elif not options.get("differentiable"):
+        make = without_compiler(getattr(torch.optim, OPTIMIZERS[name]))
     try:
         made = make(parameters, lr=learning_rate, **options)
     except (TypeError, ValueError) as error:

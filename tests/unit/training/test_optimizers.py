@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from federation.errors import PlanError
-from federation.training.optimizers import make_optimizer
+from federation.training.optimizers import OPTIMIZERS, make_optimizer
 
 torch = pytest.importorskip("torch")
 
@@ -36,11 +36,39 @@ def test_sgd_moves_as_torch_does_to_the_bit(dtype: Any, options: dict[str, Any])
         assert all(torch.equal(kept[key], reference_kept[key]) for key in kept)
 
 
-def test_a_step_of_sgd_with_momentum_does_not_load_torchs_compiler() -> None:
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_optimizer_moves_as_torchs_own_does_to_the_bit(name: str, dtype: Any) -> None:
+    ours, theirs = _parameters(dtype), _parameters(dtype)
+    one, other = make_optimizer(name, ours, 0.01, {}), getattr(torch.optim, OPTIMIZERS[name])(theirs, lr=0.01)
+    for _ in range(3):
+        for mine, its in zip(ours[:-1], theirs[:-1], strict=True):
+            its.grad = torch.randn(its.shape).to(dtype)
+            mine.grad = its.grad.clone()
+        one.step()
+        other.step()
+        one.zero_grad()
+    assert all(mine.grad is None for mine in ours)
+    for mine, its in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, its)
+        kept, reference = one.state.get(mine, {}), other.state.get(its, {})
+        assert {key: str(value) for key, value in kept.items()} == {key: str(value) for key, value in reference.items()}
+
+
+def test_what_is_to_be_differentiated_through_its_steps_is_torchs_own() -> None:
+    made = make_optimizer("adam", _parameters(torch.float32), 0.01, {"differentiable": True})
+    assert type(made) is torch.optim.Adam
+
+
+def test_no_optimizer_loads_torchs_compiler() -> None:
     code = (
-        "import sys, torch; from federation.training.optimizers import make_optimizer\n"
-        "weight = torch.nn.Parameter(torch.ones(2)); weight.grad = torch.ones(2)\n"
-        "make_optimizer('sgd', [weight], 0.1, {'momentum': 0.9}).step()\n"
+        "import sys, torch; from federation.training.optimizers import OPTIMIZERS, make_optimizer\n"
+        "weight = torch.nn.Parameter(torch.ones(2))\n"
+        "for name in OPTIMIZERS:\n"
+        "    weight.grad = torch.ones(2)\n"
+        "    made = make_optimizer(name, [weight], 0.1, {})\n"
+        "    made.step()\n"
+        "    made.zero_grad()\n"
         "sys.exit('torch._dynamo' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from federation.errors import MalformedMessageError, NotFoundError
 from federation.v1 import aggregator_pb2 as pb
-from federation.wire.chunks import CHUNK_BYTES, FIRST_CHUNK_BYTES, checksum
+from federation.wire.chunks import CHUNK_BYTES, FIRST_CHUNK_BYTES
 from federation.wire.payloads import BUFFERS, INLINE_BYTES, MODEL, STEP, Payload, payload_to_proto
-from federation.wire.pieces import encode_chunk
+from federation.wire.pieces import read_model_message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -65,8 +65,7 @@ class Offer:
         return piece
 
     def _read(self, offset: int, size: int) -> bytes:
-        data = self._file.pread(offset, size)
-        return encode_chunk(data, offset, checksum(data))
+        return read_model_message(self._file.pread, offset, size)
 
     def begin(self) -> None:
         """Note a pull."""

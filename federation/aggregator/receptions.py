@@ -6,7 +6,7 @@ Rules, in order:
 2. Pieces are taken until the commit. Those of a large update wait for its turn (`federation.aggregator.turns`), and a
    thread checks the last few while the next are received; a small update is sent whole at once and checked in place.
 3. Pieces are not shorter than `LEAST_CHUNK_BYTES`, but for the last of a payload: each costs us a message.
-4. Order, checksum, finite-ness and norm as they arrive (`federation.wire.reception`), digests at the end; what is
+4. Order, finite-ness and norm as they arrive (`federation.wire.reception`), digests at the end; what is
    compressed is decoded once, for its norm.
 """
 
@@ -124,7 +124,7 @@ class Receptions:
         """Take pieces until the commit, a few ahead of the thread that checks them.
 
         Raises:
-            TransportError: the stream ended before, or a piece was damaged on the way.
+            TransportError: the stream ended before.
             MalformedMessageError, UpdateRejectedError, StorageError: as `PayloadReception.accept`.
         """
         checks: Batches[MessagePiece] = Batches(functools.partial(self._accept_all, reception), self._pool)
@@ -245,4 +245,4 @@ def _content(request: Request) -> MessagePiece | pb.UpdateCommit:
     if kind != "chunk":
         raise MalformedMessageError("expected a chunk of an announced payload, or the commit")
     chunk = request.chunk.chunk
-    return MessagePiece(chunk.offset, memoryview(chunk.data), chunk.crc32c, request.chunk.payload)
+    return MessagePiece(chunk.offset, memoryview(chunk.data), request.chunk.payload)

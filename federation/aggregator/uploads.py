@@ -8,7 +8,7 @@ Rules, in order:
    one pass (`federation.aggregator.receptions`); norm and digests at the end. Only then is it admitted, in the spool
    first.
 4. Whatever is wrong with an update refuses it, one that cannot be read too, and the site is done for this attempt. A
-   cut or damaged transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and
+   cut transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and
    changes nothing.
 5. When the attempt closes, uploads in progress end with CLOSED_ROUND. Where rounds overlap, those end that answer
    another task than the one their site goes on with; also when a site is given a new task, or is lost.
@@ -35,7 +35,7 @@ from federation.names import Attempt, RoundNumber
 from federation.rounds import admission
 from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, UpdateRefused
 from federation.v1 import aggregator_pb2 as pb
-from federation.wire.chunks import CHUNK_BYTES, checksum
+from federation.wire.chunks import CHUNK_BYTES
 from federation.wire.payloads import INLINE_BYTES
 from federation.wire.pieces import MessagePiece
 from federation.wire.updates import UpdateAnnouncement, announcement_from_proto
@@ -230,7 +230,7 @@ class Uploads:
 
         Raises:
             UpdateRejectedError: it is not admitted.
-            TransportError: it was cut, damaged or superseded; resume it.
+            TransportError: it was cut or superseded; resume it.
             MalformedMessageError: it breaks the protocol.
             StorageError: there was no room for it.
         """
@@ -421,7 +421,7 @@ async def _messages(update: pb.WholeUpdate) -> AsyncIterator[Request]:
     yield pb.PushUpdateRequest(header=update.header)
     for index, data in enumerate(update.payloads):
         if data:
-            yield MessagePiece(0, memoryview(data), checksum(data), index)
+            yield MessagePiece(0, memoryview(data), index)
     yield pb.PushUpdateRequest(commit=update.commit)
 
 

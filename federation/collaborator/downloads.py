@@ -1,6 +1,6 @@
 """Getting a payload: from the task itself if it is small, else by `PullModel`, resumed where it was cut.
 
-Every byte is checked twice: a CRC per chunk on the way, and BLAKE3 over the whole before a trainer sees it. What the
+The whole is checked by its BLAKE3 digest before a trainer sees it; pieces come as they were sent, over TLS. What the
 site holds already, by digest, is not fetched again. A model that a step leads to, from one that the site holds, is made
 from the step, and is that model if its digest says so; if not, or without the model before, it is fetched whole. Memory
 is a few chunks.

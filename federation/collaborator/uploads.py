@@ -34,9 +34,9 @@ from federation.runtime.backoff import Backoff
 from federation.runtime.batches import BATCH_BYTES
 from federation.runtime.clock import pause
 from federation.v1 import aggregator_pb2
-from federation.wire.chunks import CHUNK_BYTES, LEAST_CHUNK_BYTES, read_pieces
+from federation.wire.chunks import CHUNK_BYTES, LEAST_CHUNK_BYTES, cut
 from federation.wire.payloads import INLINE_BYTES
-from federation.wire.pieces import encode_update_chunk
+from federation.wire.pieces import read_update_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -224,8 +224,8 @@ def _pieces(
         def pread(position: int, size: int, descriptor: int = descriptor, payload: str = file.payload) -> bytes:
             return _read(descriptor, size, position, payload)
 
-        for position, data in read_pieces(pread, file.nbytes, offset, chunk_bytes=chunk_bytes):
-            yield encode_update_chunk(index, data, position)
+        for position, size in cut(file.nbytes, offset, chunk_bytes=chunk_bytes):
+            yield read_update_message(pread, index, position, size)
 
 
 def _read(descriptor: int, size: int, position: int, payload: str) -> bytes:

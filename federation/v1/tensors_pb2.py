@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x65\x64\x65ration/v1/tensors.proto\x12\rfederation.v1\"B\n\rProtocolRange\x12\x0e\n\x06lowest\x18\x01 \x01(\r\x12\x0f\n\x07highest\x18\x02 \x01(\r\x12\x10\n\x08software\x18\x03 \x01(\t\"w\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.federation.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\'\n\x04role\x18\x04 \x01(\x0e\x32\x19.federation.v1.TensorRole\":\n\x0cTensorSchema\x12*\n\x07tensors\x18\x01 \x03(\x0b\x32\x19.federation.v1.TensorSpec\"\x83\x01\n\x11PayloadDescriptor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rschema_digest\x18\x02 \x01(\x0c\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x15\n\rencoded_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\x12\x13\n\x0b\x66rom_digest\x18\x06 \x01(\x0c\"5\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07*\xcf\x01\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT16\x10\x01\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x02\x12\x11\n\rDTYPE_FLOAT32\x10\x03\x12\x11\n\rDTYPE_FLOAT64\x10\x04\x12\x0e\n\nDTYPE_INT8\x10\x05\x12\x0f\n\x0b\x44TYPE_INT16\x10\x06\x12\x0f\n\x0b\x44TYPE_INT32\x10\x07\x12\x0f\n\x0b\x44TYPE_INT64\x10\x08\x12\x0f\n\x0b\x44TYPE_UINT8\x10\t\x12\x0e\n\nDTYPE_BOOL\x10\n*s\n\nTensorRole\x12\x1b\n\x17TENSOR_ROLE_UNSPECIFIED\x10\x00\x12\x19\n\x15TENSOR_ROLE_PARAMETER\x10\x01\x12\x16\n\x12TENSOR_ROLE_BUFFER\x10\x02\x12\x15\n\x11TENSOR_ROLE_LOCAL\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x65\x64\x65ration/v1/tensors.proto\x12\rfederation.v1\"B\n\rProtocolRange\x12\x0e\n\x06lowest\x18\x01 \x01(\r\x12\x0f\n\x07highest\x18\x02 \x01(\r\x12\x10\n\x08software\x18\x03 \x01(\t\"w\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.federation.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\'\n\x04role\x18\x04 \x01(\x0e\x32\x19.federation.v1.TensorRole\":\n\x0cTensorSchema\x12*\n\x07tensors\x18\x01 \x03(\x0b\x32\x19.federation.v1.TensorSpec\"\x83\x01\n\x11PayloadDescriptor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rschema_digest\x18\x02 \x01(\x0c\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x15\n\rencoded_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\x12\x13\n\x0b\x66rom_digest\x18\x06 \x01(\x0c\"3\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0cJ\x04\x08\x03\x10\x04R\x06\x63rc32c*\xcf\x01\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT16\x10\x01\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x02\x12\x11\n\rDTYPE_FLOAT32\x10\x03\x12\x11\n\rDTYPE_FLOAT64\x10\x04\x12\x0e\n\nDTYPE_INT8\x10\x05\x12\x0f\n\x0b\x44TYPE_INT16\x10\x06\x12\x0f\n\x0b\x44TYPE_INT32\x10\x07\x12\x0f\n\x0b\x44TYPE_INT64\x10\x08\x12\x0f\n\x0b\x44TYPE_UINT8\x10\t\x12\x0e\n\nDTYPE_BOOL\x10\n*s\n\nTensorRole\x12\x1b\n\x17TENSOR_ROLE_UNSPECIFIED\x10\x00\x12\x19\n\x15TENSOR_ROLE_PARAMETER\x10\x01\x12\x16\n\x12TENSOR_ROLE_BUFFER\x10\x02\x12\x15\n\x11TENSOR_ROLE_LOCAL\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'federation.v1.tensors_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=485
-  _globals['_DTYPE']._serialized_end=692
-  _globals['_TENSORROLE']._serialized_start=694
-  _globals['_TENSORROLE']._serialized_end=809
+  _globals['_DTYPE']._serialized_start=483
+  _globals['_DTYPE']._serialized_end=690
+  _globals['_TENSORROLE']._serialized_start=692
+  _globals['_TENSORROLE']._serialized_end=807
   _globals['_PROTOCOLRANGE']._serialized_start=46
   _globals['_PROTOCOLRANGE']._serialized_end=112
   _globals['_TENSORSPEC']._serialized_start=114
@@ -44,5 +44,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYLOADDESCRIPTOR']._serialized_start=296
   _globals['_PAYLOADDESCRIPTOR']._serialized_end=427
   _globals['_CHUNK']._serialized_start=429
-  _globals['_CHUNK']._serialized_end=482
+  _globals['_CHUNK']._serialized_end=480
 # @@protoc_insertion_point(module_scope)

@@ -88,11 +88,9 @@ class PayloadDescriptor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., schema_digest: _Optional[bytes] = ..., codec: _Optional[str] = ..., encoded_bytes: _Optional[int] = ..., digest: _Optional[bytes] = ..., from_digest: _Optional[bytes] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("offset", "data", "crc32c")
+    __slots__ = ("offset", "data")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
-    CRC32C_FIELD_NUMBER: _ClassVar[int]
     offset: int
     data: bytes
-    crc32c: int
-    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ...) -> None: ...
+    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...

@@ -3,16 +3,14 @@
 Rules, in order:
 
 1. Chunks come in order without gap or overlap, none is empty, none larger than 4 MiB, none passes the announced end.
-2. Each carries the CRC-32C of its data; a wrong one ends the transfer, what came before stays good.
-3. The digest of the whole is computed on the way: BLAKE3 over the encoded bytes of a payload, SHA-256 over a file.
+2. A chunk that came is as it was sent: TLS sees to that (docs/adr/0013-no-checksum-beside-tls.md).
+3. The digest of the whole is computed on the way: BLAKE3 over the encoded bytes of a payload, SHA-256 over a file. It
+   decides whether the payload is the one that was announced.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
-
-import google_crc32c
-import numpy as np
 
 from federation.errors import MalformedMessageError, TransportError
 from federation.names import Digest
@@ -48,51 +46,37 @@ class Piece(Protocol):
         """The bytes."""
         ...
 
-    @property
-    def crc32c(self) -> int:
-        """CRC-32C that its sender found."""
-        ...
-
-
-def checksum(data: Buffer) -> int:
-    """Return the CRC-32C (Castagnoli) of a chunk's data: processors compute it many times faster than IEEE 802.3's."""
-    # The library takes no memoryview, but an array that looks at the same bytes.
-    return int(google_crc32c.value(data if isinstance(data, bytes) else np.frombuffer(data, dtype=np.uint8)))
-
 
 def make_chunk(offset: int, data: bytes) -> tensors_pb2.Chunk:
     """Return one chunk of a payload."""
-    return tensors_pb2.Chunk(offset=offset, data=data, crc32c=checksum(data))
+    return tensors_pb2.Chunk(offset=offset, data=data)
 
 
-def read_pieces(
-    pread: Callable[[int, int], bytes], total: int, offset: int = 0, *, chunk_bytes: int = CHUNK_BYTES
-) -> Iterator[tuple[int, bytes]]:
-    """Cut a payload into pieces: (offset, data). Each step reads one: run it in a thread if the source may block.
-
-    The first has at most `FIRST_CHUNK_BYTES`.
+def cut(total: int, offset: int = 0, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
+    """Say where the pieces of a payload are: (offset, size). The first has at most `FIRST_CHUNK_BYTES`.
 
     Arguments and errors as `read_chunks`.
     """
-    _check_range(total, offset, chunk_bytes)
-    return _read_pieces(pread, total, offset, chunk_bytes)
+    if offset > total:
+        raise MalformedMessageError(f"offset {offset} is beyond the payload's {total} bytes")
+    if offset < 0 or not 1 <= chunk_bytes <= MAX_CHUNK_BYTES:
+        raise ValueError(f"offset {offset} or chunk size {chunk_bytes} is out of range")
+    return _cut(total, offset, chunk_bytes)
 
 
-def _read_pieces(
-    pread: Callable[[int, int], bytes], total: int, offset: int, chunk_bytes: int
-) -> Iterator[tuple[int, bytes]]:
+def _cut(total: int, offset: int, chunk_bytes: int) -> Iterator[tuple[int, int]]:
     size = min(chunk_bytes, FIRST_CHUNK_BYTES)
     while offset < total:
-        data = pread(offset, min(size, total - offset))
-        yield offset, data
-        offset += len(data)
+        size = min(size, total - offset)
+        yield offset, size
+        offset += size
         size = chunk_bytes
 
 
 def read_chunks(
     pread: Callable[[int, int], bytes], total: int, offset: int = 0, *, chunk_bytes: int = CHUNK_BYTES
 ) -> Iterator[tensors_pb2.Chunk]:
-    """Cut a payload into chunks. Each step reads and checksums one: run it in a thread if the source may block.
+    """Cut a payload into chunks. Each step reads one: run it in a thread if the source may block.
 
     Args:
         pread: returns the bytes at (offset, size), all of them, such as `ModelFile.pread`.
@@ -105,14 +89,8 @@ def read_chunks(
         MalformedMessageError: the offset is beyond the end; it came from the peer that asked.
         StorageError: from `pread`.
     """
-    return (make_chunk(start, data) for start, data in read_pieces(pread, total, offset, chunk_bytes=chunk_bytes))
-
-
-def _check_range(total: int, offset: int, chunk_bytes: int) -> None:
-    if offset > total:
-        raise MalformedMessageError(f"offset {offset} is beyond the payload's {total} bytes")
-    if offset < 0 or not 1 <= chunk_bytes <= MAX_CHUNK_BYTES:
-        raise ValueError(f"offset {offset} or chunk size {chunk_bytes} is out of range")
+    pieces = cut(total, offset, chunk_bytes=chunk_bytes)
+    return (make_chunk(start, pread(start, size)) for start, size in pieces)
 
 
 class RunningHash(Protocol):
@@ -151,11 +129,10 @@ class ChunkReceiver:
         return self._received == self.total
 
     def check(self, chunk: Piece) -> Buffer:
-        """Return a chunk's data if it is the next piece and undamaged. Changes nothing.
+        """Return a chunk's data if it is the next piece. Changes nothing.
 
         Raises:
             MalformedMessageError: it is empty, too large, out of order, or passes the announced end.
-            TransportError: its checksum is wrong; ask again from `received` on.
         """
         data = chunk.data
         if not 1 <= len(data) <= MAX_CHUNK_BYTES:
@@ -166,8 +143,6 @@ class ChunkReceiver:
             raise MalformedMessageError(
                 f"chunk ends at {self._received + len(data)}, beyond the {self.total} bytes announced"
             )
-        if checksum(data) != chunk.crc32c:
-            raise TransportError(f"chunk at offset {chunk.offset} was damaged on the way (CRC-32C differs)")
         return data
 
     def take(self, data: Buffer) -> None:
@@ -182,7 +157,7 @@ class ChunkReceiver:
             Its data, not copied.
 
         Raises:
-            MalformedMessageError, TransportError: as `check`.
+            MalformedMessageError: as `check`.
         """
         data = self.check(chunk)
         self.take(data)

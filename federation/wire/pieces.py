@@ -1,25 +1,24 @@
 """Messages that hold one piece of a payload, written and read by hand: they carry every byte of every model.
 
-Protobuf's own way copies a piece three times where it is written and twice where it is read; here it is once and not at
-all. What is written is what protobuf writes. What is read must be laid out just so, and in the order of its fields:
-anything else is left to protobuf, which is the judge of what is valid.
+Protobuf's own way copies a piece three times where it is written and twice where it is read; here it is read into the
+message it travels in, and looked at in the one it came in. What is written is what protobuf writes. What is read must
+be laid out just so, and in the order of its fields: anything else is left to protobuf, which is the judge of what is
+valid.
 
 Reference: "Encoding", protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from federation.wire.chunks import checksum
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 # Wire types of the protobuf encoding.
-_VARINT, _BYTES, _FIXED32 = 0, 2, 5
-_CRC_BYTES = 4
+_VARINT, _BYTES = 0, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,36 +28,59 @@ class MessagePiece:
     Attributes:
         offset: position of the first byte in the encoded payload, bytes.
         data: the bytes; they keep the whole message alive.
-        crc32c: CRC-32C that its sender found.
         payload: index of the payload it belongs to, in an upload.
     """
 
     offset: int
     data: memoryview
-    crc32c: int
     payload: int = 0
 
 
-def encode_chunk(data: bytes, offset: int, crc32c: int, outer: Sequence[tuple[int, bytes]] = ((1, b""),)) -> bytes:
-    """Return an encoded message that holds one chunk, with one copy of its data.
-
-    Protobuf's own way is three copies, and this is the message that carries every byte of every model.
+def read_model_message(pread: Callable[[int, int], bytes], offset: int, nbytes: int) -> bytes:
+    """Read a piece and return the encoded `PullModelReply` that holds it. Blocks as `pread` does.
 
     Args:
-        data: the piece.
-        offset: where it begins, bytes.
-        crc32c: its checksum.
+        pread: returns the bytes of the payload at (offset, size), all of them.
+        offset: where the piece begins, bytes.
+        nbytes: its size.
+    """
+    return _read_behind(_head(offset, nbytes, ((1, b""),)), pread, offset, nbytes)
+
+
+def read_update_message(pread: Callable[[int, int], bytes], payload: int, offset: int, nbytes: int) -> bytes:
+    """Read a piece of the payload of this index and return the encoded `PushUpdateRequest` that holds it.
+
+    Other arguments as `read_model_message`.
+    """
+    index = _key(1, _VARINT) + _varint(payload) if payload else b""
+    return _read_behind(_head(offset, nbytes, ((2, index), (2, b""))), pread, offset, nbytes)
+
+
+def _head(offset: int, nbytes: int, outer: Sequence[tuple[int, bytes]]) -> bytes:
+    """Return what stands before a piece in its message.
+
+    Args:
+        offset: where the piece begins, bytes.
+        nbytes: its size.
         outer: the messages around the chunk, innermost first: the field number that holds what is inside, and the
-            encoded fields that stand before it. By default the chunk is field 1 of a message with nothing else.
+            encoded fields that stand before it.
     """
     head = _key(1, _VARINT) + _varint(offset) if offset else b""
-    head += _key(2, _BYTES) + _varint(len(data))
-    tail = _key(3, _FIXED32) + crc32c.to_bytes(4, "little") if crc32c else b""
-    size = len(head) + len(data) + len(tail)
+    head += _key(2, _BYTES) + _varint(nbytes)
     for number, before in outer:
-        head = before + _key(number, _BYTES) + _varint(size) + head
-        size = len(head) + len(data) + len(tail)
-    return b"".join((head, data, tail))
+        head = before + _key(number, _BYTES) + _varint(len(head) + nbytes) + head
+    return head
+
+
+def _read_behind(head: bytes, pread: Callable[[int, int], bytes], offset: int, nbytes: int) -> bytes:
+    """Return a head and the bytes behind it. They are not copied: a few bytes more are read, where the head comes."""
+    before = len(head)
+    if offset < before:
+        return head + pread(offset, nbytes)
+    # An `io.BytesIO` takes over bytes that nobody else holds, and gives them back; so no name may hold them meanwhile.
+    message = io.BytesIO(pread(offset - before, before + nbytes))
+    message.write(head)
+    return message.getvalue()
 
 
 def _key(number: int, wire_type: int) -> bytes:
@@ -72,12 +94,6 @@ def _varint(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
-
-
-def encode_update_chunk(payload: int, data: bytes, offset: int) -> bytes:
-    """Return an encoded `PushUpdateRequest` with a piece of the payload of this index."""
-    index = _key(1, _VARINT) + _varint(payload) if payload else b""
-    return encode_chunk(data, offset, checksum(data), ((2, index), (2, b"")))
 
 
 def read_model_piece(message: bytes) -> MessagePiece | None:
@@ -132,15 +148,9 @@ class _Reader:
         offset = self.number(1)
         self._expect(2, _BYTES)
         nbytes = self._varint()
-        start, end = self._at, self._at + nbytes
-        crc32c = 0
-        if end + 1 + _CRC_BYTES == len(self._message):
-            self._at = end
-            self._expect(3, _FIXED32)
-            crc32c = int.from_bytes(self._message[self._at :], "little")
-        elif end != len(self._message):
+        if self._at + nbytes != len(self._message):
             raise _OtherwiseError
-        return MessagePiece(offset, memoryview(self._message)[start:end], crc32c, payload)
+        return MessagePiece(offset, memoryview(self._message)[self._at :], payload)
 
     def _expect(self, number: int, wire_type: int) -> None:
         if self._message[self._at] != number << 3 | wire_type:

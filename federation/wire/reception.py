@@ -1,8 +1,8 @@
 """One payload of an upload on its way into the spool: everything that is checked, in one pass over each chunk.
 
-Order, size and CRC-32 (a damaged chunk is a transport fault: the transfer ends and resumes), finite-ness and norm, then
-the spool, then the digest. A chunk counts only once it is written, so whatever fails, `held` is what is really there.
-A compressed payload is stored as it comes; once its digest is right, `check_decoded` reads it as what it stands for.
+Order and size, the spool, then finite-ness and norm, then the digest. A chunk counts only once it is written, so
+whatever fails, `held` is what is really there. A compressed payload is stored as it comes; once its digest is right,
+`check_decoded` reads it as what it stands for.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ class PayloadReception:
 
         Raises:
             MalformedMessageError: out of order, too large, or past the end.
-            TransportError: damaged on the way; resume from `held`.
             UpdateRejectedError: NOT_FINITE. The update is lost.
             DiskFullError, StorageError: it could not be stored; resume from `held`.
         """

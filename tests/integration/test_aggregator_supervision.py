@@ -26,6 +26,7 @@ from federation.transport.handlers import method_path
 from federation.transport.server import RpcServer
 from federation.v1 import director_pb2 as pb
 from federation.wire.chunks import CHUNK_BYTES, make_chunk
+from federation.wire.versions import PROTOCOL
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Director"]
 
@@ -77,7 +78,9 @@ class ScriptedDirector:
         self.callers.append(call.peer.serial)
         self._outbox = asyncio.Queue()
         self.changed.set()
-        yield pb.SuperviseReply(welcome=pb.AggregatorWelcome(protocol=1, last_sequence=self.last_sequence))
+        yield pb.SuperviseReply(
+            welcome=pb.AggregatorWelcome(protocol=PROTOCOL.highest, last_sequence=self.last_sequence)
+        )
         yield pb.SuperviseReply(roster=self.roster)
         reader = asyncio.create_task(self._read(requests))
         try:

@@ -23,6 +23,7 @@ from federation.errors import (
 from federation.names import Role
 from federation.v1 import director_pb2 as pb
 from federation.wire.chunks import make_chunk
+from federation.wire.versions import PROTOCOL
 
 ACCEPTED = pb.AssignmentAnswer.ANSWER_ACCEPTED
 REFUSED = pb.AssignmentAnswer.ANSWER_REFUSED
@@ -310,7 +311,7 @@ async def test_malformed_messages_end_the_session_with_the_reason(world: Any, ma
     with pytest.raises(StaleRoundError, match="another director is in charge"):
         call = world.stub(Role.ENVOY, "north").bidi("Attend")
         hello = pb.EnvoyHello(director_epoch=99)
-        hello.protocol.lowest = hello.protocol.highest = 1
+        hello.protocol.lowest = hello.protocol.highest = PROTOCOL.highest
         await call.write(pb.AttendRequest(hello=hello))
         await call.read()
     with pytest.raises(PeerError, match="no common protocol"):

@@ -26,6 +26,7 @@ from federation.runtime.children import ProcessIdentity
 from federation.transport.channels import open_channel
 from federation.transport.methods import Stub
 from federation.v1 import director_pb2 as pb
+from federation.wire.versions import PROTOCOL
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -142,7 +143,7 @@ async def next_assignment(call: Any) -> pb.Assignment:
 async def attend(stub: Stub, make_shard: Any) -> Any:
     call = stub.bidi("Attend")
     hello = pb.EnvoyHello()
-    hello.protocol.lowest = hello.protocol.highest = 1
+    hello.protocol.lowest = hello.protocol.highest = PROTOCOL.highest
     await call.write(pb.AttendRequest(hello=hello))
     await call.write(pb.AttendRequest(offers=pb.ShardOffers(shards=[make_shard()])))
     return call

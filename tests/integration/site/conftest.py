@@ -50,6 +50,7 @@ from federation.v1 import aggregator_pb2, director_pb2
 from federation.wire import payloads
 from federation.wire.chunks import ChunkReceiver, read_chunks
 from federation.wire.payloads import Payload, payload_to_proto
+from federation.wire.versions import PROTOCOL
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -352,7 +353,7 @@ class ScriptedAggregator(_Scripted):
         session = SiteSession(call, self.epoch)
         session.send(
             welcome=aggregator_pb2.SessionWelcome(
-                protocol=1,
+                protocol=PROTOCOL.highest,
                 epoch=self.epoch,
                 round=self.round,
                 plan_digest=self.plan_digest,
@@ -465,7 +466,9 @@ class ScriptedDirector(_Scripted):
     async def Attend(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
         first = await anext(aiter(requests))
         session = EnvoySession(first.hello, call)
-        session.send(welcome=director_pb2.EnvoyWelcome(protocol=1, director_epoch=self.epoch, now=time.time()))
+        session.send(
+            welcome=director_pb2.EnvoyWelcome(protocol=PROTOCOL.highest, director_epoch=self.epoch, now=time.time())
+        )
 
         async def listen() -> None:
             async for request in requests:

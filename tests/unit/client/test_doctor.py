@@ -25,6 +25,7 @@ from federation.pki.authority import CertificateAuthority, issue_identity
 from federation.pki.signing import fingerprint_of_file, make_signing_key
 from federation.v1 import director_pb2 as pb
 from federation.v1 import tensors_pb2
+from federation.wire.versions import PROTOCOL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +83,7 @@ def test_an_expiry_nobody_told_is_no_finding() -> None:
 
 
 def test_a_common_protocol_version_is_good() -> None:
-    reply = pb.DescribeReply(protocol=tensors_pb2.ProtocolRange(lowest=1, highest=1, software="9.9"))
+    reply = pb.DescribeReply(protocol=tensors_pb2.ProtocolRange(lowest=1, highest=PROTOCOL.highest, software="9.9"))
     finding = check_version(reply)
     assert finding.outcome == "good" and "9.9" in finding.found
 

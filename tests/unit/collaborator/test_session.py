@@ -14,6 +14,7 @@ from federation.errors import TransportError
 from federation.names import Digest, Epoch
 from federation.testing.clock import FakeClock
 from federation.v1 import aggregator_pb2 as pb
+from federation.wire.versions import PROTOCOL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +87,9 @@ class Stream:
         self.over = asyncio.Event()
         self.said: list[str | None] = []
         self.has_heard = asyncio.Event()
-        self._replies = [pb.ParticipateReply(welcome=pb.SessionWelcome(protocol=1, epoch=1, takes_updates=True))]
+        self._replies = [
+            pb.ParticipateReply(welcome=pb.SessionWelcome(protocol=PROTOCOL.highest, epoch=1, takes_updates=True))
+        ]
 
     async def write(self, request: pb.ParticipateRequest) -> None:
         await self.try_write(request)

@@ -2,53 +2,76 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from typing import TYPE_CHECKING
+
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.errors import TransportError
+from federation.errors import MalformedMessageError
 from federation.v1 import aggregator_pb2
-from federation.wire.chunks import CHUNK_BYTES, ChunkReceiver, checksum, make_chunk
+from federation.wire.chunks import CHUNK_BYTES, ChunkReceiver, make_chunk
 from federation.wire.pieces import (
     MessagePiece,
-    encode_chunk,
-    encode_update_chunk,
+    read_model_message,
     read_model_piece,
+    read_update_message,
     read_update_piece,
 )
 
-MESSAGE = encode_update_chunk(3, b"abcdef", 200)
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-def fields(piece: MessagePiece | None) -> tuple[int, int, bytes, int]:
+def pread_at(offset: int, data: bytes) -> Callable[[int, int], bytes]:
+    """Return what reads a payload that has `data` from an offset on, and other bytes before."""
+
+    def pread(start: int, size: int) -> bytes:
+        before = bytes([0xEE]) * max(0, min(size, offset - start))
+        at = max(0, start - offset)
+        return before + data[at : at + size - len(before)]
+
+    return pread
+
+
+MESSAGE = read_update_message(pread_at(200, b"abcdef"), 3, 200, 6)
+
+
+def fields(piece: MessagePiece | None) -> tuple[int, int, bytes]:
     assert piece is not None
-    return piece.payload, piece.offset, bytes(piece.data), piece.crc32c
+    return piece.payload, piece.offset, bytes(piece.data)
 
 
-def protobuf_fields(message: bytes) -> tuple[int, int, bytes, int]:
+def protobuf_fields(message: bytes) -> tuple[int, int, bytes]:
     update = aggregator_pb2.PushUpdateRequest.FromString(message).chunk
-    return update.payload, update.chunk.offset, update.chunk.data, update.chunk.crc32c
+    return update.payload, update.chunk.offset, update.chunk.data
 
 
-@pytest.mark.parametrize("offset", [0, 1, 127, 128, 1 << 20, 1 << 40])
+@pytest.mark.parametrize("offset", [0, 1, 5, 12, 127, 128, 1 << 20, 1 << 40])
 @pytest.mark.parametrize("size", [1, 127, 128, 20_000, CHUNK_BYTES])
 def test_pieces_written_by_hand_are_what_protobuf_writes_and_are_read_as_they_were(offset: int, size: int) -> None:
-    chunk = make_chunk(offset, (bytes(range(256)) * (size // 256 + 1))[:size])
-    data, crc = chunk.data, chunk.crc32c
+    data = (bytes(range(256)) * (size // 256 + 1))[:size]
+    chunk = make_chunk(offset, data)
     reply = aggregator_pb2.PullModelReply(chunk=chunk).SerializeToString()
-    assert encode_chunk(data, offset, crc) == reply
-    assert fields(read_model_piece(reply)) == (0, offset, data, crc)
+    assert read_model_message(pread_at(offset, data), offset, size) == reply
+    assert fields(read_model_piece(reply)) == (0, offset, data)
     for index in (0, 1, 200):
         update = aggregator_pb2.UpdateChunk(payload=index, chunk=chunk)
         request = aggregator_pb2.PushUpdateRequest(chunk=update).SerializeToString()
-        assert encode_update_chunk(index, data, offset) == request
-        assert fields(read_update_piece(request)) == (index, offset, data, crc)
+        assert read_update_message(pread_at(offset, data), index, offset, size) == request
+        assert fields(read_update_piece(request)) == (index, offset, data)
 
 
-def test_a_checksum_of_zero_is_not_on_the_wire() -> None:
-    message = encode_chunk(b"data", 7, 0)
-    assert fields(read_model_piece(message)) == (0, 7, b"data", 0)
+def test_a_piece_lies_in_memory_once_while_its_message_is_made() -> None:
+    tracemalloc.start()
+    try:
+        message = read_update_message(lambda _, size: bytes(size), 0, 1 << 20, CHUNK_BYTES)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(message) <= peak < 1.1 * len(message)
 
 
 @given(st.integers(0, len(MESSAGE) - 1), st.integers(0, 255))
@@ -82,20 +105,22 @@ def test_what_holds_no_piece_is_left_to_protobuf() -> None:
         aggregator_pb2.PushUpdateRequest.FromString(MESSAGE[:-3])
 
 
-def test_fields_in_another_order_are_left_to_protobuf_which_takes_them() -> None:
+def test_fields_in_another_order_and_unknown_ones_are_left_to_protobuf_which_takes_them() -> None:
     chunk = make_chunk(200, b"abcdef")
     inner = aggregator_pb2.UpdateChunk(chunk=chunk).SerializeToString() + b"\x08\x03"
     message = b"\x12" + bytes([len(inner)]) + inner
     assert read_update_piece(message) is None
-    assert protobuf_fields(message) == (3, 200, b"abcdef", chunk.crc32c)
+    assert protobuf_fields(message) == (3, 200, b"abcdef")
+    encoded = chunk.SerializeToString() + b"\x1dcrc!"
+    reply = b"\x0a" + bytes([len(encoded)]) + encoded
+    assert read_model_piece(reply) is None
+    assert aggregator_pb2.PullModelReply.FromString(reply).chunk.data == b"abcdef"
 
 
 def test_a_piece_read_by_hand_is_checked_like_any_other() -> None:
     receiver = ChunkReceiver(12)
-    first = read_model_piece(encode_chunk(b"abcdef", 0, checksum(b"abcdef")))
+    first = read_model_piece(read_model_message(pread_at(0, b"abcdef"), 0, 6))
     assert first is not None
     assert bytes(receiver.accept(first)) == b"abcdef"
-    damaged = read_model_piece(encode_chunk(b"ghijkl", 6, checksum(b"abcdef")))
-    assert damaged is not None
-    with pytest.raises(TransportError, match="damaged"):
-        receiver.accept(damaged)
+    with pytest.raises(MalformedMessageError, match="expected 6"):
+        receiver.accept(first)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from federation.errors import MalformedMessageError, Refusal, StorageError, TransportError, UpdateRejectedError
+from federation.errors import MalformedMessageError, Refusal, StorageError, UpdateRejectedError
 from federation.names import Attempt, Digest, PayloadName, RoundNumber, SiteName
 from federation.storage.spool import Spool, SpoolPayload, UpdateKey
 from federation.tensors import DType, TensorSchema, TensorSpec
 from federation.tensors.digest import payload_digest
-from federation.v1 import tensors_pb2
 from federation.wire.chunks import make_chunk
 from federation.wire.payloads import Payload
 from federation.wire.reception import PayloadReception
@@ -101,17 +100,6 @@ def test_what_was_refused_stays_refused_when_the_upload_is_resumed(reception: Pa
         with pytest.raises(UpdateRejectedError) as caught:
             reception.accept(make_chunk(0, data))
         assert caught.value.refusal is Refusal.NOT_FINITE
-
-
-def test_an_upload_resumes_after_a_damaged_chunk(reception: PayloadReception) -> None:
-    data = content()
-    send(reception, data[:100])
-    with pytest.raises(TransportError, match="damaged"):
-        reception.accept(tensors_pb2.Chunk(offset=reception.held, data=data[100:120], crc32c=1))
-    assert reception.held == 100
-    send(reception, data, size=11)
-    reception.finish(digest_of(data))
-    assert reception.norm == pytest.approx(5.0)
 
 
 def test_an_upload_resumes_after_the_disk_was_full(

@@ -60,7 +60,7 @@ class RoundContext:
     def rng(self, purpose: str) -> np.random.Generator:
         """Return a fresh NumPy generator for one purpose, such as ``"shuffle"``."""
         made = self._generators.pop(purpose, None)
-        return np.random.default_rng(self.derive_seed(purpose)) if made is None else made
+        return _generator(self.derive_seed(purpose)) if made is None else made
 
     def foresee(self) -> None:
         """Make now what nearly every round draws from; who asks later gets the same streams.
@@ -70,5 +70,10 @@ class RoundContext:
         for purpose in _USUAL_SEEDS:
             self._seeds[purpose] = derive_seed(self.seed, self.number, self.site, purpose)
         for purpose in _USUAL_GENERATORS:
-            seed = derive_seed(self.seed, self.number, self.site, purpose)
-            self._generators[purpose] = np.random.Generator(np.random.PCG64(seed))  # as `default_rng` makes it
+            self._generators[purpose] = _generator(derive_seed(self.seed, self.number, self.site, purpose))
+
+
+def _generator(seed: int) -> np.random.Generator:
+    """Return what ``np.random.default_rng`` makes of a 64-bit seed; handed its words, NumPy takes half the time."""
+    words = np.frombuffer(seed.to_bytes(8, "little"), dtype="<u4")
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))

@@ -97,11 +97,11 @@ def make_optimizer(
 
 def state_of(optimizer: Optimizer, model: torch.nn.Module) -> dict[str, Array]:
     """Return an optimizer's state by ``<parameter>/<key>``, in arrays of their own."""
-    import torch
-
     state: dict[str, Array] = {}
     if not optimizer.state:
         return state
+    import torch
+
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):

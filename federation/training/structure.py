@@ -39,7 +39,8 @@ class Structure:
         self._below = modules[1:]
         self._parts: list[dict[str, Any]] = parts
         self._sizes = list(map(len, parts))
-        self._held = [held for part in parts for held in part.values()]
+        self._filled = [part for part in parts if part]
+        self._held = [held for part in self._filled for held in part.values()]
         # An author's own `train` may do anything; torch's does the same to the same modes.
         self._sets_modes_itself = any(type(each).train is not torch.nn.Module.train for each in modules)
         self._modes: list[bool] | None = None
@@ -48,7 +49,7 @@ class Structure:
         """Tell whether every module still holds the same parameters, buffers and modules."""
         if list(map(len, self._parts)) != self._sizes:
             return False
-        return all(map(is_, chain.from_iterable(map(_values, self._parts)), self._held))
+        return all(map(is_, chain.from_iterable(map(_values, self._filled)), self._held))
 
     def trained(self) -> list[torch.nn.Parameter]:
         """Return the parameters that are trained now."""

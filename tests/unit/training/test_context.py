@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import numpy as np
+
 from federation.names import SiteName
 from federation.training.context import RoundContext
 
@@ -25,3 +27,12 @@ def test_each_generator_of_a_purpose_is_fresh_also_after_one_was_made_ahead() ->
 
     assert first is not second
     assert first.integers(1 << 40) == second.integers(1 << 40)
+
+
+def test_a_generator_draws_what_numpy_makes_of_the_seed() -> None:
+    context = _context()
+    context.foresee()
+
+    for purpose in ("shuffle", "subset", ""):
+        expected = np.random.default_rng(context.derive_seed(purpose))
+        assert context.rng(purpose).bit_generator.state == expected.bit_generator.state

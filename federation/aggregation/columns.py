@@ -13,6 +13,7 @@ half precision is widened, which is exact.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from functools import partial
@@ -48,7 +49,7 @@ class Scratch:
     def array(self, name: str, shape: tuple[int, ...], dtype: Any = np.float64) -> Array:
         """Return an array whose elements are whatever was left in it."""
         kind = np.dtype(dtype)
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         found = self._arrays.get((name, kind.str))
         if found is None or found.size < size:
             found = self._arrays[name, kind.str] = np.empty(size, dtype=kind)

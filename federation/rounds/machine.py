@@ -260,7 +260,7 @@ class RoundMachine(Lifecycle):
         self._evaluate(self.available)
 
     def _commit(self) -> None:
-        counted = sum(1 for site in self.standings if self._is(site, Progress.ADMITTED))
+        counted = [standing.progress for standing in self.standings.values()].count(Progress.ADMITTED)
         planned = len(self._asked)
         if sampling.takes_count(self._plan.sampler):
             planned = max(self._plan.sample or self._plan.sites_wanted, planned)

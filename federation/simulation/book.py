@@ -122,9 +122,10 @@ class Page:
             total_sites: N.
         """
         whole = sum(candidate.weights)
+        scores = dict(candidate.scores)
         shares = {site: weight / whole for site, weight in zip(updates, candidate.weights, strict=True)}
         sites = [
-            self._site(site, standing, updates.get(site), shares.get(site, 0.0), candidate.scores.get(site, {}), commit)
+            self._site(site, standing, updates.get(site), shares.get(site, 0.0), scores.get(site, {}), commit)
             for site, standing in commit.standings.items()
         ]
         trained = [update.trained for update in updates.values()]

@@ -82,7 +82,7 @@ class Arena:
         self._memory = memoryview(bytearray(layout.nbytes)) if memory is None else memory
         self._arrays: dict[tuple[int, PayloadName], Mapping[str, Array]] = {}
         self._slots: dict[tuple[int, PayloadName], tuple[TensorSchema, Mapping[str, Array]]] = {}
-        self._payloads: dict[tuple[int, PayloadName], Payload] = {}
+        self._payloads: dict[int, tuple[Mapping[PayloadName, int], Mapping[PayloadName, Payload]]] = {}
 
     def generation(self, generation: int) -> memoryview:
         """Return the bytes of everything that sites are sent in a generation."""
@@ -115,15 +115,13 @@ class Arena:
             self._slots[slot, name] = found
         return found[1]
 
-    def payloads(self, slot: int, sizes: Mapping[PayloadName, int]) -> dict[PayloadName, Payload]:
+    def payloads(self, slot: int, sizes: Mapping[PayloadName, int]) -> Mapping[PayloadName, Payload]:
         """Return the payloads of an update, of so many bytes each, as they lie in its slot."""
-        return {name: self._payload(slot, name, size) for name, size in sizes.items()}
-
-    def _payload(self, slot: int, name: PayloadName, size: int) -> Payload:
-        found = self._payloads.get((slot, name))
-        if found is None or found.nbytes != size:
-            found = self._payloads[slot, name] = Payload(self.update(slot, name)[:size])
-        return found
+        known = self._payloads.get(slot)
+        if known is None or known[0] != sizes:
+            found = {name: Payload(self.update(slot, name)[:size]) for name, size in sizes.items()}
+            known = self._payloads[slot] = (dict(sizes), found)
+        return known[1]
 
     def release(self) -> None:
         """Let go of every view, so that shared memory can be closed."""

@@ -375,7 +375,7 @@ class Models:
                 sent[name] = (MemoryModel(schema, held).digest(), schema.nbytes)
         return sent
 
-    def _payloads(self, update: Update) -> dict[PayloadName, Payload]:
+    def _payloads(self, update: Update) -> Mapping[PayloadName, Payload]:
         return self._arena.payloads(update.slot, update.trained.payload_bytes)
 
     def _facts(self, update: Update, round_number: RoundNumber, payloads: Mapping[PayloadName, Payload]) -> SiteFacts:

@@ -130,16 +130,15 @@ def combine_round(
     ready = _prepare(
         algorithm=algorithm,
         spec=spec,
-        aggregation=aggregation,
         round=round,
         updates=updates,
         sources=sources,
-        rule_sinks=sinks.rule_state,
         scores_later=scores_later,
     )
     is_plain = type(ready.server) is ServerHalf and not sources.slots and ready.round.learning_rate == 1.0
     if not is_plain:
-        combined = _take_method_step(algorithm, ready, sources, sinks)
+        rule = _rule_of(aggregation, ready.round, sources, sinks)
+        combined = _take_method_step(algorithm, ready, rule, sources, sinks)
     elif small_models.is_small(sources.model.schema, aggregation, len(updates)):
         combined = small_models.average(
             model=sources.model,
@@ -150,7 +149,7 @@ def combine_round(
             scoring=ready.scoring,
         )
     else:
-        combined = _average(ready, sources, sinks)
+        combined = _average(ready, _rule_of(aggregation, ready.round, sources, sinks), sources, sinks)
     for writer in sinks.rule_state.values():
         writer.finish()
     return combined
@@ -165,8 +164,6 @@ class _Ready:
         round: with norms and damping.
         updates: in name order, payloads readable as flat buffers, changes from the present model.
         weights: of each site, by payload.
-        combiner: combines ``delta``.
-        rule: the same, keeping what the rule keeps.
         scoring: watches the sites' changes go by.
     """
 
@@ -174,8 +171,6 @@ class _Ready:
     round: ServerRound
     updates: list[SiteUpdate]
     weights: Mapping[str, Sequence[float]]
-    combiner: Combiner
-    rule: KeepingCombiner
     scoring: Scoring
 
 
@@ -183,14 +178,12 @@ def _prepare(
     *,
     algorithm: Algorithm,
     spec: ExperimentSpec,
-    aggregation: Aggregation,
     round: ServerRound,
     updates: Sequence[SiteUpdate],
     sources: RoundSources,
-    rule_sinks: Mapping[str, ModelSink],
     scores_later: bool,
 ) -> _Ready:
-    """Check and open the updates, weigh the sites, and make ready what combines ``delta``."""
+    """Check and open the updates, and weigh the sites."""
     ordered = sorted(updates, key=lambda update: update.site)
     if [update.site for update in ordered] != [facts.site for facts in round.sites]:
         raise ValueError("the updates are not those of the round's sites, in name order")
@@ -207,15 +200,12 @@ def _prepare(
     if (damping := _damping(spec)) != round.damping:
         round = replace(round, damping=damping)
     server = algorithm.server()
-    combiner = combiner_of(aggregation, round, sources.rule_state)
     quarantine = spec.plan.quarantine
     return _Ready(
         server=server,
         round=round,
         updates=opened,
         weights=server.weights(round),
-        combiner=combiner,
-        rule=KeepingCombiner(combiner, aggregation.rule, sources.rule_state, rule_sinks),
         scoring=Scoring(
             byzantine=spec.plan.byzantine,
             needs_krum=quarantine is not None and quarantine.score == KRUM,
@@ -224,7 +214,13 @@ def _prepare(
     )
 
 
-def _average(ready: _Ready, sources: RoundSources, sinks: RoundSinks) -> Combined:
+def _rule_of(aggregation: Aggregation, round: ServerRound, sources: RoundSources, sinks: RoundSinks) -> KeepingCombiner:
+    """Return what combines ``delta``, keeping what the rule keeps."""
+    combiner = combiner_of(aggregation, round, sources.rule_state)
+    return KeepingCombiner(combiner, aggregation.rule, sources.rule_state, sinks.rule_state)
+
+
+def _average(ready: _Ready, rule: KeepingCombiner, sources: RoundSources, sinks: RoundSinks) -> Combined:
     """Rule 1."""
     weighed = [
         SiteUpdate(site=update.site, payloads=update.payloads, weight=weight)
@@ -233,7 +229,7 @@ def _average(ready: _Ready, sources: RoundSources, sinks: RoundSinks) -> Combine
     return combine_model(
         model=sources.model,
         writer=sinks.model,
-        rule=ready.rule,
+        rule=rule,
         updates=weighed,
         master=sources.master,
         master_writer=sinks.master,
@@ -241,10 +237,12 @@ def _average(ready: _Ready, sources: RoundSources, sinks: RoundSinks) -> Combine
     )
 
 
-def _take_method_step(algorithm: Algorithm, ready: _Ready, sources: RoundSources, sinks: RoundSinks) -> Combined:
+def _take_method_step(
+    algorithm: Algorithm, ready: _Ready, rule: KeepingCombiner, sources: RoundSources, sinks: RoundSinks
+) -> Combined:
     """Rule 2."""
     schema, weights = sources.model.schema, ready.weights[DELTA]
-    changes = _changes(algorithm, ready, schema.parameters)
+    changes = _changes(algorithm, ready, rule, schema.parameters)
     scalars = ready.server.begin(ready.round)
     rescaling = _rescaling(algorithm, sources.total, ready.round.total)
     step = _MethodStep(ready.server, scalars, sources.slots, sinks.slots, rescaling, schema.parameters)
@@ -262,10 +260,10 @@ def _take_method_step(algorithm: Algorithm, ready: _Ready, sources: RoundSources
         digest=sinks.model.finish(),
         update_norm=math.sqrt(squares),
         weights=tuple(weights),
-        scores=ready.scoring.finish(ready.rule.report),
+        scores=ready.scoring.finish(rule.report),
         slot_digests=step.finish(),
         scalars={name: value for name, value in scalars.items() if math.isfinite(value)},
-        report=ready.combiner.report,
+        report=rule.report,
     )
 
 
@@ -326,7 +324,7 @@ def _with_norms(round: ServerRound, updates: Sequence[SiteUpdate], schema: Tenso
     return tuple(found)
 
 
-def _changes(algorithm: Algorithm, ready: _Ready, schema: TensorSchema) -> dict[str, TileStream]:
+def _changes(algorithm: Algorithm, ready: _Ready, rule: KeepingCombiner, schema: TensorSchema) -> dict[str, TileStream]:
     """Return the combined change of each payload, tile by tile."""
     updates, weights, scoring = ready.updates, ready.weights, ready.scoring
     streams: dict[str, TileStream] = {}
@@ -337,7 +335,7 @@ def _changes(algorithm: Algorithm, ready: _Ready, schema: TensorSchema) -> dict[
             payloads, tiles = [in_order(payload, schema) for payload in payloads], widened_tiles(tiles)
         sites = [update.site for update in updates]
         source: TileSource = PayloadTiles(sites, weights.get(name, weights[DELTA]), payloads, tiles)
-        results = scoring.watch(ready.rule, source) if name == DELTA else WeightedMean().combine(source)
+        results = scoring.watch(rule, source) if name == DELTA else WeightedMean().combine(source)
         streams[name] = TileStream(source, results)
     return streams
 

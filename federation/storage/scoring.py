@@ -75,7 +75,8 @@ class Scoring:
         self._byzantine = byzantine
         self._needs_krum = needs_krum
         self._is_late = is_late
-        self._threads = threads or cores()
+        self._threads = threads
+        self._sites: Sequence[SiteName] = ()
         self._kept: list[tuple[Array, Array]] = []
 
     def watch(self, rule: Combines, source: TileSource) -> Iterator[tuple[Tile, Array]]:
@@ -88,15 +89,14 @@ class Scoring:
         if len(source.sites) < 2:
             yield from rule.combine(source)
             return
-        found = SiteScores(source.sites, byzantine=self._byzantine, needs_krum=self._needs_krum)
-        self._found = found
+        found = self._found = self._scores_of(source.sites)
         if self._is_late and len(source.sites) * sum(tile.nbytes for tile in source.tiles) <= _KEPT_BYTES:
             for tile, values in rule.combine(source):
                 self._kept.append((read_rows(source, tile, Scratch()), values.copy()))
                 yield tile, values
             return
         watched = WatchedTiles(source, found.products, found.take)
-        again = _Again(found, source, self._threads)
+        again = _Again(found, source, self._threads or cores())
         with again.crew:
             for count, (tile, values) in enumerate(rule.combine(watched), 1):
                 if not watched.has_seen(count):
@@ -114,10 +114,11 @@ class Scoring:
         """
         if len(sites) < 2:
             return
-        self._found = SiteScores(sites, byzantine=self._byzantine, needs_krum=self._needs_krum)
         if self._is_late and rows.nbytes <= _KEPT_BYTES:
+            self._sites = sites
             self._kept.append((rows, values))
         else:
+            self._found = self._scores_of(sites)
             self._found.add(rows, values)
 
     def finish(self, report: RuleReport | None = None) -> Mapping[SiteName, Scores]:
@@ -128,8 +129,13 @@ class Scoring:
         """
         return LateScores(lambda: self._finish(report)) if self._kept else self._finish(report)
 
+    def _scores_of(self, sites: Sequence[SiteName]) -> SiteScores:
+        return SiteScores(sites, byzantine=self._byzantine, needs_krum=self._needs_krum)
+
     def _finish(self, report: RuleReport | None) -> dict[SiteName, Scores]:
-        if self._found is not None:
+        if self._kept:
+            if self._found is None:
+                self._found = self._scores_of(self._sites)
             for rows, values in self._kept:
                 self._found.add(rows, values)
             self._kept.clear()

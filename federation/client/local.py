@@ -1,9 +1,8 @@
 """A whole federation on this machine: real director, real envoys, real mutual TLS, in one folder.
 
 The quickstart, the benchmarks and the integration tests all run on it, so what a newcomer sees, what is measured and
-what is
-tested are the same processes. In order: an authority, certificates for everybody, a signing key that every site pins,
-``director.toml`` and one ``envoy.toml`` per site, then the daemons. Each says when it is ready
+what is tested are the same processes. In order: an authority, certificates for everybody, a signing key that every site
+pins, ``director.toml`` and one ``envoy.toml`` per site, then the daemons. Each says when it is ready
 (`federation.runtime.notify`), so nothing is probed. Leaving the context ends every process that was started.
 """
 

@@ -9,7 +9,7 @@ Rules:
 3. Events and progress are for people: those that happen while there is no session are dropped, the newest status is
    sent again.
 4. A renewed certificate means a new session over a new channel, at once: the director ends the old one when the
-   certificate it began with expires.
+   certificate it began with expires. It is also a sign that the director is there, and so ends the delay of rule 2.
 5. The experiment's end is a report too. The director answers it by ending the session well.
 """
 
@@ -127,6 +127,7 @@ class DirectorSupervision:
         self._sent = 0
         self._call: BidiCall | None = None
         self._is_redialling = False
+        self._renewed = asyncio.Event()
 
     @property
     def is_connected(self) -> bool:
@@ -161,7 +162,11 @@ class DirectorSupervision:
         await self._acknowledged.wait()
 
     def redial(self) -> None:
-        """Go on in a new session with the certificate files as they are now; reports are read from the journal."""
+        """Go on in a new session with the certificate files as they are now; reports are read from the journal.
+
+        Without a session one is dialled at once: who renewed the certificate is there.
+        """
+        self._renewed.set()
         # Not once the end was said: its acknowledgement ends this session by itself.
         if self._call is not None and self._end is None:
             self._is_redialling = True
@@ -195,11 +200,13 @@ class DirectorSupervision:
                 self._outbox = self._call = None
                 self._lease.parent_lost()
             if not self._acknowledged.is_set():
-                await pause(self._clock, backoff.next_s())
+                if await pause(self._clock, backoff.next_s(), self._renewed.wait()):
+                    backoff.reset()
 
     async def _attend(self, backoff: Backoff) -> None:
         """Hold one session to its end."""
         self._is_redialling = False
+        self._renewed.clear()
         self._call = call = self._connect().bidi("Supervise")
         try:
             hello = director_pb2.AggregatorHello()

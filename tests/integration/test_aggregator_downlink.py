@@ -18,6 +18,8 @@ from federation.testing.honest_sites import HonestSite
 from federation.testing.scripted_sites import Finished
 from federation.v1 import aggregator_pb2 as pb
 
+from .stages import run_all
+
 SMALL, LARGE = 2_000, 100_000  # floats: inside a task, and pulled
 
 
@@ -38,14 +40,6 @@ def stage(tmp_path, letters="ab", elements=LARGE, dtype=DType.FLOAT32, **plan):
 
 def rounds(built):
     return json.loads((built.work / "artifacts" / "history.json").read_text())["rounds"]
-
-
-async def run_all(*sites):
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(site.run()) for site in sites]
-    for site in sites:
-        await site.vanish()
-    return [task.result() for task in tasks]
 
 
 class Watching(HonestSite):

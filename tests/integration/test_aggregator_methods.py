@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-
 import numpy as np
 import pytest
 
@@ -16,6 +13,8 @@ from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.honest_sites import HonestSite
 from federation.v1 import aggregator_pb2 as pb
 
+from .stages import history, run_all
+
 ELEMENTS = 100_000
 CODEC = "rand_k:0.1"
 
@@ -23,18 +22,6 @@ CODEC = "rand_k:0.1"
 def stage(tmp_path, sites="ab", elements=ELEMENTS, **plan):
     plan = {"sites": len(sites), "rounds": 2, "evaluate_every": 0, **plan}
     return Stage(tmp_path, Plan(**plan), [f"site-{letter}" for letter in sites], schema=flat_schema(elements))
-
-
-def history(built):
-    return json.loads((built.work / "artifacts" / "history.json").read_text())
-
-
-async def run_all(*sites):
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(site.run()) for site in sites]
-    for site in sites:
-        await site.vanish()
-    return [task.result() for task in tasks]
 
 
 async def test_scaffold_keeps_its_control_beside_the_model_and_sends_it_with_it(tmp_path):

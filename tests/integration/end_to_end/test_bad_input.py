@@ -1,7 +1,7 @@
 """What a director and its envoys are told that is not so: refused over the real wire, with a reason, and no harm done.
 
-Other tests have the rest: `test_identity` (plaintext, foreign and expired certificates), `test_aggregator` (bad
-updates), `site/test_hostile_experiment` (experiment code against the sandbox).
+Other tests have the rest: `test_identity` (plaintext, foreign and expired certificates), `test_aggregator_updates`
+(bad updates), `site/test_hostile_experiment` (experiment code against the sandbox).
 """
 
 from __future__ import annotations

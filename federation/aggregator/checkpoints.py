@@ -143,7 +143,12 @@ class Checkpoints:
         return {name: self._open(slot_file(name)) for name in self.algorithm.slots}
 
     def combine(
-        self, round_number: RoundNumber, contributions: Sequence[Contribution], *, connected: int = 0
+        self,
+        round_number: RoundNumber,
+        contributions: Sequence[Contribution],
+        *,
+        connected: int = 0,
+        scores_later: bool = False,
     ) -> Candidate:
         """Make the candidate of a round.
 
@@ -151,6 +156,7 @@ class Checkpoints:
             round_number: the one after the committed round.
             contributions: every admitted update.
             connected: sites here now.
+            scores_later: scores of a small model may wait until `sync`.
 
         Raises:
             PlanError: the result is not finite.
@@ -183,6 +189,7 @@ class Checkpoints:
                         master=writers.get(_MASTER),
                         rule_state={name: writers[rule_state_name(name)] for name in kept},
                     ),
+                    scores_later=scores_later and self._spec.plan.quarantine is None,
                 )
                 optimizer_digest = self._combine_optimizer(writers.get(OPTIMIZER), ordered, combined.weights)
                 step = self._make_step(round_number, writers)
@@ -264,6 +271,8 @@ class Checkpoints:
     def sync(self, candidate: Candidate) -> None:
         """Make a candidate durable, and what was linked since the last one; the journal may then name it.
 
+        Late scores are computed, too.
+
         Raises:
             StorageError: the disk failed.
         """
@@ -271,6 +280,7 @@ class Checkpoints:
         if self._is_folder_changed:
             sync_folder(self.folder)
             self._is_folder_changed = False
+        candidate.scores = dict(candidate.scores)
 
     def take(self, candidate: Candidate) -> None:
         """Go on from a candidate, which the journal names now; waits for no disk."""

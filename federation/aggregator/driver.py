@@ -357,6 +357,7 @@ class Driver:
         self.book.begin()
         self._reporter.committed(record)
         self.handle(events.Committed())
+        self._reporter.show(record)  # after what sites wait for
 
     def _write_commit(self, action: events.Commit, candidate: Candidate, record: RoundRecord) -> RoundRecord:
         """Rule 3, as far as the disk is concerned."""

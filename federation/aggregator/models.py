@@ -90,14 +90,14 @@ class Models:
             round_number: the round.
             contributions: what it is made of.
             connected: sites here now.
-            sync: it will be a while before it is committed: begin to make it durable.
+            sync: it will be a while before it is committed: begin to make it durable, and leave its scores until then.
 
         Raises:
             PlanError: the result is not finite.
             StorageError: the disk failed.
         """
         self.candidate, self._candidate_offers = await self._on_disk(
-            self._combine, round_number, contributions, connected
+            self._combine, round_number, contributions, connected, sync
         )
         for offer in self._candidate_offers:
             self._offers.add(offer)
@@ -147,9 +147,11 @@ class Models:
         return make_offer(BASE, base, base.digest()), offers
 
     def _combine(
-        self, round_number: RoundNumber, contributions: list[Contribution], connected: int
+        self, round_number: RoundNumber, contributions: list[Contribution], connected: int, scores_later: bool
     ) -> tuple[Candidate, list[Offer]]:
-        candidate = self._checkpoints.combine(round_number, contributions, connected=connected)
+        candidate = self._checkpoints.combine(
+            round_number, contributions, connected=connected, scores_later=scores_later
+        )
         offers = [make_offer(MODEL, candidate.open(), candidate.sent_digest), *self._step_offers(candidate)]
         if candidate.optimizer_digest is not None:
             offers.append(make_offer(OPTIMIZER, candidate.open_optimizer(), candidate.optimizer_digest))

@@ -4,7 +4,9 @@ Rules, in order:
 
 1. A site has one, for the update it announced last (round, attempt, id); what it sends under another key begins anew.
 2. Pieces are taken until the commit. Those of a large update wait for its turn (`federation.aggregator.turns`), and a
-   thread checks the last few while the next are received; a small update is sent whole at once and checked in place.
+   thread checks the last few while the next are received; a small update is sent whole at once, and all that is done
+   with it is done in place, the two short writes into files that are there already too: each way to a thread and back
+   costs more than they do.
 3. Pieces are not shorter than `LEAST_CHUNK_BYTES`, but for the last of a payload: each costs us a message.
 4. Order, finite-ness and norm as they arrive (`federation.wire.reception`), digests at the end; what is
    compressed is decoded once, for its norm.
@@ -76,8 +78,8 @@ class Receptions:
 
     Args:
         plans: payloads of every update, in order.
-        spool: where they go; only used on `disk`.
-        disk: the one thread that has it.
+        spool: where they go.
+        disk: the thread in which what may wait for the disk is done.
         pool: threads that check pieces.
         clock: measures transfers.
         metrics: counts bytes.
@@ -108,14 +110,18 @@ class Receptions:
             StorageError: there is no room for it.
         """
         sizes = [payload.encoded_bytes for payload in announcement.payloads]
-        update = await self._on_disk(self._spool.begin, key_of(site, announcement), sizes, announcement.to_bytes())
+        is_small = sum(sizes) <= INLINE_BYTES
+        key, header = key_of(site, announcement), announcement.to_bytes()
+        if is_small:
+            update = self._spool.begin(key, sizes, header)
+        else:
+            update = await self._on_disk(self._spool.begin, key, sizes, header)
         reception = self._of.get(site)
         if reception is None or reception.update is not update:
             payloads = [
                 PayloadReception(payload, plan.schema, sink)
                 for payload, plan, sink in zip(announcement.payloads, self._plans, update.payloads, strict=True)
             ]
-            is_small = sum(sizes) <= INLINE_BYTES
             reception = Reception(announcement, update, payloads, self._clock.monotonic(), is_small)
             self._of[site] = reception
         return reception
@@ -163,9 +169,22 @@ class Receptions:
         norm = reception.payloads[0].norm
         for plan, stored in zip(self._plans, reception.update.payloads, strict=True):
             if plan.codec != IDENTITY_CODEC:
-                found = await asyncio.get_running_loop().run_in_executor(self._pool, check_decoded, plan, stored)
+                check = functools.partial(check_decoded, plan, stored)
+                is_short = reception.is_small and plan.schema.nbytes <= INLINE_BYTES
+                found = check() if is_short else await asyncio.get_running_loop().run_in_executor(self._pool, check)
                 norm = found if plan.name == DELTA else norm
         return digests, norm
+
+    async def admit(self, reception: Reception, digests: Sequence[Digest], facts: dict[str, Any]) -> None:
+        """Let a whole, checked update count.
+
+        Raises:
+            StorageError: the disk refused; it does not count.
+        """
+        if reception.is_small:
+            self._spool.admit(reception.update, digests, facts)
+        else:
+            await self._on_disk(self._spool.admit, reception.update, digests, facts)
 
     def keep_only(self, but: Mapping[SiteName, Asking]) -> None:
         """Forget all but those that answer the task their site goes on with."""

@@ -108,7 +108,11 @@ class Reporter:
         )
 
     def committed(self, record: RoundRecord) -> None:
-        """Tell of a committed round."""
+        """Tell the director of a committed round."""
+        self._supervision.committed(record)
+
+    def show(self, record: RoundRecord) -> None:
+        """Put a committed round into metrics and log."""
         self._metrics.rounds_committed_total.inc()
         for name, value in record.train_metrics.items():
             self._metrics.set_train_metric(name, value)
@@ -132,11 +136,9 @@ class Reporter:
             seconds=round(record.seconds, 3),
             counted=[row.site for row in counted],
         )
-        self._metrics.sites_quarantined.set(len(record.quarantined))
         for held in record.quarantined:
             if held.since_round == record.round:
                 self._log.warning("site quarantined", site=held.site, round=record.round, reason=held.reason)
-        self._supervision.committed(record)
 
     def released(self, action: events.RecordRelease, machine: Machine) -> None:
         """Tell that a site was let out of quarantine."""

@@ -363,7 +363,7 @@ class Uploads:
             "digest": hashlib.sha256(b"".join(digests)).hexdigest(),
             "arrival": next(self.arrivals),
         }
-        await self._on_disk(self._spool.admit, reception.update, digests, facts)
+        await self._receptions.admit(reception, digests, facts)
         try:
             self._require_open(site, reception.announcement)  # it may have closed while the record was written
         except UpdateRejectedError:

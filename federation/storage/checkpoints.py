@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import lru_cache
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from federation.names import Digest
+
+
+_KNOWN_BYTES = 1 << 14
+"""Largest header that is remembered."""
 
 
 def read_header(path: Path) -> Header:
@@ -335,9 +340,16 @@ def read_model(path: Path) -> tuple[TensorSchema, dict[str, npt.NDArray[Any]]]:
 def _read_header(file: IO[bytes], path: Path) -> Header:
     file_bytes = os.fstat(file.fileno()).st_size
     try:
-        return parse_header(file.read(header_size(file.read(8), file_bytes)), file_bytes)
+        text = file.read(header_size(file.read(8), file_bytes))
+        return parse_header(text, file_bytes) if len(text) > _KNOWN_BYTES else _parse_small(text, file_bytes)
     except ValueError as error:
         raise StorageError(f"{path} is not a valid safetensors file: {error}") from error
+
+
+@lru_cache(maxsize=16)
+def _parse_small(text: bytes, file_bytes: int) -> Header:
+    """Parse a header once that several open: a candidate is evaluated, then combined with, then committed."""
+    return parse_header(text, file_bytes)
 
 
 def _open_temporary(path: Path) -> int:

@@ -4,15 +4,17 @@ Rules, in order:
 
 1. Room for a whole update is reserved before its first byte; a full disk refuses that update and touches no other.
 2. A file is never given back to the disk: first touch costs twenty times what overwriting does.
-3. An update counts from the moment its record exists: one small JSON file, renamed into place. A killed process loses
-   what was partly received, never what was admitted.
-4. Nothing is fsynced on the way; after a power loss a record may describe bytes that never reached the disk, so
-   `recover` believes digests, not records. The site keeps its update until the round is committed.
+3. An update counts from the moment its record is written: one line behind its CRC-32, over the last one of the same
+   slot, in place, as making, renaming and removing a file each time would cost several times as much. A killed process
+   loses what was partly received, never what was admitted.
+4. Nothing is fsynced on the way; after a power loss a record may be torn, or describe bytes that never reached the
+   disk, so `recover` believes checksums and digests. The site keeps its update until the round is committed.
 5. Per (round, site) there is at most one update; by (attempt, round, site) an upload is idempotent, and under the same
    id it goes on where it was cut, within the life of the process.
 6. What was forgotten reads and writes nothing any more, whoever still holds it: its file may be another's by now.
 
-Not locked: the journal of the same folder is.
+A small update's methods wait for no disk, so they may be called in an event loop while a thread has the spool.
+Against other processes it is not locked: the journal of the same folder is.
 """
 
 from __future__ import annotations
@@ -21,19 +23,21 @@ import contextlib
 import json
 import os
 import threading
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from federation.errors import InvalidNameError, StorageError
 from federation.names import Attempt, Digest, RoundNumber, SiteName, check_name
-from federation.storage.disk import Buffer, pread_into, preallocate, pwrite_all, translated, write_atomically
+from federation.storage.disk import Buffer, pread_into, preallocate, pwrite_all, translated
 from federation.tensors.digest import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-_RECORD_VERSION = 1
+_RECORD_VERSION = 2
+_NOTHING = b"-\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +147,7 @@ class SpooledUpdate:
 
 
 class Spool:
-    """The uploads of one experiment. Methods are called from one thread at a time, payloads from any.
+    """The uploads of one experiment. Methods and payloads may be used from any thread.
 
     Args:
         folder: made if missing; on a local disk.
@@ -155,6 +159,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._updates: dict[tuple[RoundNumber, SiteName], SpooledUpdate] = {}
+        self._turn = threading.RLock()
         with translated(folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             paths = sorted(folder.glob("slot-*.bin"))
@@ -177,18 +182,19 @@ class Spool:
             DiskFullError: there is no room; every other update is intact.
             StorageError: the disk failed.
         """
-        present = self.find(key.site, key.round)
-        if present is not None:
-            sizes = [payload.nbytes for payload in present.payloads]
-            is_same = present.key == key and sizes == list(payload_bytes)
-            if is_same or (present.is_admitted and present.key.attempt == key.attempt):
-                return present
-            self.discard(present)
-        check_name(key.site, "site name")
-        slot = self._take(sum(payload_bytes))
-        update = SpooledUpdate(key, header, payload_bytes, slot)
-        self._updates[key.round, key.site] = update
-        return update
+        with self._turn:
+            present = self.find(key.site, key.round)
+            if present is not None:
+                sizes = [payload.nbytes for payload in present.payloads]
+                is_same = present.key == key and sizes == list(payload_bytes)
+                if is_same or (present.is_admitted and present.key.attempt == key.attempt):
+                    return present
+                self.discard(present)
+            check_name(key.site, "site name")
+            slot = self._take(sum(payload_bytes))
+            update = SpooledUpdate(key, header, payload_bytes, slot)
+            self._updates[key.round, key.site] = update
+            return update
 
     def find(self, site: SiteName, round_number: RoundNumber) -> SpooledUpdate | None:
         """Return what this site sent for this round, or None."""
@@ -206,34 +212,35 @@ class Spool:
             RuntimeError: bytes are missing, or it was forgotten.
             StorageError: the disk refused; the update does not count.
         """
-        if self.find(update.key.site, update.key.round) is not update:
-            raise RuntimeError(f"update of {update.key.site} for round {update.key.round} was forgotten")
-        if update.is_admitted:
-            return
-        if any(payload.received != payload.nbytes for payload in update.payloads) or len(digests) != len(
-            update.payloads
-        ):
-            raise RuntimeError(f"update of {update.key.site} is not whole: {update.held}")
-        record = {
-            "version": _RECORD_VERSION,
-            "site": update.key.site,
-            "round": update.key.round,
-            "attempt": update.key.attempt,
-            "update_id": update.key.update_id.hex(),
-            "header": update.header.hex(),
-            "slot": update._slot.path.name,
-            "bytes": [payload.nbytes for payload in update.payloads],
-            "digests": [digest.hex() for digest in digests],
-            "facts": facts,
-        }
-        write_atomically(self._record(update), json.dumps(record, allow_nan=False).encode(), durable=False)
-        update.facts = facts
-        update.is_admitted = True
+        with self._turn:
+            if self.find(update.key.site, update.key.round) is not update:
+                raise RuntimeError(f"update of {update.key.site} for round {update.key.round} was forgotten")
+            if update.is_admitted:
+                return
+            if any(payload.received != payload.nbytes for payload in update.payloads) or len(digests) != len(
+                update.payloads
+            ):
+                raise RuntimeError(f"update of {update.key.site} is not whole: {update.held}")
+            record = {
+                "version": _RECORD_VERSION,
+                "site": update.key.site,
+                "round": update.key.round,
+                "attempt": update.key.attempt,
+                "update_id": update.key.update_id.hex(),
+                "header": update.header.hex(),
+                "bytes": [payload.nbytes for payload in update.payloads],
+                "digests": [digest.hex() for digest in digests],
+                "facts": facts,
+            }
+            update._slot.write_record(record)
+            update.facts = facts
+            update.is_admitted = True
 
     def admitted(self, round_number: RoundNumber) -> list[SpooledUpdate]:
         """Return what counts for a round, by site name."""
-        found = (update for (number, _), update in self._updates.items() if number == round_number)
-        return sorted((update for update in found if update.is_admitted), key=lambda update: update.key.site)
+        with self._turn:
+            found = (update for (number, _), update in self._updates.items() if number == round_number)
+            return sorted((update for update in found if update.is_admitted), key=lambda update: update.key.site)
 
     def recover(self, is_awaited: Callable[[UpdateKey], bool]) -> list[SpooledUpdate]:
         """Find what an earlier process admitted; called once, before any `begin`.
@@ -249,16 +256,16 @@ class Spool:
         Raises:
             StorageError: the disk failed.
         """
-        free = {slot.path.name: slot for slot in self._free}
-        for path in sorted(self._folder.glob("admitted-*.json")):
-            update = _read_record(path, free)
-            if update is None or not is_awaited(update.key):
-                with translated(path):
-                    path.unlink()
-                continue
-            self._free.remove(free.pop(update._slot.path.name))
-            self._updates[update.key.round, update.key.site] = update
-        return sorted(self._updates.values(), key=lambda update: update.key.site)
+        with self._turn:
+            for slot in list(self._free):
+                update = _read_record(slot)
+                # Of two for one task, which only a power loss leaves, one is as good as the other.
+                if update is None or not is_awaited(update.key) or self.find(update.key.site, update.key.round):
+                    slot.forget_record()
+                    continue
+                self._free.remove(slot)
+                self._updates[update.key.round, update.key.site] = update
+            return sorted(self._updates.values(), key=lambda update: update.key.site)
 
     def discard(self, update: SpooledUpdate) -> None:
         """Forget an update; its file is reused, and whoever still holds the update can no longer touch it.
@@ -266,14 +273,15 @@ class Spool:
         Raises:
             StorageError: the disk failed.
         """
-        if self._updates.get((update.key.round, update.key.site)) is not update:
-            return
-        for payload in update.payloads:
-            payload.revoke()
-        with translated(self._folder):
-            self._record(update).unlink(missing_ok=True)
-        del self._updates[update.key.round, update.key.site]
-        self._free.append(update._slot)
+        with self._turn:
+            if self._updates.get((update.key.round, update.key.site)) is not update:
+                return
+            for payload in update.payloads:
+                payload.revoke()
+            if update.is_admitted:
+                update._slot.forget_record()
+            del self._updates[update.key.round, update.key.site]
+            self._free.append(update._slot)
 
     def release(self, round_number: RoundNumber) -> None:
         """Forget everything up to a round, which is committed or given up.
@@ -281,8 +289,9 @@ class Spool:
         Raises:
             StorageError: the disk failed.
         """
-        for update in [update for (number, _), update in self._updates.items() if number <= round_number]:
-            self.discard(update)
+        with self._turn:
+            for update in [update for (number, _), update in self._updates.items() if number <= round_number]:
+                self.discard(update)
 
     def release_others(self, is_kept: Callable[[UpdateKey], bool]) -> None:
         """Forget all but some updates, where those of several rounds lie side by side.
@@ -290,15 +299,17 @@ class Spool:
         Raises:
             StorageError: the disk failed.
         """
-        for update in [update for update in self._updates.values() if not is_kept(update.key)]:
-            self.discard(update)
+        with self._turn:
+            for update in [update for update in self._updates.values() if not is_kept(update.key)]:
+                self.discard(update)
 
     def close(self) -> None:
         """Close every file; what was admitted stays."""
-        for slot in [*self._free, *(update._slot for update in self._updates.values())]:
-            slot.close()
-        self._free.clear()
-        self._updates.clear()
+        with self._turn:
+            for slot in [*self._free, *(update._slot for update in self._updates.values())]:
+                slot.close()
+            self._free.clear()
+            self._updates.clear()
 
     def _take(self, nbytes: int) -> _Slot:
         """Return a free slot of at least this size: the smallest that is large enough, or the largest, grown."""
@@ -315,15 +326,13 @@ class Spool:
         self._free.remove(slot)
         return slot
 
-    def _record(self, update: SpooledUpdate) -> Path:
-        return self._folder / f"admitted-{update.key.round:08d}-{update.key.site}.json"
-
 
 class _Slot:
-    """One reused file."""
+    """One reused file, and the record of the admitted update in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._record = path.with_name(path.stem.replace("slot", "admitted"))
         with translated(path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             self.size = os.fstat(self._descriptor).st_size
@@ -340,17 +349,40 @@ class _Slot:
             start += nbytes
         return tuple(payloads)
 
+    def write_record(self, record: dict[str, Any]) -> None:
+        text = json.dumps(record, allow_nan=False).encode()
+        self._write(b"%08x %s\n" % (zlib.crc32(text), text), os.O_CREAT)
+
+    def forget_record(self) -> None:
+        if self._record.exists():
+            self._write(_NOTHING, 0)
+
+    def read_record(self) -> bytes:
+        """Return the text of the record; empty if there is none, or it is torn."""
+        if not self._record.exists():
+            return b""
+        with translated(self._record):
+            line = self._record.read_bytes().partition(b"\n")[0]  # behind it may be the rest of a longer one
+        return line[9:] if line[:9] == b"%08x " % zlib.crc32(line[9:]) else b""
+
+    def _write(self, line: bytes, flags: int) -> None:
+        with translated(self._record, len(line)):
+            descriptor = os.open(self._record, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
+            try:
+                pwrite_all(descriptor, line, 0, self._record)
+            finally:
+                os.close(descriptor)
+
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
-def _read_record(path: Path, slots: dict[str, _Slot]) -> SpooledUpdate | None:
-    """Return the update a record describes if its bytes are there and right."""
+def _read_record(slot: _Slot) -> SpooledUpdate | None:
+    """Return the update that a slot's record describes if its bytes are there and right."""
     with contextlib.suppress(KeyError, TypeError, ValueError, InvalidNameError, StorageError):
-        record = json.loads(path.read_bytes())
-        slot = slots[record["slot"]]
+        record = json.loads(slot.read_record())
         key = UpdateKey(
             site=SiteName(check_name(record["site"], "site name")),
             round=RoundNumber(int(record["round"])),

@@ -47,7 +47,7 @@ async def test_a_site_that_did_not_count_keeps_no_score_and_no_norm():
             )
             for site, far in distances.items()
         ]
-        reporter.committed(
+        reporter.show(
             RoundRecord(
                 round=RoundNumber(1), epoch=Epoch(1), started_at=0, seconds=1, model_digest="", sites=tuple(sites)
             )

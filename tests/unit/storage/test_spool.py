@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,6 +56,12 @@ def content_of(update: SpooledUpdate, index: int = 0) -> bytes:
     return bytes(content)
 
 
+def records(folder: Path) -> list[bytes]:
+    """What is on record as admitted."""
+    contents = [path.read_bytes() for path in folder.glob("admitted-*")]
+    return [content for content in contents if not content.startswith(b"-")]
+
+
 def test_payloads_of_an_update_lie_side_by_side(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     update = spool.begin(key(), [4, 0, 3], b"header")
@@ -93,7 +101,7 @@ def test_an_admitted_update_of_a_missed_attempt_is_replaced(tmp_path: Path) -> N
     update = spool.begin(key(attempt=2), [3], b"header")
     assert not update.is_admitted
     assert spool.admitted(ROUND) == []
-    assert list(tmp_path.glob("admitted-*")) == []
+    assert records(tmp_path) == []
 
 
 def test_admitting_twice_is_admitting_once(tmp_path: Path) -> None:
@@ -143,7 +151,7 @@ def test_files_are_used_again_and_never_grow_in_number(tmp_path: Path) -> None:
             admit_one(spool, site, bytes(1000), number)
         spool.release(RoundNumber(number))
     assert len(list(tmp_path.glob("slot-*"))) == 2
-    assert list(tmp_path.glob("admitted-*")) == []
+    assert records(tmp_path) == []
     spool.close()
     reopened = Spool(tmp_path)
     reopened.begin(key(), [1000], b"header")
@@ -175,7 +183,7 @@ def test_a_restart_in_another_round_or_attempt_drops_the_records(
     admit_one(spool, "alpha", b"abc")
     spool.close()
     assert Spool(tmp_path).recover(of(round_number, attempt)) == []
-    assert list(tmp_path.glob("admitted-*")) == []
+    assert records(tmp_path) == []
 
 
 def damage_data(folder: Path) -> None:
@@ -195,14 +203,21 @@ def damage_record(folder: Path) -> None:
     next(folder.glob("admitted-*")).write_text("{")
 
 
+def tear_record(folder: Path) -> None:
+    path = next(folder.glob("admitted-*"))
+    os.truncate(path, path.stat().st_size // 2)
+
+
 def forge_record(folder: Path) -> None:
     path = next(folder.glob("admitted-*"))
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({**record, "site": "../alpha"}))
+    text = json.dumps({**json.loads(path.read_bytes()[9:]), "site": "../alpha"}).encode()
+    path.write_bytes(b"%08x %s\n" % (zlib.crc32(text), text))
 
 
 @pytest.mark.parametrize(
-    "damage", [damage_data, truncate_data, remove_data, damage_record, forge_record], ids=lambda each: each.__name__
+    "damage",
+    [damage_data, truncate_data, remove_data, damage_record, tear_record, forge_record],
+    ids=lambda each: each.__name__,
 )
 def test_a_record_whose_bytes_did_not_survive_does_not_count(tmp_path: Path, damage) -> None:
     spool = Spool(tmp_path)
@@ -228,6 +243,43 @@ os.kill(os.getpid(), signal.SIGKILL)
 """.replace('b"12345" if site == "alpha" else b"12"', 'b"12345"[: 5 if site == "alpha" else 2]')
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     assert [content_of(update) for update in Spool(tmp_path).recover(of())] == [b"12345"]
+
+
+def test_a_record_that_is_shorter_than_the_one_before_it_is_found(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    update = spool.begin(key(), [3], b"long header" * 100)
+    spool.admit(update, fill(update, b"abc"), {"norm": 1.5})
+    spool.release(ROUND)
+    admit_one(spool, "alpha", b"of round 4", 4)
+    spool.close()
+    assert [content_of(update) for update in Spool(tmp_path).recover(of(4))] == [b"of round 4"]
+
+
+def test_of_two_records_for_one_task_one_counts_and_the_other_makes_room(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    admit_one(spool, "alpha", b"abc")
+    admit_one(spool, "beta", b"xyz")
+    spool.close()
+    for suffix, source in (("bin", "slot"), ("", "admitted")):  # as if forgetting the first had not reached the disk
+        first, second = (tmp_path / f"{source}-000{index}{suffix and '.'}{suffix}" for index in (0, 1))
+        second.write_bytes(first.read_bytes())
+    again = Spool(tmp_path)
+    assert [content_of(update) for update in again.recover(of())] == [b"abc"]
+    admit_one(again, "beta", b"xyz")
+    assert len(list(tmp_path.glob("slot-*"))) == 2
+
+
+def test_updates_come_from_one_thread_while_another_makes_room(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    rounds = range(1, 60)
+    with ThreadPoolExecutor(1) as disk:
+        for number in rounds:
+            releasing = disk.submit(spool.release, RoundNumber(number - 1))
+            for site in ("alpha", "beta", "gamma"):
+                admit_one(spool, site, b"%d" % number, number)
+            assert [content_of(update) for update in spool.admitted(RoundNumber(number))] == [b"%d" % number] * 3
+            releasing.result()
+    assert len(records(tmp_path)) == 3
 
 
 def test_updates_of_several_rounds_lie_side_by_side_and_what_is_not_kept_makes_room(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from federation.errors import StorageError
 from federation.storage.disk import (
     Buffer,
+    begin_writeback,
     pread_into,
     preallocate,
     pwrite_all,
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 
 _KNOWN_BYTES = 1 << 14
 """Largest header that is remembered."""
+
+_WRITEBACK_BYTES = 32 << 20
+"""Of a large model goes to the disk at a time while the rest of it is made: a commit waits for the last."""
 
 
 def read_header(path: Path) -> Header:
@@ -167,6 +171,7 @@ class ModelWriter:
         self._is_synced = False
         self._position = 0
         self._written = 0
+        self._sent = 0
         self._hash: PayloadHash | None = PayloadHash()
         self._digest: Digest | None = None
         header = encode_header(schema, metadata or {})
@@ -207,6 +212,9 @@ class ModelWriter:
         elif self._hash is not None:
             self._hash.update(view)
         self._position, self._written = offset + nbytes, self._written + nbytes
+        if self._position - self._sent >= _WRITEBACK_BYTES:
+            begin_writeback(self._descriptor, self._sent, self._position - self._sent)
+            self._sent = self._position
 
     def finish(self) -> Digest:
         """Return the digest of the data section, which is now complete; nothing is durable yet.

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation.errors import StorageError
+from federation.storage import checkpoints
 from federation.storage.checkpoints import ModelFile, ModelWriter, read_model, write_model
 from federation.storage.safetensors_format import ALIGNMENT, encode_header
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack
@@ -348,3 +349,17 @@ def test_a_file_in_another_order_is_not_opened_as_a_flat_buffer(tmp_path: Path) 
         ModelFile.open(path)
     _, arrays = read_model(path)
     assert (arrays["a"][0], arrays["b"][0]) == (1, 2)
+
+
+def test_a_model_that_goes_to_the_disk_while_it_is_written_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "_WRITEBACK_BYTES", 8192)
+    schema = TensorSchema.of([TensorSpec(name="w", dtype=DType.FLOAT32, shape=(10_000,))])
+    data = np.arange(10_000, dtype=np.float32).view(np.uint8).data
+    with ModelWriter(tmp_path / "model", schema) as writer:
+        for start in range(0, 40_000, 3000):
+            writer.append(data[start : start + 3000])
+        digest = writer.commit()
+    assert digest == payload_digest(data)
+    assert read_model(tmp_path / "model")[1]["w"].view(np.uint8).data == data

@@ -11,6 +11,7 @@ import pytest
 from federation.errors import StorageError
 from federation.storage.disk import (
     DiskFullError,
+    begin_writeback,
     free_bytes,
     pread_into,
     preallocate,
@@ -104,3 +105,12 @@ def test_locks_hold_between_openers_of_one_process(tmp_path: Path) -> None:
     os.close(first)
     assert try_lock(second, exclusive=True)
     os.close(second)
+
+
+def test_writing_ahead_of_an_fsync_changes_nothing_and_never_fails(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(b"0123456789")
+    with path.open("r+b") as file:
+        begin_writeback(file.fileno(), 2, 5)
+    begin_writeback(-1, 0, 10)
+    assert path.read_bytes() == b"0123456789"

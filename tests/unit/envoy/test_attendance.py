@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from envoy.attendance import Attendance, EpochFile
 from federation.testing.clock import FakeClock
 from federation.v1 import director_pb2 as pb
+from federation.wire.versions import PROTOCOL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,9 @@ class Stream:
 
     def __init__(self) -> None:
         self.over = asyncio.Event()
-        self._replies = [pb.AttendReply(welcome=pb.EnvoyWelcome(protocol=1, director_epoch=1, now=1_800_000_000))]
+        self._replies = [
+            pb.AttendReply(welcome=pb.EnvoyWelcome(protocol=PROTOCOL.highest, director_epoch=1, now=1_800_000_000))
+        ]
 
     async def write(self, request: pb.AttendRequest) -> None:
         await self.try_write(request)

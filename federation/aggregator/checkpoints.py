@@ -12,7 +12,7 @@ sites N the method then counted. Rules:
    So a commit waits for one fsync, and no file is linked or renamed by it. Killed or without power at any instant, the
    committed one is whole: what is written over is never good, and what is good is not written.
 2. ``best`` is linked after the journal line, and is durable before the next one; if it was lost, the next start links
-   it.
+   it. A durable candidate stays, even given up: where the line's fsync failed, nobody knows whether it is named.
 3. Whole models, local tensors included, are only assembled for download.
 
 Everything here blocks: it is called in a thread, one call at a time.
@@ -111,7 +111,7 @@ class Checkpoints:
                     "restore the folder from a backup, or run the experiment again"
                 )
         self._committed = committed
-        if best and self._round_of(self._path("best")) != best:
+        if best and not self._has_best(best):
             if best != committed:
                 raise StorageError(f"{self._path('best')} is not of round {best}, which the journal calls the best")
             self.keep_best()
@@ -359,6 +359,16 @@ class Checkpoints:
         if not path.exists():
             return -1
         return int(read_header(path).metadata.get(_ROUND, "-1"))
+
+    def _has_best(self, number: RoundNumber) -> bool:
+        """Tell whether the best model is that of a round.
+
+        Its new link may be lost with the power while what it had been linked to is written over; so it may be torn.
+        """
+        try:
+            return self._round_of(self._path("best")) == number
+        except StorageError:
+            return False
 
     def _open(self, name: str) -> ModelFile:
         return ModelFile.open(self._present(name))

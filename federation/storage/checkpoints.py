@@ -282,9 +282,13 @@ class ModelWriter:
         return digest
 
     def abort(self) -> None:
-        """Forget what was written. Does nothing after `commit`."""
+        """Forget what was written. Does nothing after `commit`.
+
+        What `sync` has made durable in place stays: who keeps account of it may have named it, and not know.
+        """
         if self._descriptor >= 0:
-            if self._is_new:  # else its room is kept for the next writer
+            is_named = self._is_synced and self._written_to == self.path
+            if self._is_new and not is_named:  # else its room is kept for the next writer
                 with contextlib.suppress(OSError):
                     self._written_to.unlink()
             os.close(self._descriptor)

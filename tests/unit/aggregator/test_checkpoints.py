@@ -168,6 +168,33 @@ def test_a_power_loss_that_tears_a_candidate_costs_nothing_of_what_is_committed(
     assert weight(after.open_model()) == number
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_candidate_that_the_journal_may_name_outlives_being_given_up(shelf, number):
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    for earlier in range(1, number):
+        commit(checkpoints, earlier)
+        checkpoints.keep_best()
+    candidate = checkpoints.combine(RoundNumber(number), [contribution(5.0)])
+    checkpoints.sync(candidate)
+    candidate.abort()  # the line was written, and its fsync failed
+    again = shelf()
+    again.prepare(RoundNumber(number), RoundNumber(0))
+    assert weight(again.open_model()) == number + 4
+
+
+def test_a_power_loss_that_tears_what_best_was_linked_to_costs_no_run(shelf, tmp_path):
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    commit(checkpoints, 1)
+    # The link to round 1 is lost, and what the name means instead is being written over.
+    (tmp_path / "checkpoints" / "best.safetensors").write_bytes(bytes(500))
+    again = shelf()
+    again.prepare(RoundNumber(1), RoundNumber(1))
+    again.export("best", tmp_path / "best.safetensors")
+    assert (read_model(tmp_path / "best.safetensors")[1]["weight"] == 1).all()
+
+
 def test_only_what_follows_the_committed_round_is_combined(shelf):
     checkpoints = shelf()
     checkpoints.prepare(RoundNumber(0), RoundNumber(0))

@@ -2,7 +2,8 @@
 
 In order: open the manifest (`federation.bundle`), ask policy (`admission`), spend the signature's nonce, fetch and
 open the bundle (`fetching`), answer, run a collaborator (`spawning`), report its end. Each step is recorded before the
-next begins (`participation`), so a restart goes on where it stopped and a repeated assignment is answered alike.
+next begins (`participation`), so a restart goes on where it stopped and a repeated assignment is answered alike. One
+that comes while the experiment is being withdrawn is answered once it has left.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Experiments:
     clock: Clock
     metrics: Metrics
     _jobs: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _leaving: dict[str, bool] = field(default_factory=dict)  # those being withdrawn; whether somebody asked meanwhile
     _details: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def resume(self) -> None:
@@ -118,6 +120,8 @@ class Experiments:
                 experiment=experiment,
             )
             self.tell(messages.refused(experiment, "this experiment was assigned before with other content"))
+        elif experiment in self._leaving:
+            self._leaving[experiment] = True
         elif record is None or (record.stage is Stage.REFUSED and not record.refused_by_owner):
             self._begin(experiment, self._consider(assignment))
         elif record.stage.is_over:
@@ -128,7 +132,8 @@ class Experiments:
     def withdrawn(self, withdrawal: director_pb2.Withdrawal) -> None:
         """The director ends a participation."""
         record = self.store.get(withdrawal.experiment)
-        if record is not None and not record.stage.is_over:
+        if record is not None and not record.stage.is_over and record.experiment not in self._leaving:
+            self._leaving[record.experiment] = False
             self.supervisor.job(f"withdraw-{record.experiment}", self._withdraw(record.experiment, withdrawal.reason))
 
     def delivered(self, request: director_pb2.AttendRequest) -> None:
@@ -322,6 +327,15 @@ class Experiments:
         self.tell(self._word_on(record))
 
     async def _withdraw(self, experiment: ExperimentId, reason: str) -> None:
+        try:
+            await self._stop(experiment, reason)
+        finally:
+            is_asked = self._leaving.pop(experiment)
+        record = self.store.get(experiment)
+        if is_asked and record is not None:
+            self.tell(self._word_on(record))
+
+    async def _stop(self, experiment: ExperimentId, reason: str) -> None:
         job = self._jobs.pop(experiment, None)
         if job is not None and not job.done():
             job.cancel()

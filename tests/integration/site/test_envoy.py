@@ -374,7 +374,7 @@ async def test_a_crashed_collaborator_is_started_again(
     assert (await session.hear("status")).state == "finished"
 
 
-async def test_a_withdrawn_experiment_is_stopped_and_leaves_nothing(
+async def test_a_withdrawn_experiment_leaves_nothing_before_the_next_question_is_answered(
     make_trial: Any, aggregator_of: Any, director: Any, make_host: Any, wait_for_end: Any, until_gone: Any
 ) -> None:
     trial = make_trial()
@@ -382,10 +382,10 @@ async def test_a_withdrawn_experiment_is_stopped_and_leaves_nothing(
     session, _, child = await _accepted(trial, aggregator, director, host)
     collaborator, trainer = host.pid("collaborator"), host.pid("collaborator", "trainer")
     session.send(withdrawal=director_pb2.Withdrawal(experiment=EXPERIMENT, reason="cancelled by ada"))
-    await until_gone(collaborator)
-    await until_gone(trainer)
     session.send(assignment=trial.assignment(aggregator.address))
     assert (await session.hear("answer")).answer == ANSWER.ANSWER_REFUSED
+    await until_gone(collaborator)
+    await until_gone(trainer)
     child.terminate()
     await wait_for_end(child)
     assert [path.name for path in host.experiment.iterdir()] == ["participation.json"]

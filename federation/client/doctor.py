@@ -161,7 +161,7 @@ def check_expiry(what: str, expires_at: float, now: float) -> Iterator[Finding]:
 def check_version(reply: pb.DescribeReply) -> Finding:
     """Say whether we and the director share a protocol version."""
     try:
-        version = negotiate(reply.protocol)
+        version = negotiate(reply.protocol, peer="director", us="client")
     except FederationError as error:
         return _bad("protocol", str(error), "update the older side")
     return _good("protocol", f"version {version}, director runs {reply.protocol.software}")

@@ -41,8 +41,16 @@ def range_from_proto(message: tensors_pb2.ProtocolRange) -> ProtocolRange:
     return ProtocolRange(lowest=message.lowest, highest=message.highest, software=software)
 
 
-def negotiate(message: tensors_pb2.ProtocolRange, ours: ProtocolRange = PROTOCOL) -> int:
+def negotiate(
+    message: tensors_pb2.ProtocolRange, ours: ProtocolRange = PROTOCOL, *, peer: str = "client", us: str = "server"
+) -> int:
     """Return the version to use with a peer.
+
+    Args:
+        message: what the peer can speak.
+        ours: what we can speak.
+        peer: what it is called to people; the text of a refusal is read at both ends.
+        us: what we are called.
 
     Raises:
         MalformedMessageError: the peer's range is not valid.
@@ -51,10 +59,10 @@ def negotiate(message: tensors_pb2.ProtocolRange, ours: ProtocolRange = PROTOCOL
     theirs = range_from_proto(message)
     version = min(ours.highest, theirs.highest)
     if version < max(ours.lowest, theirs.lowest):
-        older = "this side" if ours.highest < theirs.lowest else "the other side"
+        older = us if ours.highest < theirs.lowest else peer
         raise PeerError(
-            f"no common protocol: the other side ({theirs.software or 'unknown release'}) speaks {theirs.lowest} to "
-            f"{theirs.highest}, this side ({ours.software}) {ours.lowest} to {ours.highest}; upgrade {older}"
+            f"no common protocol: the {peer} ({theirs.software or 'unknown release'}) speaks {theirs.lowest} to "
+            f"{theirs.highest}, the {us} ({ours.software}) {ours.lowest} to {ours.highest}; upgrade the {older}"
         )
     return version
 

@@ -18,8 +18,10 @@ def test_the_highest_common_version_is_used(ours: tuple[int, int], theirs: tuple
     assert negotiate(message, ProtocolRange(lowest=ours[0], highest=ours[1])) == chosen
 
 
-@pytest.mark.parametrize(("theirs", "who"), [((1, 2), "the other side"), ((6, 7), "this side")], ids=["older", "newer"])
-def test_no_common_version_names_both_ranges_and_who_should_upgrade(theirs: tuple[int, int], who: str) -> None:
+@pytest.mark.parametrize(("theirs", "who"), [((1, 2), "the client"), ((6, 7), "the server")], ids=["older", "newer"])
+def test_no_common_version_names_who_should_upgrade_in_words_that_hold_at_both_ends(
+    theirs: tuple[int, int], who: str
+) -> None:
     message = tensors_pb2.ProtocolRange(lowest=theirs[0], highest=theirs[1], software="9.9.9")
     with pytest.raises(PeerError, match=rf"9\.9\.9.* {theirs[0]} to {theirs[1]}.* 3 to 5; upgrade {who}"):
         negotiate(message, ProtocolRange(lowest=3, highest=5, software="1.0"))

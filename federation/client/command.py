@@ -124,7 +124,7 @@ def list_experiments(
 ) -> None:
     """List experiments, newest first."""
     from federation.client import views
-    from federation.client.progress import printable
+    from federation.client.progress import named_or_counted, printable
 
     with _connect(profile) as federation:
         found = federation.list(project=project, states=tuple(each.value for each in state or ()), limit=limit)
@@ -135,8 +135,8 @@ def list_experiments(
     for row in found:
         rounds = f"{row.rounds_done}/{row.rounds_planned}"
         shown = row.state + (" (degraded)" if row.degraded else "")
-        sites, reason = ", ".join(row.sites), printable(row.reason)
-        table.add_row(row.experiment, row.project, row.submitted_by, shown, rounds, sites, reason)
+        sites = named_or_counted(row.sites)
+        table.add_row(row.experiment, row.project, row.submitted_by, shown, rounds, sites, printable(row.reason))
     Console().print(table)
 
 

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from rich.console import Console
 
@@ -23,6 +23,11 @@ def format_metrics(metrics: dict[str, float]) -> str:
 def printable(text: str) -> str:
     """Return text of a peer as a terminal may show it: no control characters, nothing read as markup."""
     return escape("".join(letter if letter.isprintable() else " " if letter.isspace() else "\ufffd" for letter in text))
+
+
+def named_or_counted(names: Sequence[str]) -> str:
+    """Return names as a column of a table has room for them: up to three by name, more by number."""
+    return ", ".join(names) if len(names) <= 3 else str(len(names))
 
 
 class TransferBar:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from federation.client import views
-from federation.client.progress import TransferBar, follow, format_metrics, printable
+from federation.client.progress import TransferBar, follow, format_metrics, named_or_counted, printable
 from federation.v1 import director_pb2 as pb
 
 HOSTILE = "[/red] [bold]x[/bold] \x1b[2J \a"
@@ -81,3 +81,8 @@ def test_a_transfer_is_drawn_piece_by_piece() -> None:
         bar("bundle", 100, 100)
         bar("model", 0, 0)
     assert "bundle" in stream.getvalue()
+
+
+def test_a_table_names_a_few_sites_and_counts_many() -> None:
+    assert named_or_counted(("north", "south")) == "north, south"
+    assert named_or_counted([f"site-{number}" for number in range(10)]) == "10"

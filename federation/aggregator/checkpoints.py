@@ -1,11 +1,11 @@
 """The models of one experiment on disk: the committed one, the best one, and the candidate being made.
 
 Files, in ``checkpoints/``: ``base`` (tensors with role LOCAL, never changed), ``model`` (what is federated), ``best``
-(a hard link to the model it was), and, where they apply, ``master`` (float32 of half-precision parameters),
-``optimizer`` (aggregated optimizer state), ``held`` (what sites hold, where the plan compresses what the server
-sends), and ``method-…`` and ``rule-…`` for each vector of the state of method and rule. All but the first and ``best``
-are there twice, for even rounds and for odd ones. Each says in its metadata which round it is of, and with how many
-sites N the method then counted. Rules:
+(a hard link to the model it was; a copy where a file has one name only), and, where they apply, ``master`` (float32 of
+half-precision parameters), ``optimizer`` (aggregated optimizer state), ``held`` (what sites hold, where the plan
+compresses what the server sends), and ``method-…`` and ``rule-…`` for each vector of the state of method and rule. All
+but the first and ``best`` are there twice, for even rounds and for odd ones. Each says in its metadata which round it
+is of, and with how many sites N the method then counted. Rules:
 
 1. Which of the two is good the journal says: that of the last round it names. A candidate is written over the other
    one, which is of the round before; it is durable before its journal line is written, and good once that is durable.
@@ -21,6 +21,7 @@ Everything here blocks: it is called in a thread, one call at a time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
 _ROUND, _SITES = "round", "sites"
 _MASTER = "master"
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What file systems say in which a file has one name."""
 
 
 class Checkpoints:
@@ -293,11 +296,19 @@ class Checkpoints:
         Raises:
             StorageError: the disk failed.
         """
-        temporary = self._path("best").with_name(".best.tmp")
-        with translated(self._path("best")):
+        best, model = self._path("best"), self._present(MODEL)
+        temporary = best.with_name(".best.tmp")
+        with translated(best):
             temporary.unlink(missing_ok=True)
-            os.link(self._present(MODEL), temporary)
-            os.replace(temporary, self._path("best"))
+            try:
+                os.link(model, temporary)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                metadata = {**self._metadata, _ROUND: str(self._committed)}
+                assemble_model(best, self.schema.federated, [model], metadata=metadata)
+                return
+            os.replace(temporary, best)
         self._is_folder_changed = True
 
     def export(self, name: str, path: Path) -> None:

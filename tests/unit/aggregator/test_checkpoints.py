@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import numpy as np
@@ -191,6 +192,24 @@ def test_a_power_loss_that_tears_what_best_was_linked_to_costs_no_run(shelf, tmp
     (tmp_path / "checkpoints" / "best.safetensors").write_bytes(bytes(500))
     again = shelf()
     again.prepare(RoundNumber(1), RoundNumber(1))
+    again.export("best", tmp_path / "best.safetensors")
+    assert (read_model(tmp_path / "best.safetensors")[1]["weight"] == 1).all()
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_where_a_file_has_one_name_only_the_best_model_is_a_copy(shelf, tmp_path, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    checkpoints = shelf()
+    checkpoints.prepare(RoundNumber(0), RoundNumber(0))
+    commit(checkpoints, 1)
+    checkpoints.keep_best()
+    for number in (2, 3):
+        commit(checkpoints, number)
+    again = shelf()
+    again.prepare(RoundNumber(3), RoundNumber(1))
     again.export("best", tmp_path / "best.safetensors")
     assert (read_model(tmp_path / "best.safetensors")[1]["weight"] == 1).all()
 

@@ -11,8 +11,8 @@ Lines, by kind:
 - ``released``: an operator let a site out of quarantine, for the how-manieth time.
 - ``ended``: how the experiment ended.
 
-The journal is the truth. Model files are written before the line that names them; `federation.aggregator.checkpoints`
-puts aside one that no line names.
+The journal is the truth. Model files are durable before the line that names them; `federation.aggregator.checkpoints`
+writes over one that no line names.
 """
 
 from __future__ import annotations

@@ -167,14 +167,8 @@ class Checkpoints:
         """
         ordered = sorted(contributions, key=lambda row: row.site)
         with contextlib.ExitStack() as stack:
-            model = stack.enter_context(self.open_model())
-            previous = int(model.metadata.get(_SITES, "0"))
-            round_ = self._server_round(round_number, ordered, previous, connected)
-            slots = {name: stack.enter_context(slot) for name, slot in self.open_slots().items()}
-            kept = self._aggregation.rule.state
-            rule_state = {name: stack.enter_context(self._open(rule_state_name(name))) for name in kept}
-            master = stack.enter_context(self._open(_MASTER)) if self._needs_master else None
-            bases = {row.site: stack.enter_context(ModelFile.open(row.base)) for row in ordered if row.base}
+            sources = self._sources(stack, ordered)
+            round_ = self._server_round(round_number, ordered, sources.total, connected)
             with contextlib.ExitStack() as candidate:
                 writers = self._writers(candidate, round_)
                 combined = combine_round(
@@ -183,15 +177,8 @@ class Checkpoints:
                     aggregation=self._aggregation,
                     round=round_,
                     updates=[SiteUpdate(site=row.site, payloads=row.payloads) for row in ordered],
-                    sources=RoundSources(
-                        model=model, slots=slots, master=master, rule_state=rule_state, bases=bases, total=previous
-                    ),
-                    sinks=RoundSinks(
-                        model=writers[MODEL],
-                        slots={name: writers[slot_file(name)] for name in slots},
-                        master=writers.get(_MASTER),
-                        rule_state={name: writers[rule_state_name(name)] for name in kept},
-                    ),
+                    sources=sources,
+                    sinks=self._sinks(writers),
                     scores_later=scores_later and self._spec.plan.quarantine is None,
                 )
                 optimizer_digest = self._combine_optimizer(writers.get(OPTIMIZER), ordered, combined.weights)
@@ -210,6 +197,27 @@ class Checkpoints:
             total_sites=round_.total,
             step=step,
             _writers=writers,
+        )
+
+    def _sources(self, stack: contextlib.ExitStack, contributions: Sequence[Contribution]) -> RoundSources:
+        """Open what a round is combined from."""
+        model = stack.enter_context(self.open_model())
+        kept = self._aggregation.rule.state
+        return RoundSources(
+            model=model,
+            slots={name: stack.enter_context(slot) for name, slot in self.open_slots().items()},
+            master=stack.enter_context(self._open(_MASTER)) if self._needs_master else None,
+            rule_state={name: stack.enter_context(self._open(rule_state_name(name))) for name in kept},
+            bases={row.site: stack.enter_context(ModelFile.open(row.base)) for row in contributions if row.base},
+            total=int(model.metadata.get(_SITES, "0")),
+        )
+
+    def _sinks(self, writers: Mapping[str, ModelWriter]) -> RoundSinks:
+        return RoundSinks(
+            model=writers[MODEL],
+            slots={name: writers[slot_file(name)] for name in self.algorithm.slots},
+            master=writers.get(_MASTER),
+            rule_state={name: writers[rule_state_name(name)] for name in self._aggregation.rule.state},
         )
 
     def _server_round(

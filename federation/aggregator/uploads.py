@@ -8,8 +8,7 @@ Rules, in order:
    one pass (`federation.aggregator.receptions`); norm and digests at the end. Only then is it admitted, in the spool
    first.
 4. Whatever is wrong with an update refuses it, one that cannot be read too, and the site is done for this attempt. A
-   cut transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and
-   changes nothing.
+   cut transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and changes nothing.
 5. When the attempt closes, uploads in progress end with CLOSED_ROUND. Where rounds overlap, those end that answer
    another task than the one their site goes on with; also when a site is given a new task, or is lost.
 6. An update counts for the task it was announced for, and for no other: a site that was asked anew meanwhile cannot
@@ -30,13 +29,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from federation.aggregator.admitted import AdmittedUpdate, expected_payloads, read_admitted
 from federation.aggregator.receptions import Receptions, asking_of, key_of
 from federation.aggregator.turns import CROWD_PIECE_BYTES, Turn, Turns
+from federation.aggregator.whole_updates import as_messages, check_whole
 from federation.errors import MalformedMessageError, Refusal, StorageError, TransportError, UpdateRejectedError
 from federation.names import Attempt, RoundNumber
 from federation.rounds import admission
 from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, UpdateRefused
 from federation.v1 import aggregator_pb2 as pb
 from federation.wire.chunks import CHUNK_BYTES
-from federation.wire.payloads import INLINE_BYTES
 from federation.wire.pieces import MessagePiece
 from federation.wire.updates import UpdateAnnouncement, announcement_from_proto
 
@@ -257,8 +256,8 @@ class Uploads:
     async def take(self, site: SiteName, update: pb.WholeUpdate) -> None:
         """Take one update that came whole in its site's session; returns once it is admitted, errors as `receive`."""
         with self._refusing_malformed(site, update.header):
-            _check_whole(update)
-        async with contextlib.aclosing(self.receive(site, _messages(update), None)) as replies:
+            check_whole(update)
+        async with contextlib.aclosing(self.receive(site, as_messages(update), None)) as replies:
             async for _ in replies:
                 pass
 
@@ -401,28 +400,6 @@ class Uploads:
 
     async def _on_disk(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
-
-
-def _check_whole(update: pb.WholeUpdate) -> None:
-    """Check what PushUpdate's order of messages sees to.
-
-    Raises:
-        MalformedMessageError: it is too large for a session, or its payloads are not those of its header.
-    """
-    nbytes = sum(map(len, update.payloads))
-    if nbytes > INLINE_BYTES:
-        raise MalformedMessageError(f"an update of {nbytes} bytes in a session; above {INLINE_BYTES} use PushUpdate")
-    if [len(data) for data in update.payloads] != [payload.encoded_bytes for payload in update.header.payloads]:
-        raise MalformedMessageError("the payloads of an update are not those that its header announces")
-
-
-async def _messages(update: pb.WholeUpdate) -> AsyncIterator[Request]:
-    """Yield what PushUpdate would have brought."""
-    yield pb.PushUpdateRequest(header=update.header)
-    for index, data in enumerate(update.payloads):
-        if data:
-            yield MessagePiece(0, memoryview(data), index)
-    yield pb.PushUpdateRequest(commit=update.commit)
 
 
 async def _read_header(requests: AsyncIterator[Request]) -> pb.UpdateHeader:

@@ -2,7 +2,7 @@
 
 1. A tile is cut into pieces, whose size depends on the number of sites alone. Whoever is free takes the next one, reads
    every site's elements of it, and works on them, part by part. The calling thread is one of them
-   (`federation.aggregation.crew`): there are no more threads than cores.
+   (`federation.aggregation.crew`): there are no more threads than cores, nor than `threads_for` has memory for.
 2. Pieces are independent, and what they make is handed on in their order, so the result does not depend on the number
    of threads.
 3. Memory is a piece of every site and scratch in each thread, and the results of a few tiles.
@@ -38,6 +38,7 @@ _PIECE_BYTES, _PART_BYTES = 1 << 23, 1 << 21
 """Of all rows of a piece that is read at once, and of a part that is worked on at once: larger ones leave the cache of
 a core, smaller ones are mostly calls."""
 _MIN_COLUMNS, _MAX_COLUMNS = 1 << 10, 1 << 14
+_MOST_BYTES = 1 << 27  # of the memory of all threads of a pass together
 
 
 class Scratch:
@@ -61,6 +62,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_for(sites: int) -> int:
+    """Return how many threads a pass has where nobody says: one per core, as far as 128 MiB go; two always may be."""
+    rows = 4 * sites * columns_of_piece(sites)
+    return min(
+        cores(), max(2, _MOST_BYTES // (3 * rows))
+    )  # with scratch a thread has up to 2.7 times its rows, measured
+
+
 def map_columns(
     source: TileSource, work: Callable[[Array, Array, Scratch], None], threads: int | None = None
 ) -> Iterator[tuple[Tile, Array]]:
@@ -70,7 +79,7 @@ def map_columns(
         source: the updates.
         work: is given rows (sites, columns), which it may overwrite, one float64 row to fill, and scratch; columns
             must not depend on one another.
-        threads: most threads; None: one per core.
+        threads: most threads; None: `threads_for`.
     """
     for tile, out, _ in _Pass(source, work, threads, is_map=True).run():
         yield tile, out
@@ -85,7 +94,7 @@ def fold_columns(
         source: the updates; not mixed.
         work: as for `map_columns`, but goes through the rows once, leaves them as they are, and may find each in the
             memory of the one before. What it makes is the aggregate.
-        threads: most threads; None: one per core.
+        threads: most threads; None: `threads_for`.
     """
     for tile, out, _ in _Pass(source, work, threads, is_map=True, is_fold=True).run():
         yield tile, out
@@ -170,7 +179,7 @@ class _Pass:
         # With few calls to a piece threads seldom wait for the interpreter lock.
         self._part = self._piece if is_fold else columns_of_part(len(self._base.sites))
         pieces = [-(-tile.elements // self._piece) for tile in self._base.tiles]
-        self._threads = max(min(threads or cores(), sum(pieces)), 1)
+        self._threads = max(min(threads or threads_for(len(self._base.sites)), sum(pieces)), 1)
         # So many tiles that there is a piece at hand for every thread while the first tile is handed on; all are taken
         # at one, which does each when it is asked for.
         self._ahead = 1 if self._threads == 1 else 1 + -(-self._threads // max(pieces))

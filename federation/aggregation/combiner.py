@@ -68,7 +68,7 @@ class Aggregation:
         Args:
             random: returns the round's random stream for a purpose.
             state: the rule's vectors of the round before.
-            threads: most threads; None: one per core.
+            threads: most threads; None: one per core, as far as memory allows (`columns.threads_for`).
         """
         return Combiner(self, RuleContext(byzantine=self.byzantine, random=random, state=state or {}, threads=threads))
 

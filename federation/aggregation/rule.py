@@ -78,7 +78,8 @@ class RuleContext:
         byzantine: f, hostile sites to be stood.
         random: returns the round's random stream for a purpose; equal purposes, equal streams.
         state: the rule's vectors of the round before, by name; one that is not there is zero.
-        threads: most threads to compute with; None: one per core. The result does not depend on it.
+        threads: most threads to compute with; None: one per core, as far as memory allows (`columns.threads_for`). The
+            result does not depend on it.
     """
 
     byzantine: int = 0

@@ -17,7 +17,7 @@ from functools import cached_property, partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from federation.aggregation.columns import Scratch, columns_of_piece, cores, read_rows
+from federation.aggregation.columns import Scratch, columns_of_piece, read_rows, threads_for
 from federation.aggregation.crew import Crew
 from federation.aggregation.scores import RULE_WEIGHT, Scores, SiteScores
 from federation.aggregation.tiles import Array, part_of
@@ -96,7 +96,7 @@ class Scoring:
                 yield tile, values
             return
         watched = WatchedTiles(source, found.products, found.take)
-        again = _Again(found, source, self._threads or cores())
+        again = _Again(found, source, self._threads or threads_for(len(source.sites)))
         with again.crew:
             for count, (tile, values) in enumerate(rule.combine(watched), 1):
                 if not watched.has_seen(count):

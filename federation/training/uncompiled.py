@@ -23,6 +23,8 @@ def without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Opti
     """
 
     class Uncompiled(kind):  # type: ignore[misc, valid-type]
+        """As its base; cannot be pickled, as no optimizer ever is."""
+
         add_param_group = inspect.unwrap(kind.add_param_group)
         zero_grad = inspect.unwrap(kind.zero_grad)
         step: Any = torch.no_grad()(inspect.unwrap(kind.step))
@@ -31,4 +33,5 @@ def without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Opti
             """Put nothing around `step`; torch does when an optimizer is made."""
             self._zero_grad_profile_name = f"Optimizer.zero_grad#{kind.__name__}.zero_grad"
 
+    Uncompiled.__name__ = Uncompiled.__qualname__ = kind.__name__
     return Uncompiled

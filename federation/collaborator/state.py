@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from federation.collaborator.ordering import BEGINNING, Asking, Progress
 from federation.errors import StorageError
 from federation.names import Attempt, Epoch, RoundNumber
+from federation.storage.checked_lines import checked, text_of
 from federation.storage.disk import pwrite_all, sync_folder, translated
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class StateFile:
             self.load()
         number = (self._saved or 0) + 1
         text = json.dumps({"saved": number, **asdict(progress)}).encode()
-        place = (b"%08x %s" % (zlib.crc32(text), text)).ljust(_PLACE_BYTES - 1) + b"\n"
+        place = checked(text).ljust(_PLACE_BYTES - 1) + b"\n"
         with translated(self._path):
             is_new = durable and not self._path.exists()
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -95,9 +95,9 @@ def _read_places(content: bytes) -> list[tuple[int, dict[str, Any]]]:
     """Return the number and the document of each place that is whole."""
     places = []
     for start in range(0, len(content), _PLACE_BYTES):
-        line = content[start : start + _PLACE_BYTES].rstrip(b" \n")
-        if line[:9] == b"%08x " % zlib.crc32(line[9:]):
-            document = json.loads(line[9:])
+        text = text_of(content[start : start + _PLACE_BYTES].rstrip(b" \n"))
+        if text is not None:
+            document = json.loads(text)
             places.append((_number(document["saved"]), document))
     if not places:
         raise ValueError("neither of its places is whole")

@@ -134,6 +134,21 @@ def pwrite_all(descriptor: int, view: Buffer, offset: int, path: Path) -> None:
             offset += written
 
 
+def write_over(path: Path, line: bytes) -> None:
+    """Write a line over what a file begins with; what a longer one before it leaves behind is behind the line's end.
+
+    Raises:
+        DiskFullError: there is no room.
+        StorageError: the disk failed.
+    """
+    with translated(path, len(line)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            pwrite_all(descriptor, line, 0, path)
+        finally:
+            os.close(descriptor)
+
+
 def begin_writeback(descriptor: int, offset: int, nbytes: int) -> None:
     """Have the system begin to write a range to the disk, so that an fsync has less to wait for.
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from federation.errors import StorageError
+from federation.storage.checked_lines import checked, text_of
 from federation.storage.disk import pwrite_all, sync_folder, translated
 from federation.storage.lock_files import take_lock
 
@@ -173,14 +173,14 @@ def _encode(entry: JournalEntry) -> bytes:
         raise ValueError(f"body is not JSON: {error}") from error
     if len(text) > MAX_LINE_BYTES - 16:
         raise ValueError(f"line of {len(text)} bytes is longer than {MAX_LINE_BYTES - 16}")
-    return b"%08x %s\n" % (zlib.crc32(text), text)
+    return checked(text) + b"\n"
 
 
 def _decode(line: bytes) -> JournalEntry:
     if not line.endswith(b"\n") or line[8:9] != b" ":
         raise ValueError("it is not whole")
-    text = line[9:-1]
-    if line[:8] != b"%08x" % zlib.crc32(text):
+    text = text_of(line[:-1])
+    if text is None:
         raise ValueError("its checksum is wrong")
     document = json.loads(text)
     return JournalEntry(sequence=document["sequence"], kind=document["kind"], body=document["body"])

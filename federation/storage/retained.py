@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from federation.names import Attempt, Digest, RoundNumber
-from federation.storage.disk import pread_into, pwrite_all, translated
+from federation.storage.checked_lines import checked, text_of
+from federation.storage.disk import pread_into, translated, write_over
 from federation.tensors.digest import digest_of
 
 _RECORD = "retained"
@@ -83,7 +82,7 @@ class Retention:
             ],
         }
         text = json.dumps(record).encode()
-        self._write(b"%08x %s\n" % (zlib.crc32(text), text))
+        write_over(self._path, checked(text) + b"\n")
         self._held = update
 
     def current(self) -> RetainedUpdate | None:
@@ -109,7 +108,7 @@ class Retention:
                 return update
         self._held = None
         if self._path.exists():
-            self._write(_NOTHING)
+            write_over(self._path, _NOTHING)
         return None
 
     def verify(self, update: RetainedUpdate) -> bool:
@@ -128,24 +127,16 @@ class Retention:
         """
         update = self._held or self.current()
         if update is not None and update.round <= round_number:
-            self._write(_NOTHING)
+            write_over(self._path, _NOTHING)
             self._held = None
-
-    def _write(self, line: bytes) -> None:
-        """Write the record in one piece; what a longer one before it leaves behind is behind the line's end."""
-        with translated(self._path):
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                pwrite_all(descriptor, line, 0, self._path)
-            finally:
-                os.close(descriptor)
 
 
 def _read_line(content: bytes) -> dict[str, Any]:
     line, end, _ = content.partition(b"\n")
-    if not end or line[:9] != b"%08x " % zlib.crc32(line[9:]):
+    text = text_of(line)
+    if not end or text is None:
         raise ValueError("no whole record")
-    record: dict[str, Any] = json.loads(line[9:])
+    record: dict[str, Any] = json.loads(text)
     return record
 
 

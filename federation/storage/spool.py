@@ -23,13 +23,13 @@ import contextlib
 import json
 import os
 import threading
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from federation.errors import InvalidNameError, StorageError
 from federation.names import Attempt, Digest, RoundNumber, SiteName, check_name
-from federation.storage.disk import Buffer, pread_into, preallocate, pwrite_all, translated
+from federation.storage.checked_lines import checked, text_of
+from federation.storage.disk import Buffer, pread_into, preallocate, pwrite_all, translated, write_over
 from federation.tensors.digest import digest_of
 
 if TYPE_CHECKING:
@@ -351,11 +351,11 @@ class _Slot:
 
     def write_record(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, allow_nan=False).encode()
-        self._write(b"%08x %s\n" % (zlib.crc32(text), text), os.O_CREAT)
+        write_over(self._record, checked(text) + b"\n")
 
     def forget_record(self) -> None:
         if self._record.exists():
-            self._write(_NOTHING, 0)
+            write_over(self._record, _NOTHING)
 
     def read_record(self) -> bytes:
         """Return the text of the record; empty if there is none, or it is torn."""
@@ -363,15 +363,7 @@ class _Slot:
             return b""
         with translated(self._record):
             line = self._record.read_bytes().partition(b"\n")[0]  # behind it may be the rest of a longer one
-        return line[9:] if line[:9] == b"%08x " % zlib.crc32(line[9:]) else b""
-
-    def _write(self, line: bytes, flags: int) -> None:
-        with translated(self._record, len(line)):
-            descriptor = os.open(self._record, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
-            try:
-                pwrite_all(descriptor, line, 0, self._record)
-            finally:
-                os.close(descriptor)
+        return text_of(line) or b""
 
     def close(self) -> None:
         if self._descriptor >= 0:

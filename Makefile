@@ -29,7 +29,9 @@ test-deps:  ## Install the programs some tests need (bubblewrap); uses apt-get w
 test: $(STAMP) test-deps  ## Run all tests
 	@# Hundreds of processes import ours: compiled once, also where the environment or a sandbox forbids to keep it.
 	$(BIN)/python -m compileall -q federation director envoy
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	@# By file, so that what a module makes once (a federation of processes) is made once, and in the order of collection:
+	@# what is long comes first, and many small files at the end leave no worker without work.
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## Check style, types, import contracts and generated protos
 	$(BIN)/ruff check .

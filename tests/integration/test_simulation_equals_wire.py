@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from federation.simulation import RunResult
 
-pytestmark = [pytest.mark.needs_torch, pytest.mark.timeout(600), pytest.mark.xdist_group("simulation-equals-wire")]
+pytestmark = [pytest.mark.needs_torch, pytest.mark.timeout(600)]
 
 SITES = ("east", "north", "west")
 WHOLE = "federation.data.samples:WholeDigits"

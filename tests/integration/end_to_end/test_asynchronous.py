@@ -12,8 +12,6 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.xdist_group("end-to-end-asynchronous")
-
 
 @pytest.fixture(scope="module")
 def trial(start: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:

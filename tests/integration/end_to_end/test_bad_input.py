@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.xdist_group("end-to-end-bad-input")
 DIRECTOR = pb.DESCRIPTOR.services_by_name["Director"]
 BY_EXPERIMENT = {
     "GetExperiment": pb.GetExperimentRequest,

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.xdist_group("end-to-end-hostile")
 HONEST, HOSTILE = ("east", "north", "south", "west"), "centre"
 SITES = {**dict.fromkeys(HONEST, ("classes",)), HOSTILE: ("poisoned",)}
 PLAN: dict[str, Any] = {"rounds": 7, "sites": 5, "minimum_sites": 4, "quorum": 4, "local_epochs": 2}

@@ -15,7 +15,6 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.xdist_group("end-to-end-kill")
 SETTINGS: dict[str, Any] = {
     # What sites keep for themselves must survive too: a local head, and the optimizer's momentum.
     "plan": {"rounds": 3, "seed": 7, "local": ["bias"], "optimizer_state": "keep"},

@@ -24,7 +24,6 @@ from federation.training.state import StateStore
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.xdist_group("end-to-end-life")
 BOTH = ("north", "south")
 SITES = {"north": ("rows", "classes", "guarded"), "south": ("rows", "classes"), "west": ("guarded",)}
 VARIANTS: dict[str, dict[str, Any]] = {

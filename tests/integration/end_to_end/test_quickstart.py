@@ -18,7 +18,7 @@ from federation.client.local import LocalFederation, LocalSite
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = [pytest.mark.needs_torch, pytest.mark.timeout(240), pytest.mark.xdist_group("end-to-end-quickstart")]
+pytestmark = [pytest.mark.needs_torch, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[3]
 HOSPITALS = ("north", "south", "island")

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-pytestmark = pytest.mark.xdist_group("end-to-end-rules")
 HOSTILE, ATTACK = "west", "sign_flip:10"
 SITES = {
     3: ("north", "south", HOSTILE),

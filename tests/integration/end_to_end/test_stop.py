@@ -12,7 +12,6 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.xdist_group("end-to-end-stop")
 BOTH = ("north", "south")
 DAEMONS = ("director", "envoy-north", "envoy-south")
 FOREVER = {"limits": {"drain_s": 600.0}, "keep_workspaces": True}

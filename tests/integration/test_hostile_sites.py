@@ -114,7 +114,7 @@ async def test_every_other_attack_arrives_as_it_is_made(tmp_path):
     ],
 )
 async def test_a_robust_rule_stands_what_moves_the_mean(tmp_path, attack, plan):
-    """The honest step is 0.5, give or take 0.05; `end_to_end/test_rules.py` has every rule."""
+    """The honest step is 0.5, give or take 0.05; `test_rules_over_the_wire.py` has every rule."""
     weight, rounds, _ = await run(tmp_path, attack, rounds=1, byzantine=2, quorum=7, **plan)
     assert [site["outcome"] for site in rounds[0]["sites"]] == ["counted"] * 7
     assert np.abs(weight - 0.5).max() < 0.06

@@ -40,8 +40,6 @@ EXAMPLES = {
     "west": (16, 3),
     "east": (32, 4),
     "centre": (28, 5),
-    "coast": (36, 6),
-    "hills": (20, 7),
 }
 """Training examples and seed of each site."""
 _PATIENCE_S = 60.0

@@ -23,10 +23,12 @@ from federation.runtime import children
 from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
 from federation.runtime.records import read_exit_record, write_atomically
-from federation.telemetry.logs import Logger, get_logger
+from federation.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from structlog.stdlib import BoundLogger
 
     from federation.collaborator.config import CollaboratorConfig
     from federation.collaborator.local_socket import LineStream
@@ -69,7 +71,7 @@ class Collaborator:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def _log(self) -> Logger:
+    def _log(self) -> BoundLogger:
         return _log.bind(experiment=self.experiment)
 
     async def run(self) -> endings.Over | None:

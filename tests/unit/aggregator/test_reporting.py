@@ -70,5 +70,5 @@ def test_who_was_refused_or_failed_is_in_the_log_with_site_and_round(caplog):
     machine = SimpleNamespace(round=3, phase=Phase.COLLECT, asked=(), done=0)
     reporter.happened(UpdateRefused(SiteName("a"), "norm: too long"), machine)
     reporter.happened(SiteFailed(SiteName("b"), "ValueError"), machine)
-    said = [(line.msg, *map(line.fields.get, ("site", "round", "reason"))) for line in caplog.records]
+    said = [(line.msg["event"], line.msg["site"], line.msg["round"], line.msg["reason"]) for line in caplog.records]
     assert said == [("update refused", "a", 3, "norm: too long"), ("site failed", "b", 3, "ValueError")]

@@ -37,7 +37,7 @@ class Objective:
     def forward(self, samples: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the model's output on samples, and the targets, on the device of the task."""
         output = self._model(self.sample(samples))
-        return self.output(output), self._placed(_tensor(targets))
+        return self.output(output), self.target(targets)
 
     def sample(self, samples: Any) -> torch.Tensor:
         """Return samples as the model takes them."""
@@ -45,6 +45,10 @@ class Objective:
         if sample.dtype is not self._dtype and sample.is_floating_point():
             sample = sample.to(self._dtype)
         return self._placed(sample)
+
+    def target(self, targets: Any) -> torch.Tensor:
+        """Return targets as loss and metrics take them."""
+        return self._placed(_tensor(targets))
 
     def output(self, output: torch.Tensor) -> torch.Tensor:
         """Return an output as loss and metrics take it."""

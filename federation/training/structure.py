@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from federation.training.plain_layers import PlainLayers
+
 _values = methodcaller("values")
 
 
@@ -44,6 +46,7 @@ class Structure:
         # An author's own `train` may do anything; torch's does the same to the same modes.
         self._sets_modes_itself = any(type(each).train is not torch.nn.Module.train for each in modules)
         self._modes: list[bool] | None = None
+        self._plain_layers: list[PlainLayers | None] = []
 
     def is_current(self) -> bool:
         """Tell whether every module still holds the same parameters, buffers and modules."""
@@ -65,6 +68,14 @@ class Structure:
         if self._sets_modes_itself or self._modes != self._modes_of(model):
             put(model)
             self._modes = self._modes_of(model)
+
+    def plain_layers(self, model: torch.nn.Module) -> PlainLayers | None:
+        """Return the short way through the module, whose structure this is, if it is made for one."""
+        if not self._plain_layers:
+            from federation.training.plain_layers import PlainLayers
+
+            self._plain_layers.append(PlainLayers.of(model, self.parameters.values()))
+        return self._plain_layers[0]
 
     def _modes_of(self, model: torch.nn.Module) -> list[bool]:
         return [

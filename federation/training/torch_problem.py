@@ -127,7 +127,8 @@ class TorchProblem:
             is_main = optimizer is None and purpose == "shuffle"
             if is_main:
                 restore_state(made, self._model, self._round.optimizer_state)
-            stepper = Stepper(self._model, self._objective, made, self._recipe.max_gradient_norm)
+            layers = self._structure.plain_layers(self._model) if self._recipe.loss == "cross_entropy" else None
+            stepper = Stepper(self._model, self._objective, made, self._recipe.max_gradient_norm, layers)
             watch: GradientWatch | None = None
             if tensors is not None and parameters is not None:
                 watch = GradientWatch(self._model, tensors, parameters, self._device, gradient, sums=stop is not None)

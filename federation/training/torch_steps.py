@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from federation.training.optimizers import Optimizer
     from federation.training.passes import Group
     from federation.training.placement import Placement
+    from federation.training.plain_layers import PlainLayers
 
 
 class Stepper:
@@ -33,6 +34,7 @@ class Stepper:
         objective: its loss and metrics.
         optimizer: moves it.
         max_norm: the task's gradient is scaled down to this L2 norm; None: never.
+        layers: a short way to the gradients of cross-entropy; None: there is none, or the loss is another.
 
     Attributes:
         means: metrics of the steps taken.
@@ -45,7 +47,9 @@ class Stepper:
         objective: Objective,
         optimizer: Optimizer,
         max_norm: float | None,
+        layers: PlainLayers | None = None,
     ) -> None:
+        self._layers = layers
         self.means = Means()
         self.rates: list[float] = []
         self._model = model
@@ -63,10 +67,8 @@ class Stepper:
         optimizer, objective = self._optimizer, self._objective
         optimizer.zero_grad(set_to_none=True)
         for samples, targets in group.batches:
-            output, target = objective.forward(samples, targets)
-            loss = objective.loss(output, target)
-            share = len(target) / group.examples
-            go_back(loss if share == 1.0 else loss * share)
+            sample, target = objective.sample(samples), objective.target(targets)
+            loss, output = self._go_back(sample, target, len(target) / group.examples)
             self.means.add(len(target), objective.measure(loss, output, target))
         if self._max_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._max_norm)
@@ -75,6 +77,19 @@ class Stepper:
         if self._watch is not None:
             self._watch(rate)
         optimizer.step()
+
+    def _go_back(self, sample: torch.Tensor, target: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the gradients of a batch's share of the mean loss; returns the batch's own loss, and the output."""
+        objective, layers = self._objective, self._layers
+        is_plain = layers is not None and share == 1.0 and layers.takes(self._model, sample, target)
+        if layers is not None and is_plain and layers.is_proven(len(target)):
+            return layers.go_back(sample, target)
+        output = objective.output(self._model(sample))
+        loss = objective.loss(output, target)
+        go_back(loss if share == 1.0 else loss * share)
+        if layers is not None and is_plain:
+            layers.prove(sample, target)
+        return loss, output
 
 
 def go_back(loss: torch.Tensor) -> None:

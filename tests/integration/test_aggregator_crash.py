@@ -145,7 +145,7 @@ ALL_IN = {"algorithm": "fedbuff", "options": {"k": 2}}
     ],
 )
 async def test_killed_again_and_again_it_arrives_at_the_same_bytes(tmp_path, elements, plan):
-    plan = {"rounds": 4, **plan}
+    plan = {"rounds": 3, **plan}
     undisturbed = stage(tmp_path / "calm", schema=flat_schema(elements), **plan)
     built = stage(tmp_path / "wild", schema=flat_schema(elements), **plan)
     async with undisturbed.aggregator() as calm:

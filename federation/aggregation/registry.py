@@ -16,28 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from federation.aggregation.before.arc import Arc
-from federation.aggregation.before.bucketing import Bucketing
-from federation.aggregation.before.clipping import Clipping
-from federation.aggregation.before.nnm import Nnm
-from federation.aggregation.bulyan import Bulyan
-from federation.aggregation.caf import Caf
-from federation.aggregation.centered_clipping import CenteredClipping
 from federation.aggregation.combiner import Aggregation
-from federation.aggregation.fltrust import FlTrust
-from federation.aggregation.geometric_median import GeometricMedian
-from federation.aggregation.krum import Krum
-from federation.aggregation.mda import Mda
-from federation.aggregation.meamed import MeaMed
-from federation.aggregation.mean import WeightedMean
-from federation.aggregation.median import Median
-from federation.aggregation.monna import Monna
-from federation.aggregation.multi_krum import MultiKrum
 from federation.aggregation.rule import AggregationRule, NeverEnoughError
-from federation.aggregation.smea import Smea
-from federation.aggregation.trimmed_mean import TrimmedMean
 from federation.errors import PlanError
-from federation.plan.plugins import load_plugin
+from federation.plan.plugins import Catalogue, load_plugin
 
 if TYPE_CHECKING:
     from federation.aggregation.before.pre_aggregation import PreAggregation
@@ -46,28 +28,36 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "federation.aggregation_rules"
 
-RULES: dict[str, type[AggregationRule]] = {
-    rule.name: rule
-    for rule in (
-        WeightedMean,
-        Median,
-        TrimmedMean,
-        MeaMed,
-        Krum,
-        MultiKrum,
-        Bulyan,
-        GeometricMedian,
-        CenteredClipping,
-        Mda,
-        Monna,
-        Smea,
-        Caf,
-        FlTrust,
-    )
-}
+RULES: Catalogue[type[AggregationRule]] = Catalogue(
+    "federation.aggregation",
+    {
+        "mean": "mean:WeightedMean",
+        "median": "median:Median",
+        "trimmed_mean": "trimmed_mean:TrimmedMean",
+        "meamed": "meamed:MeaMed",
+        "krum": "krum:Krum",
+        "multi_krum": "multi_krum:MultiKrum",
+        "bulyan": "bulyan:Bulyan",
+        "geometric_median": "geometric_median:GeometricMedian",
+        "centered_clipping": "centered_clipping:CenteredClipping",
+        "mda": "mda:Mda",
+        "monna": "monna:Monna",
+        "smea": "smea:Smea",
+        "caf": "caf:Caf",
+        "fltrust": "fltrust:FlTrust",
+    },
+)
 """Every built-in rule by name, in the order of the documentation."""
 
-PRE_AGGREGATIONS: dict[str, type[PreAggregation]] = {each.name: each for each in (Nnm, Bucketing, Clipping, Arc)}
+PRE_AGGREGATIONS: Catalogue[type[PreAggregation]] = Catalogue(
+    "federation.aggregation",
+    {
+        "nnm": "before.nnm:Nnm",
+        "bucketing": "before.bucketing:Bucketing",
+        "clipping": "before.clipping:Clipping",
+        "arc": "before.arc:Arc",
+    },
+)
 """Every pre-aggregation by name, in the order of the documentation."""
 
 
@@ -202,13 +192,13 @@ def fewest_enough(plan: Plan) -> int | None:
 
 
 def _has_arc(aggregation: Aggregation) -> bool:
-    return any(isinstance(step, Arc) for step in aggregation.before)
+    return any(step.name == "arc" for step in aggregation.before)
 
 
 def _check_hostile_mean(plan: Plan, aggregation: Aggregation, fewest: int, advice: str) -> None:
     """Refuse a mean that shall stand hostile sites and lets one of them be long or weigh as much as it says."""
     f, share = plan.byzantine, plan.max_share
-    if not any(isinstance(step, Arc | Clipping) for step in aggregation.before):
+    if not any(step.name in ("arc", "clipping") for step in aggregation.before):
         raise PlanError(
             f"byzantine is {f}, and the mean stands no hostile site unless updates are clipped before it: choose "
             "another rule, such as 'trimmed_mean', add 'arc' to pre_aggregation, or leave byzantine at 0"

@@ -14,34 +14,11 @@ from typing import TYPE_CHECKING
 
 from federation.aggregation import registry as rules
 from federation.algorithms.algorithm import Algorithm
-from federation.algorithms.dcgd import Dcgd
-from federation.algorithms.diana import Diana
-from federation.algorithms.ditto import Ditto
-from federation.algorithms.ef21 import Ef21
-from federation.algorithms.fedasync import FedAsync
-from federation.algorithms.fedavg import FedAvg
-from federation.algorithms.fedbuff import FedBuff
-from federation.algorithms.fedcurv import FedCurv
-from federation.algorithms.feddyn import FedDyn
-from federation.algorithms.fednova import FedNova
-from federation.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
-from federation.algorithms.fedprox import FedProx
-from federation.algorithms.fedsgd import FedSgd
-from federation.algorithms.fixed_time import FixedTime
-from federation.algorithms.marina import Marina
-from federation.algorithms.mixing import Mixing
-from federation.algorithms.partial import FedBN, FedPer, FedRep
-from federation.algorithms.per_fedavg import PerFedAvg
-from federation.algorithms.personal_fedavg import PersonalFedAvg
-from federation.algorithms.qfedavg import QFedAvg
-from federation.algorithms.scaffold import Scaffold
-from federation.algorithms.site_momentum import SiteMomentum
-from federation.algorithms.stale import StaleCompensation
 from federation.compression import load_codec
 from federation.compression.dgc import Dgc
 from federation.compression.powersgd import PowerSgd
 from federation.errors import PlanError
-from federation.plan.plugins import load_plugin
+from federation.plan.plugins import Catalogue, load_plugin
 from federation.rounds.quarantine import check_quarantine
 from federation.rounds.sampling import check_sampler, takes_count
 from federation.rounds.schedules import check_schedules
@@ -53,39 +30,39 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "federation.algorithms"
 
-BUILT_IN: dict[str, type[Algorithm]] = {
-    method.name: method
-    for method in (
-        FedAvg,
-        FedSgd,
-        FedProx,
-        FixedTime,
-        SiteMomentum,
-        Scaffold,
-        FedNova,
-        FedAvgM,
-        FedAdagrad,
-        FedAdam,
-        FedYogi,
-        FedDyn,
-        QFedAvg,
-        FedCurv,
-        Dcgd,
-        Diana,
-        Marina,
-        Ef21,
-        Ditto,
-        FedPer,
-        FedRep,
-        FedBN,
-        PersonalFedAvg,
-        PerFedAvg,
-        Mixing,
-        FedAsync,
-        FedBuff,
-        StaleCompensation,
-    )
-}
+BUILT_IN: Catalogue[type[Algorithm]] = Catalogue(
+    "federation.algorithms",
+    {
+        "fedavg": "fedavg:FedAvg",
+        "fedsgd": "fedsgd:FedSgd",
+        "fedprox": "fedprox:FedProx",
+        "fixed_time": "fixed_time:FixedTime",
+        "site_momentum": "site_momentum:SiteMomentum",
+        "scaffold": "scaffold:Scaffold",
+        "fednova": "fednova:FedNova",
+        "fedavgm": "fedopt:FedAvgM",
+        "fedadagrad": "fedopt:FedAdagrad",
+        "fedadam": "fedopt:FedAdam",
+        "fedyogi": "fedopt:FedYogi",
+        "feddyn": "feddyn:FedDyn",
+        "qfedavg": "qfedavg:QFedAvg",
+        "fedcurv": "fedcurv:FedCurv",
+        "dcgd": "dcgd:Dcgd",
+        "diana": "diana:Diana",
+        "marina": "marina:Marina",
+        "ef21": "ef21:Ef21",
+        "ditto": "ditto:Ditto",
+        "fedper": "partial:FedPer",
+        "fedrep": "partial:FedRep",
+        "fedbn": "partial:FedBN",
+        "personal_fedavg": "personal_fedavg:PersonalFedAvg",
+        "per_fedavg": "per_fedavg:PerFedAvg",
+        "mixing": "mixing:Mixing",
+        "fedasync": "fedasync:FedAsync",
+        "fedbuff": "fedbuff:FedBuff",
+        "stale": "stale:StaleCompensation",
+    },
+)
 """Every built-in method by name, in the order of the documentation."""
 
 

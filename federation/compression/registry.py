@@ -10,20 +10,8 @@ import difflib
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from federation.compression.bernoulli import Bernoulli
-from federation.compression.casts import Brain, Half
-from federation.compression.dgc import Dgc
-from federation.compression.dithering import Dithering, Qsgd, TernGrad
-from federation.compression.eden import Eden
-from federation.compression.identity import Identity
-from federation.compression.int8 import Int8
-from federation.compression.natural import Natural
-from federation.compression.natural_dithering import NaturalDithering
-from federation.compression.powersgd import PowerSgd
-from federation.compression.rand_k import RandK
-from federation.compression.stc import Stc
-from federation.compression.top_k import TopK
 from federation.errors import ConfigurationError, PlanError
+from federation.plan.plugins import Catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,25 +20,28 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "federation.codecs"
 
-BUILT_IN: dict[str, Callable[[Sequence[str]], Codec]] = {
-    "identity": Identity.of,
-    "bernoulli": Bernoulli.of,
-    "rand_k": RandK.of,
-    "top_k": TopK.of,
-    "natural": Natural.of,
-    "dithering": Dithering.of,
-    "qsgd": Qsgd.of,
-    "terngrad": TernGrad.of,
-    "natural_dithering": NaturalDithering.of,
-    "dgc": Dgc.of,
-    "stc": Stc.of,
-    "eden": Eden.of,
-    "drive": Eden.drive,
-    "float16": Half.of,
-    "bfloat16": Brain.of,
-    "int8": Int8.of,
-    "powersgd": PowerSgd.of,
-}
+BUILT_IN: Catalogue[Callable[[Sequence[str]], Codec]] = Catalogue(
+    "federation.compression",
+    {
+        "identity": "identity:Identity.of",
+        "bernoulli": "bernoulli:Bernoulli.of",
+        "rand_k": "rand_k:RandK.of",
+        "top_k": "top_k:TopK.of",
+        "natural": "natural:Natural.of",
+        "dithering": "dithering:Dithering.of",
+        "qsgd": "dithering:Qsgd.of",
+        "terngrad": "dithering:TernGrad.of",
+        "natural_dithering": "natural_dithering:NaturalDithering.of",
+        "dgc": "dgc:Dgc.of",
+        "stc": "stc:Stc.of",
+        "eden": "eden:Eden.of",
+        "drive": "eden:Eden.drive",
+        "float16": "casts:Half.of",
+        "bfloat16": "casts:Brain.of",
+        "int8": "int8:Int8.of",
+        "powersgd": "powersgd:PowerSgd.of",
+    },
+)
 
 
 def codec_names() -> list[str]:

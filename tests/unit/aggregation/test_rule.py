@@ -11,6 +11,7 @@ from federation.aggregation import registry
 from federation.aggregation.mean import WeightedMean
 from federation.aggregation.registry import (
     ENTRY_POINT_GROUP,
+    PRE_AGGREGATIONS,
     RULES,
     check,
     load_aggregation,
@@ -150,3 +151,8 @@ def test_a_rule_that_takes_only_so_many_is_accepted_with_a_sample() -> None:
 def test_the_median_needs_no_number_of_hostile_sites() -> None:
     check(Plan(rule="median"), 1)
     check(Plan(rule="median", byzantine=2), 5)
+
+
+@pytest.mark.parametrize("catalogue", [RULES, PRE_AGGREGATIONS])
+def test_what_is_built_in_is_listed_under_the_name_it_says(catalogue):
+    assert {name: kind.name for name, kind in catalogue.items()} == {name: name for name in catalogue}

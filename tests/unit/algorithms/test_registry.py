@@ -116,6 +116,12 @@ def test_a_plugin_that_is_broken_or_no_algorithm_is_the_operators_to_mend(monkey
         load_algorithm(Plan(algorithm="other"))
 
 
+def test_every_method_is_listed_under_the_name_it_says():
+    assert {name: method.name for name, method in registry.BUILT_IN.items()} == {
+        name: name for name in registry.BUILT_IN
+    }
+
+
 @pytest.mark.parametrize("name", sorted(registry.BUILT_IN))
 def test_every_method_accepts_a_plain_plan_once_it_has_what_it_needs(name):
     needs = {"fixed_time": {"local_seconds": 1.0}, "fedper": {"local": ("head",)}, "fedrep": {"local": ("head",)}}

@@ -27,6 +27,13 @@ def test_the_ground_does_not_load(heavy: str) -> None:
     assert heavy not in _run(LOADED.format(modules=GROUND)).split()
 
 
+@pytest.mark.parametrize("role", ["aggregator", "collaborator", "trainer"])
+def test_a_process_starts_without_the_methods_rules_and_codecs_that_its_plan_may_not_name(role: str) -> None:
+    loaded = set(_run(LOADED.format(modules=[f"federation.{role}.process"])).split())
+    ours = {f"federation.{name}" for name in ("algorithms.scaffold", "aggregation.krum", "compression.eden")}
+    assert not loaded & {*ours, "torch"}
+
+
 def test_the_ground_can_be_imported_where_linux_only_things_are_missing() -> None:
     missing = "import asyncio, os, sys; sys.modules['resource'] = sys.modules['fcntl'] = None; del os.pidfd_open\n"
     assert "federation.runtime.children" in _run(missing + LOADED.format(modules=GROUND)).split()

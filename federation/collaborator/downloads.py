@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from federation.wire.payloads import Payload
 
 _MAX_DAMAGED = 5
+_STORED_BYTES = 1 << 20
 _log = logging.getLogger(__name__)
 
 
@@ -198,16 +199,17 @@ def _store_all(receiver: ChunkReceiver, descriptor: int, chunks: Sequence[Piece]
 
 
 def _store(receiver: ChunkReceiver, descriptor: int, chunk: Piece) -> None:
-    data = receiver.check(chunk)
-    position = receiver.received
-    view = memoryview(data)
-    try:
-        while view:
-            written = os.pwrite(descriptor, view, position)
-            view, position = view[written:], position + written
-    except OSError as error:
-        raise StorageError(f"a payload could not be written: {error.strerror or error}") from error
-    receiver.take(data)
+    """Check, digest and write a chunk; should the disk refuse, the receiver is of no further use."""
+    data = memoryview(receiver.check(chunk))
+    for start in range(0, len(data), _STORED_BYTES):
+        view, position = data[start : start + _STORED_BYTES], receiver.received
+        receiver.take(view)  # first: what the digest has read is then written out of the core's cache
+        try:
+            while view:
+                written = os.pwrite(descriptor, view, position)
+                view, position = view[written:], position + written
+        except OSError as error:
+            raise StorageError(f"a payload could not be written: {error.strerror or error}") from error
 
 
 def _digest_of(payload: Payload) -> Digest:

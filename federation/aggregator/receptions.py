@@ -163,9 +163,8 @@ class Receptions:
             MalformedMessageError: the commit has not one digest a payload.
             UpdateRejectedError: TRUNCATED, CORRUPT, WRONG_CODEC or NOT_FINITE.
         """
-        digests = commit_from_proto(commit, len(reception.payloads))
-        for payload, digest in zip(reception.payloads, digests, strict=True):
-            payload.finish(digest)
+        said = commit_from_proto(commit, len(reception.payloads))
+        digests = tuple(payload.finish(each) for payload, each in zip(reception.payloads, said, strict=True))
         norm = reception.payloads[0].norm
         for plan, stored in zip(self._plans, reception.update.payloads, strict=True):
             if plan.codec != IDENTITY_CODEC:

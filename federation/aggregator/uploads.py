@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from federation.aggregator.receptions import Asking, Reception, Request
     from federation.errors import FederationError
-    from federation.names import SiteName
+    from federation.names import Digest, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.events import Event
     from federation.runtime.clock import Clock
@@ -327,8 +327,8 @@ class Uploads:
             commit = await self._receptions.read(reception, turn, requests)
         finally:
             turn.release()
-        await self._admit(stream, reception, commit)
-        yield pb.PushUpdateReply(result=pb.UpdateResult(admitted=True))
+        digests = await self._admit(stream, reception, commit)
+        yield pb.PushUpdateReply(result=pb.UpdateResult(admitted=True, digests=digests))
 
     def _check(self, site: SiteName, announcement: UpdateAnnouncement) -> None:
         """Rule 3, first half."""
@@ -350,8 +350,8 @@ class Uploads:
         admission.check_staleness(expected)
         admission.check_claim(claim, expected, examples_cap=self._round.examples_cap(site))
 
-    async def _admit(self, stream: _Stream, reception: Reception, commit: pb.UpdateCommit) -> None:
-        """Rule 3, second half."""
+    async def _admit(self, stream: _Stream, reception: Reception, commit: pb.UpdateCommit) -> tuple[Digest, ...]:
+        """Rule 3, second half; returns the digests of what is stored."""
         site = stream.site
         digests, norm = await self._receptions.finish(reception, commit)
         admission.check_norm(norm, self._plan, self._round.norms)
@@ -373,6 +373,7 @@ class Uploads:
         self._receptions.forget(site)
         self._metrics.updates_admitted_total.inc()
         self._round.handle(UpdateAdmitted(site, asked_round=stream.asking[0]))
+        return digests
 
     def _is_awaited(self, site: SiteName, asking: Asking) -> bool:
         """Tell whether the task that an update answers is still the site's own, and open."""

@@ -26,16 +26,17 @@ from federation.collaborator.ordering import UnsignedPlanError
 from federation.collaborator.parent import EnvoyLine, Status
 from federation.collaborator.session import Session, SupersededError
 from federation.collaborator.state import StateFile
+from federation.collaborator.threads import in_thread
 from federation.collaborator.trainers import shard_configs, trainer_settings
 from federation.collaborator.uploads import Uploads
 from federation.collaborator.warm_trainer import WarmTrainer
 from federation.collaborator.work import Work
-from federation.errors import ConfigurationError, FederationError
+from federation.errors import ConfigurationError, FederationError, StorageError
 from federation.names import Digest, Identity, Role, RoundNumber
 from federation.plan import ExperimentSpec
 from federation.runtime.clock import SystemClock
 from federation.runtime.orphans import Lease
-from federation.runtime.records import ExitRecord, write_exit_record
+from federation.runtime.records import ExitRecord, boot_id, write_exit_record
 from federation.runtime.shutdown import Shutdown
 from federation.runtime.tasks import Supervisor
 from federation.storage.retained import Retention
@@ -181,9 +182,14 @@ def _assemble(config: CollaboratorConfig, place: _Place, metrics: Metrics, clock
         downloads=Downloads(
             experiment=config.experiment, exchange=exchange, spec=spec, links=links, metrics=metrics, clock=clock
         ),
-        uploads=Uploads(links=links, metrics=metrics, clock=clock),
+        uploads=Uploads(
+            links=links,
+            metrics=metrics,
+            clock=clock,
+            schemas={plan.name: plan.schema for plan in spec.uploads()},
+        ),
         trainer=trainer,
-        retention=Retention(config.folder / "retained"),
+        retention=Retention(config.folder / "retained", boot=boot_id()),
         metrics=metrics,
     )
     state = StateFile(config.folder / "state")
@@ -290,7 +296,7 @@ async def _until_permanent_failure(parts: _Parts, clock: Clock) -> ExitRecord:
 
 async def _until_stopped(parts: _Parts, shutdown: Shutdown, drain_s: float, clock: Clock) -> ExitRecord:
     await shutdown.draining.wait()
-    closing = asyncio.create_task(parts.desk.close(), name="close-desk")
+    closing = asyncio.create_task(_close(parts), name="close-desk")
     hurry = asyncio.create_task(shutdown.stop_now.wait(), name="stop-now")
     try:
         await asyncio.wait({closing, hurry}, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
@@ -299,6 +305,14 @@ async def _until_stopped(parts: _Parts, shutdown: Shutdown, drain_s: float, cloc
         hurry.cancel()
         await asyncio.gather(closing, hurry, return_exceptions=True)
     return ExitRecord(outcome="stopped", reason=shutdown.reason, at=clock.now())
+
+
+async def _close(parts: _Parts) -> None:
+    await parts.desk.close()
+    try:
+        await in_thread(parts.work.seal)
+    except StorageError as error:
+        _log.warning("the kept update could not be digested: %s", error)
 
 
 async def _until_orphaned(lease: Lease, clock: Clock) -> ExitRecord:

@@ -1,6 +1,6 @@
-"""What a trainer hands over, checked as a stranger's would be, before any of it leaves the site.
+"""What a trainer hands over, checked as a stranger's would be: no byte leaves the site before it was checked.
 
-One pass over each payload in reused megabytes, never the whole in memory; the digest is taken on the way:
+In pieces, never the whole in memory:
 
 1. The file is a regular one and has exactly the size of its schema; an encoded payload has at most the size its codec
    can make, and decodes.
@@ -9,8 +9,13 @@ One pass over each payload in reused megabytes, never the whole in memory; the d
 3. Metrics are among those the plan fixes, and finite.
 4. Examples are at least 1 and at most what the shard has; steps and seconds are not negative.
 
-The aggregator checks all of this again. Clipping and noise come in here when there is a privacy floor: they need the
-same pass. Failures are `TaskError` with a class of ours; numbers of the site go to the site's log only.
+Payloads that are small or encoded are read through, and digested on the way, before their update is kept. A large one
+that travels as it is is read once only: each piece is checked as it is sent (`OutgoingPayload`), and a bad one ends the
+upload; what left before it was good by the same rules.
+
+The aggregator checks all of this again. Clipping and noise come in here when there is a privacy floor: they need a pass
+over the whole before any of it is sent. Failures are `TaskError` with a class of ours; numbers of the site go to the
+site's log only.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from federation.compression import BLOCK_ELEMENTS, PayloadDecoder
-from federation.errors import TaskError
+from federation.errors import StorageError, TaskError
 from federation.plan import check_metrics
 from federation.tensors import NotFiniteError, TensorScan, TensorSchema
 from federation.tensors.digest import PayloadHash
@@ -125,6 +130,51 @@ def check_payload(descriptor: int, schema: TensorSchema, name: str) -> Digest:
             raise TaskError("NotFinite", traceback=f"payload {name!r}: {error}") from error
         offset += count
     return running.digest()
+
+
+class OutgoingPayload:
+    """The open file of a payload that is being sent; what was not checked yet is, before it is handed out.
+
+    Bytes are checked once and in order, however often and from where on they are sent: those before the first that is
+    asked for, which an earlier process sent, are read for that alone. For one thread at a time.
+
+    Args:
+        descriptor: open for reading; not closed here.
+        name: of the payload.
+        schema: its layout; None: it was checked before.
+    """
+
+    def __init__(self, descriptor: int, name: str, schema: TensorSchema | None) -> None:
+        self._descriptor = descriptor
+        self._name = name
+        self._scan = TensorScan(schema) if schema is not None else None
+
+    def pread(self, position: int, size: int) -> bytes:
+        """Return the bytes at (position, size); blocks.
+
+        Raises:
+            TaskError: class ``NotFinite``, as `check_payload`; the payload is then of no further use.
+            StorageError: they cannot be read, or the file became shorter.
+        """
+        data = self._pread(position, size)
+        scan = self._scan
+        if scan is not None and scan.position < position + size:
+            try:
+                while scan.position < position:
+                    scan.feed(self._pread(scan.position, min(PIECE_BYTES, position - scan.position)))
+                scan.feed(memoryview(data)[scan.position - position :])
+            except NotFiniteError as error:
+                raise TaskError("NotFinite", traceback=f"payload {self._name!r}: {error}") from error
+        return data
+
+    def _pread(self, position: int, size: int) -> bytes:
+        try:
+            data = os.pread(self._descriptor, size, position)
+        except OSError as error:
+            raise StorageError(f"payload {self._name} cannot be read: {error.strerror or error}") from error
+        if len(data) != size:
+            raise StorageError(f"payload {self._name} became shorter while it was sent")
+        return data
 
 
 def check_encoded(descriptor: int, nbytes: int, plan: PayloadPlan) -> Digest:

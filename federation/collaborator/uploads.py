@@ -5,7 +5,9 @@
    All other updates have a call of their own, as follows.
 2. Header first, with the id that was stored with the update: what the server holds counts for the same id only.
 3. Small updates are sent whole at once; for larger ones the server's word on what it holds comes first.
-4. Chunks are read at positions, a few ahead of the one on the wire; then the digests taken when the update was checked.
+4. Chunks are read at positions, a few ahead of the one on the wire, and checked if the update was not checked before
+   (`federation.collaborator.protection`); then its digests, as far as they were taken. A large update has none yet: the
+   aggregator takes it, and tells it once the update is admitted (docs/adr/0014-the-receiver-digests-an-update.md).
 5. A cut, or a server that is busy or has not asked yet, means again after a delay, which a new connection ends at once.
    An aggregator that was restarted asks its sites anew: being asked again ends the delay too, unless the server is
    busy. A newer asking or the verdict ends our trying. Any other refusal is final for this update.
@@ -20,13 +22,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.collaborator import exchange as files
-from federation.collaborator.threads import in_thread
+from federation.collaborator.protection import OutgoingPayload
+from federation.collaborator.threads import in_thread, started
 from federation.errors import (
     FederationError,
     LimitError,
     MalformedMessageError,
     Refusal,
-    StorageError,
     TransportError,
     UpdateRejectedError,
 )
@@ -37,14 +39,17 @@ from federation.v1 import aggregator_pb2
 from federation.wire.chunks import CHUNK_BYTES, LEAST_CHUNK_BYTES, cut
 from federation.wire.payloads import INLINE_BYTES
 from federation.wire.pieces import read_update_message
+from federation.wire.schemas import check_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from federation.collaborator.link import Link, LinkHolder
+    from federation.names import Digest
     from federation.runtime.clock import Clock
     from federation.storage.retained import RetainedUpdate
     from federation.telemetry.metrics import Metrics
+    from federation.tensors import TensorSchema
     from federation.transport.methods import BidiCall
 
 NOT_YET = frozenset({Refusal.NOT_ASKED, Refusal.STALE_EPOCH})
@@ -59,42 +64,50 @@ class Uploads:
         links: connection to the aggregator.
         metrics: bytes sent.
         clock: for the delay after a cut.
+        schemas: layout of each payload that travels as it is.
     """
 
     links: LinkHolder
     metrics: Metrics
     clock: Clock
+    schemas: Mapping[str, TensorSchema]
     _asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def asked_again(self) -> None:
         """Note that the aggregator asks anew for the update that is being sent."""
         self._asked.set()
 
-    async def push(self, update: RetainedUpdate) -> bool:
-        """Send `update`; return whether the aggregator has said that it is admitted.
+    async def push(self, update: RetainedUpdate) -> tuple[Digest, ...] | None:
+        """Send `update`; return what the aggregator says the digests of its payloads are, now that it is admitted.
 
-        False: it went through the session, and its verdict, or a refusal, will tell.
+        Empty: it was admitted before. None: it went through the session, and its verdict, or a refusal, will tell.
 
         Raises:
             UpdateRejectedError: it was refused; sending it again would not help.
             FederationError: likewise, for another reason (the round is over, the site is not of the experiment).
-            TaskError: the trainer took the files away or changed their size.
+            TaskError: the trainer took the files away, changed their size, or wrote what may not leave.
         """
         backoff = Backoff()
         with contextlib.ExitStack() as stack:
-            descriptors = [stack.enter_context(_opened(files.open_result(f.path, f.nbytes))) for f in update.files]
+            sources = [
+                OutgoingPayload(
+                    stack.enter_context(_opened(files.open_result(file.path, file.nbytes))),
+                    file.payload,
+                    self.schemas[file.payload] if file.digest is None else None,
+                )
+                for file in update.files
+            ]
             while True:
                 link = await self.links.get()
                 self._asked.clear()  # before the sending: an asking may overtake the refusal of what it asks for
                 if link.takes_updates and _is_small(update):
-                    if await self._say(link, update, descriptors):
-                        is_admitted = False
+                    if await self._say(link, update, sources):
+                        digests = None
                         break
                     continue
                 is_busy = False
                 try:
-                    await self._send(link, update, descriptors)
-                    is_admitted = True
+                    digests = await self._send(link, update, sources)
                     break
                 except TransportError:
                     pass
@@ -108,25 +121,22 @@ class Uploads:
                     backoff.reset()
         for file in update.files:
             self.metrics.payload_bytes_total.labels("out", file.payload).inc(file.nbytes)
-        return is_admitted
+        return digests
 
-    async def _say(self, link: Link, update: RetainedUpdate, descriptors: Sequence[int]) -> bool:
+    async def _say(self, link: Link, update: RetainedUpdate, sources: Sequence[OutgoingPayload]) -> bool:
         """Send an update through the session; False if it must be sent again, as it was asked for meanwhile."""
         header = aggregator_pb2.UpdateHeader.FromString(update.header)
         header.epoch = link.epoch
         message = aggregator_pb2.WholeUpdate(
             header=header,
-            payloads=[
-                _read(descriptor, f.nbytes, 0, f.payload)
-                for f, descriptor in zip(update.files, descriptors, strict=True)
-            ],
-            commit=aggregator_pb2.UpdateCommit(digests=[file.digest for file in update.files]),
+            payloads=[source.pread(0, file.nbytes) for file, source in zip(update.files, sources, strict=True)],
+            commit=_commit(update),
         )
         await self.links.say(aggregator_pb2.ParticipateRequest(update=message))
         # Whatever became of it: if this session went on, it has arrived; if not, the next one asks for it, or just did.
         return not self._asked.is_set()
 
-    async def _send(self, link: Link, update: RetainedUpdate, descriptors: Sequence[int]) -> None:
+    async def _send(self, link: Link, update: RetainedUpdate, sources: Sequence[OutgoingPayload]) -> tuple[Digest, ...]:
         header = aggregator_pb2.UpdateHeader.FromString(update.header)
         header.epoch = link.epoch  # the session's; round, attempt and model say what it answers
         call = link.stub.bidi("PushUpdate")
@@ -139,15 +149,15 @@ class Uploads:
             if not _is_small(update):
                 holding = await _holding(call, update)
                 if holding.admitted:
-                    return
+                    return ()
                 offsets = holding.bytes
                 chunk_bytes = _chunk_bytes(holding)
-            await self._send_payloads(call, update, _pieces(update, descriptors, offsets, chunk_bytes))
+            await self._send_payloads(call, update, _pieces(update, sources, offsets, chunk_bytes))
             if holding is None:
                 holding = await _holding(call, update)
                 if holding.admitted:
-                    return
-            await _result(call)
+                    return ()
+            return await _result(call, update)
         finally:
             call.cancel()
 
@@ -156,8 +166,7 @@ class Uploads:
         # A small update is read where we are: a thread would cost more than the page cache does.
         if not await (_write_all(call, pieces) if _is_small(update) else _write_ahead(call, pieces)):
             return
-        commit = aggregator_pb2.UpdateCommit(digests=[file.digest for file in update.files])
-        await call.try_write(aggregator_pb2.PushUpdateRequest(commit=commit))
+        await call.try_write(aggregator_pb2.PushUpdateRequest(commit=_commit(update)))
 
 
 async def _write_all(call: BidiCall, pieces: Iterable[bytes]) -> bool:
@@ -181,14 +190,10 @@ async def _write_ahead(call: BidiCall, pieces: Iterator[bytes]) -> bool:
 
     batch = await in_thread(read)
     while batch:
-        reading = asyncio.create_task(in_thread(read), name="read-chunks")
-        try:
+        async with started(read) as reading:
             if not await _write_all(call, batch):
                 return False
-            batch = await reading
-        finally:
-            if not reading.done():
-                await asyncio.wait({reading})
+            batch = await asyncio.shield(reading)
     return True
 
 
@@ -206,6 +211,10 @@ def read_refusal(message: aggregator_pb2.UpdateResult) -> Refusal | None:
         raise MalformedMessageError(f"{message.reason[:64]!r} is no reason to refuse an update") from error
 
 
+def _commit(update: RetainedUpdate) -> aggregator_pb2.UpdateCommit:
+    return aggregator_pb2.UpdateCommit(digests=[file.digest or b"" for file in update.files])
+
+
 def _is_small(update: RetainedUpdate) -> bool:
     return sum(file.nbytes for file in update.files) <= INLINE_BYTES
 
@@ -216,26 +225,12 @@ def _chunk_bytes(holding: aggregator_pb2.UpdateHolding) -> int:
 
 
 def _pieces(
-    update: RetainedUpdate, descriptors: Sequence[int], offsets: Sequence[int], chunk_bytes: int
+    update: RetainedUpdate, sources: Sequence[OutgoingPayload], offsets: Sequence[int], chunk_bytes: int
 ) -> Iterator[bytes]:
     """Yield what is missing, as encoded `PushUpdateRequest` messages."""
-    for index, (file, descriptor, offset) in enumerate(zip(update.files, descriptors, offsets, strict=True)):
-
-        def pread(position: int, size: int, descriptor: int = descriptor, payload: str = file.payload) -> bytes:
-            return _read(descriptor, size, position, payload)
-
+    for index, (file, source, offset) in enumerate(zip(update.files, sources, offsets, strict=True)):
         for position, size in cut(file.nbytes, offset, chunk_bytes=chunk_bytes):
-            yield read_update_message(pread, index, position, size)
-
-
-def _read(descriptor: int, size: int, position: int, payload: str) -> bytes:
-    try:
-        data = os.pread(descriptor, size, position)
-    except OSError as error:
-        raise StorageError(f"payload {payload} cannot be read: {error.strerror or error}") from error
-    if len(data) != size:
-        raise StorageError(f"payload {payload} became shorter while it was sent")
-    return data
+            yield read_update_message(source.pread, index, position, size)
 
 
 async def _holding(call: BidiCall, update: RetainedUpdate) -> aggregator_pb2.UpdateHolding:
@@ -254,8 +249,15 @@ async def _holding(call: BidiCall, update: RetainedUpdate) -> aggregator_pb2.Upd
     return holding
 
 
-async def _result(call: BidiCall) -> None:
-    """Read to the result, and to the end after it; a refusal is the error that the call ends with."""
+async def _result(call: BidiCall, update: RetainedUpdate) -> tuple[Digest, ...]:
+    """Read to the result, and to the end after it; a refusal is the error that the call ends with.
+
+    Returns:
+        The digests it gives.
+
+    Raises:
+        MalformedMessageError: it does not admit, or gives digests of something else.
+    """
     while True:
         reply = await call.read()
         if reply is None:
@@ -267,7 +269,10 @@ async def _result(call: BidiCall) -> None:
             # after the result changes nothing.
             with contextlib.suppress(FederationError):
                 await call.read()
-            return
+            digests = reply.result.digests
+            if digests and len(digests) != len(update.files):
+                raise MalformedMessageError(f"{len(digests)} digests of an update of {len(update.files)} payloads")
+            return tuple(check_digest(digest, f"payload {index}") for index, digest in enumerate(digests))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from federation.collaborator import exchange as files
@@ -21,7 +21,7 @@ from federation.collaborator.threads import in_thread
 from federation.compression import load_codec, max_payload_bytes
 from federation.errors import FederationError, Refusal, TaskError, UpdateRejectedError
 from federation.names import Digest, Epoch, PayloadName
-from federation.storage.retained import RetainedFile, RetainedUpdate
+from federation.storage.retained import RetainedFile, RetainedUpdate, file_digest
 from federation.telemetry.logs import get_logger
 from federation.v1 import aggregator_pb2, trainer_pb2
 from federation.wire import payloads
@@ -29,7 +29,7 @@ from federation.wire.payloads import Payload
 from federation.wire.updates import UPDATE_ID_BYTES, UpdateAnnouncement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from federation.collaborator.config import CollaboratorConfig
@@ -134,13 +134,31 @@ class Work:
         if update is None or not _answers(update, order):
             update = await self._train(order)
         try:
-            is_admitted = await self.uploads.push(update)
+            digests = await self.uploads.push(update)
         except UpdateRejectedError as error:
             self.note_refusal(update, error.refusal, str(error))
             await self.settle(counted=False)
             return
-        if is_admitted:
+        if digests is not None:
             self.note_admitted(update)
+            self._know(update, digests)
+
+    def seal(self) -> None:
+        """Digest what the kept update was kept without, so that it outlives the machine's stop too; blocks.
+
+        Raises:
+            StorageError: a file cannot be read, or the record not be written.
+        """
+        update = self.retained
+        if update is not None and not update.is_digested:
+            self._know(update, [file.digest or file_digest(file) for file in update.files])
+
+    def _know(self, update: RetainedUpdate, digests: Sequence[Digest]) -> None:
+        """Note the digests of the kept update's payloads, if they are news; none: they were not told."""
+        if digests and not update.is_digested:
+            known = tuple(replace(file, digest=digest) for file, digest in zip(update.files, digests, strict=True))
+            self.retained = replace(update, files=known)
+            self.retention.keep(self.retained)
 
     def note_admitted(self, update: RetainedUpdate) -> None:
         """Log and count, once, that the kept update was admitted: its call said so, or only its verdict did."""
@@ -277,12 +295,12 @@ class Work:
         return message
 
     async def _keep(self, order: TaskOrder, claim: protection.TrainingClaim) -> RetainedUpdate:
-        """Check what the trainer wrote, and keep it from now on until its verdict."""
+        """Check what the trainer wrote, as far as it is not checked while it is sent, and keep it until its verdict."""
         kept, announced = [], []
         for plan in self.spec.uploads():
             path = self.exchange.path(self.exchange.sent(plan.name))
-            small = plan.schema.nbytes <= _SMALL_BYTES
-            nbytes, digest = _check(path, plan) if small else await in_thread(_check, path, plan)
+            is_small = plan.schema.nbytes <= _SMALL_BYTES
+            nbytes, digest = _check(path, plan) if is_small else await in_thread(_check, path, plan)
             kept.append(RetainedFile(payload=plan.name, path=path, nbytes=nbytes, digest=digest))
             announced.append(
                 Payload(name=plan.name, schema_digest=plan.schema.digest, codec=plan.codec, encoded_bytes=nbytes)
@@ -341,14 +359,19 @@ def _answers(update: RetainedUpdate, order: TaskOrder) -> bool:
     return asking_of(update) == order.asking and header.model_digest == order.model_digest
 
 
-def _check(path: Path, plan: PayloadPlan) -> tuple[int, Digest]:
-    """Check a payload the trainer wrote; returns the bytes that travel and their digest."""
+def _check(path: Path, plan: PayloadPlan) -> tuple[int, Digest | None]:
+    """Check a payload the trainer wrote; returns the bytes that travel and their digest.
+
+    None: it is checked while it is sent, and has its size so far.
+    """
     if plan.codec == payloads.IDENTITY_CODEC:
         nbytes = plan.schema.nbytes
         descriptor = files.open_result(path, nbytes)
     else:
         descriptor, nbytes = files.open_encoded(path, max_payload_bytes(plan.schema, load_codec(plan.codec)))
     try:
+        if plan.codec == payloads.IDENTITY_CODEC and nbytes > _SMALL_BYTES:
+            return nbytes, None
         if plan.codec == payloads.IDENTITY_CODEC:
             return nbytes, protection.check_payload(descriptor, plan.schema, plan.name)
         return nbytes, protection.check_encoded(descriptor, nbytes, plan)

@@ -66,7 +66,8 @@ def _stat_fields(pid: int) -> list[str] | None:
     return text.rpartition(")")[2].split()
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return the kernel's random id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -94,7 +95,7 @@ class ProcessIdentity:
         fields = _stat_fields(pid)
         if fields is None:
             raise ProcessLookupError(f"there is no process {pid}")
-        return cls(pid=pid, start_ticks=int(fields[19]), boot_id=_boot_id())
+        return cls(pid=pid, start_ticks=int(fields[19]), boot_id=boot_id())
 
     def is_alive(self) -> bool:
         """Whether this very process still runs; a zombie does not."""
@@ -103,7 +104,7 @@ class ProcessIdentity:
             fields is not None
             and fields[0] not in _DEAD_STATES
             and int(fields[19]) == self.start_ticks
-            and self.boot_id == _boot_id()
+            and self.boot_id == boot_id()
         )
 
     def to_json(self) -> str:

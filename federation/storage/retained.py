@@ -2,8 +2,10 @@
 
 The files stay where the trainer wrote them; the record beside them says which they are and what they must hold. It is
 one line behind its CRC-32, written over the last one in place: making, renaming and removing a file each round would
-cost ten times as much. A record that is torn or wrong counts as none, and the site trains again. Nothing is fsynced:
-after a power loss `Retention.verify` finds out.
+cost ten times as much. A record that is torn or wrong counts as none, and the site trains again.
+
+Nothing is fsynced. What a process wrote outlives the process, not the machine: after a power loss `Retention.verify`
+finds out by the digests. Where one is not known yet, the update is believed until the machine is started anew.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ _NOTHING = b"-\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetainedFile:
-    """One payload: its name, its file, its size in bytes, its digest."""
+    """One payload: its name, its file, its size in bytes, its digest; None if it was not computed yet."""
 
     payload: str
     path: Path
     nbytes: int
-    digest: Digest
+    digest: Digest | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,19 +51,26 @@ class RetainedUpdate:
     header: bytes
     files: tuple[RetainedFile, ...]
 
+    @property
+    def is_digested(self) -> bool:
+        """Whether the digest of each payload is known."""
+        return all(file.digest is not None for file in self.files)
+
 
 class Retention:
     """Holds at most one update, the latest.
 
     Args:
         folder: where the record lies; made if missing.
+        boot: id of this start of the machine.
 
     Raises:
         StorageError: the folder cannot be used.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, boot: str) -> None:
         self._path = folder / _RECORD
+        self._boot = boot
         self._held: RetainedUpdate | None = None
         with translated(folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -76,8 +85,14 @@ class Retention:
             "round": update.round,
             "attempt": update.attempt,
             "header": update.header.hex(),
+            "boot": self._boot,
             "files": [
-                {"payload": file.payload, "path": str(file.path), "bytes": file.nbytes, "digest": file.digest.hex()}
+                {
+                    "payload": file.payload,
+                    "path": str(file.path),
+                    "bytes": file.nbytes,
+                    "digest": (file.digest or b"").hex(),
+                }
                 for file in update.files
             ],
         }
@@ -86,7 +101,7 @@ class Retention:
         self._held = update
 
     def current(self) -> RetainedUpdate | None:
-        """Return the update that is remembered, if its files are there in their sizes; else forget it."""
+        """Return the update that is remembered, if its files are there and may be what they were; else forget it."""
         with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
             record = _read_line(self._path.read_bytes())
             update = RetainedUpdate(
@@ -98,12 +113,13 @@ class Retention:
                         payload=row["payload"],
                         path=Path(row["path"]),
                         nbytes=int(row["bytes"]),
-                        digest=Digest(bytes.fromhex(row["digest"])),
+                        digest=Digest(bytes.fromhex(row["digest"])) if row["digest"] else None,
                     )
                     for row in record["files"]
                 ),
             )
-            if all(file.path.stat().st_size >= file.nbytes for file in update.files):
+            is_known = update.is_digested or record["boot"] == self._boot
+            if is_known and all(file.path.stat().st_size >= file.nbytes for file in update.files):
                 self._held = update
                 return update
         self._held = None
@@ -112,12 +128,12 @@ class Retention:
         return None
 
     def verify(self, update: RetainedUpdate) -> bool:
-        """Tell whether the files still hold what was digested: one pass over each, so after a restart only.
+        """Tell whether files still hold what was digested: one pass over each that was, so after a restart only.
 
         Raises:
             StorageError: the disk failed.
         """
-        return all(_digest(file) == file.digest for file in update.files)
+        return all(file.digest is None or file_digest(file) == file.digest for file in update.files)
 
     def release(self, round_number: RoundNumber) -> None:
         """Forget the update of this round or an earlier one: its round is committed or given up.
@@ -140,7 +156,12 @@ def _read_line(content: bytes) -> dict[str, Any]:
     return record
 
 
-def _digest(file: RetainedFile) -> Digest:
+def file_digest(file: RetainedFile) -> Digest:
+    """Return the digest of what a payload's file holds now, in one pass.
+
+    Raises:
+        StorageError: the disk failed.
+    """
     with translated(file.path), open(file.path, "rb", buffering=0) as source:
         descriptor = source.fileno()
         return digest_of(file.nbytes, lambda offset, view: pread_into(descriptor, view, offset, file.path))

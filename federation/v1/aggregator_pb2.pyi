@@ -316,13 +316,15 @@ class UpdateHolding(_message.Message):
     def __init__(self, bytes: _Optional[_Iterable[int]] = ..., admitted: _Optional[bool] = ..., admitted_update_id: _Optional[bytes] = ..., piece_bytes: _Optional[int] = ...) -> None: ...
 
 class UpdateResult(_message.Message):
-    __slots__ = ("admitted", "reason", "detail", "update_id")
+    __slots__ = ("admitted", "reason", "detail", "update_id", "digests")
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
     admitted: bool
     reason: str
     detail: str
     update_id: bytes
-    def __init__(self, admitted: _Optional[bool] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., update_id: _Optional[bytes] = ...) -> None: ...
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, admitted: _Optional[bool] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., update_id: _Optional[bytes] = ..., digests: _Optional[_Iterable[bytes]] = ...) -> None: ...

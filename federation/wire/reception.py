@@ -79,8 +79,11 @@ class PayloadReception:
             raise self._refusal from error
         self._receiver.take(data)
 
-    def finish(self, digest: Digest) -> None:
-        """Check that the payload is whole and what its sender meant.
+    def finish(self, digest: Digest | None) -> Digest:
+        """Return the digest of the payload, which is whole and, as far as its sender says, what that meant.
+
+        Args:
+            digest: as its sender says; None where it did not compute one.
 
         Raises:
             UpdateRejectedError: TRUNCATED or CORRUPT.
@@ -91,11 +94,12 @@ class PayloadReception:
                 f"payload {self.payload.name} ended after {self.held} of {self.payload.encoded_bytes} bytes",
             )
         found = self._receiver.finish()
-        if found != digest:
+        if digest is not None and found != digest:
             raise UpdateRejectedError(
                 Refusal.CORRUPT,
                 f"payload {self.payload.name} has digest {found.hex()[:16]}…, its sender says {digest.hex()[:16]}…",
             )
+        return found
 
 
 def check_decoded(plan: PayloadPlan, source: Readable) -> float:

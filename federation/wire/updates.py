@@ -132,19 +132,21 @@ def announcement_from_proto(message: aggregator_pb2.UpdateHeader) -> UpdateAnnou
     )
 
 
-def commit_from_proto(message: aggregator_pb2.UpdateCommit, payloads: int) -> tuple[Digest, ...]:
-    """Read the closing message of an update.
+def commit_from_proto(message: aggregator_pb2.UpdateCommit, payloads: int) -> tuple[Digest | None, ...]:
+    """Read the closing message of an update; None stands for a digest that its sender did not compute.
 
     Args:
         message: from the site.
         payloads: how many the update announced.
 
     Raises:
-        MalformedMessageError: there are more or fewer digests, or one has the wrong length.
+        MalformedMessageError: there are not as many digests as payloads, or one has the wrong length.
     """
     if len(message.digests) != payloads:
         raise MalformedMessageError(f"{len(message.digests)} digests for {payloads} payloads")
-    return tuple(check_digest(digest, f"payload {index}") for index, digest in enumerate(message.digests))
+    return tuple(
+        check_digest(digest, f"payload {index}") if digest else None for index, digest in enumerate(message.digests)
+    )
 
 
 def metrics_from_proto(metrics: Mapping[str, float], what: str, *, must_be_finite: bool = True) -> dict[str, float]:

@@ -20,7 +20,7 @@ class ProtocolRange:
     software: str = ""
 
 
-PROTOCOL = ProtocolRange(lowest=2, highest=2, software=installed_version("federation"))
+PROTOCOL = ProtocolRange(lowest=3, highest=3, software=installed_version("federation"))
 """What this release speaks. Its number comes from the installed package: the top of `federation` knows the client."""
 
 

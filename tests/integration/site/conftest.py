@@ -276,6 +276,7 @@ class ScriptedAggregator(_Scripted):
         cut_pull_after: cut the next download after so many bytes.
         cut_push_after: cut the next upload after so many bytes.
         piece_bytes: largest piece it says it would like.
+        tells_digests: whether it says what the digests of an admitted update are.
         largest_piece: largest that came.
         refusal: error the next commit is answered with.
         has_refused: set once that was done.
@@ -293,6 +294,7 @@ class ScriptedAggregator(_Scripted):
         self.cut_pull_after: int | None = None
         self.cut_push_after: int | None = None
         self.piece_bytes = 0
+        self.tells_digests = False
         self.takes_updates = False
         self.largest_piece = 0
         self.refusal: FederationError | None = None
@@ -400,7 +402,9 @@ class ScriptedAggregator(_Scripted):
                     raise refusal
                 update = Update(header, [bytes(part) for part in held], list(request.commit.digests), resumed_at)
                 self.updates.put_nowait(update)
-                yield aggregator_pb2.PushUpdateReply(result=aggregator_pb2.UpdateResult(admitted=True))
+                digests = [payload_digest(part) for part in update.data] if self.tells_digests else []
+                result = aggregator_pb2.UpdateResult(admitted=True, digests=digests)
+                yield aggregator_pb2.PushUpdateReply(result=result)
                 return
             self.largest_piece = max(self.largest_piece, len(request.chunk.chunk.data))
             part = held[request.chunk.payload]

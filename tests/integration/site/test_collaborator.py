@@ -116,7 +116,7 @@ async def test_pieces_are_as_large_as_the_aggregator_would_like_within_reason(
         session.send(task=aggregator.task(trial.first_model, round_number=number, inline=False))
         update = await aggregator.next_update()
         assert aggregator.largest_piece == sent, f"wanted: {wanted}"
-        assert update.digests == [payload_digest(update.data[0])]
+        assert set(update.array(trial.spec).tolist()) == {float(number)}
         session.send(verdict=aggregator.verdict(update))
     _finish(session)
     await wait_for_end(child)
@@ -138,21 +138,43 @@ async def test_cut_downloads_and_uploads_go_on_where_they_stopped(
     assert aggregator.pulls[0] == 0
     assert aggregator.pulls[1] > 0
     assert update.resumed_at[0] >= 3 * CHUNK_BYTES
-    assert update.digests == [payload_digest(update.data[0])]
+    assert set(update.array(trial.spec).tolist()) == {1.0}
+    assert update.digests == [b""], "a large update is digested by who receives it"
     _finish(session)
     await wait_for_end(child)
 
 
+@pytest.mark.parametrize(
+    ("elements", "told"),
+    [
+        pytest.param(8, False, id="digested as it is kept"),
+        pytest.param(CHUNK_BYTES // 4, False, id="not digested"),
+        pytest.param(CHUNK_BYTES // 4, True, id="digest told as it was admitted"),
+    ],
+)
 async def test_a_killed_collaborator_sends_its_kept_update_again_without_training(
-    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, until_gone: Any
+    make_trial: Any,
+    make_site: Any,
+    aggregator_of: Any,
+    wait_for_end: Any,
+    until_gone: Any,
+    elements: int,
+    *,
+    told: bool,
 ) -> None:
-    trial = make_trial("open('trainings', 'a').write('x')")
+    trial = make_trial("open('trainings', 'a').write('x')", elements=elements)
     aggregator, site = await aggregator_of(trial), make_site(trial)
+    aggregator.tells_digests = told
     child = await site.start(aggregator.address)
     session = await aggregator.next_session()
     await session.hear("ready")
-    session.send(task=aggregator.task(trial.first_model))
+    session.send(task=aggregator.task(trial.first_model, inline=elements == 8))
     first = await aggregator.next_update()
+    if told:
+        session.send(task=aggregator.task(trial.first_model, train=False, inline=elements == 8))
+        await session.hear("evaluated")  # one thing is done after the other, so what it was told is noted
+    record = next(site.folder.rglob("retained/retained")).read_text()
+    assert (payload_digest(first.data[0]).hex() in record) is (told or elements == 8)
     trainer = site.trainer_pid
     os.kill(child.identity.pid, signal.SIGKILL)
     await wait_for_end(child)
@@ -163,7 +185,7 @@ async def test_a_killed_collaborator_sends_its_kept_update_again_without_trainin
     session = await aggregator.next_session()
     hello = aggregator.hellos[-1]
     assert (hello.last_epoch, hello.pending.round, hello.pending.update_id) == (1, 1, first.header.update_id)
-    session.send(task=aggregator.task(trial.first_model))
+    session.send(task=aggregator.task(trial.first_model, inline=elements == 8))
     await session.hear("ready")
     second = await aggregator.next_update()
     assert second.data == first.data
@@ -250,24 +272,28 @@ async def test_a_failing_task_says_its_class_and_no_more_unless_the_policy_relea
 
 
 @pytest.mark.parametrize(
-    ("train", "error"),
+    ("train", "error", "elements"),
     [
-        pytest.param("model['w'] *= np.nan", "NotFinite", id="NaN"),
-        pytest.param("return {'patients': 17.0}", "MetricsError", id="a metric the plan does not fix"),
+        pytest.param("model['w'] *= np.nan", "NotFinite", 8, id="NaN"),
+        pytest.param("model['w'][-1] = np.nan", "NotFinite", CHUNK_BYTES // 2, id="NaN in a later piece"),
+        pytest.param("return {'patients': 17.0}", "MetricsError", 8, id="a metric the plan does not fix"),
     ],
 )
 async def test_what_may_not_leave_the_site_does_not(
-    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, train: str, error: str
+    make_trial: Any, make_site: Any, aggregator_of: Any, wait_for_end: Any, train: str, error: str, elements: int
 ) -> None:
-    trial = make_trial(train)
+    trial = make_trial(train, elements=elements)
     aggregator, site = await aggregator_of(trial), make_site(trial)
     child = await site.start(aggregator.address)
     session = await aggregator.next_session()
     await session.hear("ready")
-    session.send(task=aggregator.task(trial.first_model))
+    session.send(task=aggregator.task(trial.first_model, inline=elements == 8))
     failed = await session.hear("failed")
     assert failed.error_class == error
     assert aggregator.updates.empty()
+    # Nothing of it is kept: the next asking trains anew.
+    session.send(task=aggregator.task(trial.first_model, attempt=2, inline=elements == 8))
+    assert (await session.hear("failed")).error_class == error
     _finish(session)
     await wait_for_end(child)
 

@@ -74,7 +74,7 @@ async def test_an_update_goes_over_the_next_line_if_this_one_ends_before_it_is_u
     trial = make_trial()
     aggregator, update = await aggregator_of(trial), kept_update(tmp_path, trial)
     links = LinkHolder()
-    uploads = Uploads(links=links, metrics=Metrics(), clock=SystemClock())
+    uploads = Uploads(links=links, metrics=Metrics(), clock=SystemClock(), schemas={})
     name = aggregator_server_name(FederationName("care"), EXPERIMENT)
 
     def dial(port: int, epoch: int) -> grpc.aio.Channel:
@@ -108,7 +108,7 @@ class Sending:
         self.aggregator = aggregator
         self.clock = FakeClock()
         self.links = LinkHolder()
-        self.uploads = Uploads(links=self.links, metrics=Metrics(), clock=self.clock)
+        self.uploads = Uploads(links=self.links, metrics=Metrics(), clock=self.clock, schemas={})
         name = aggregator_server_name(FederationName("care"), EXPERIMENT)
         self.channel = open_channel(aggregator.address, server_name=name, tls=tls)
         self.connect(1)

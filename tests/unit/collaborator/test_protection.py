@@ -9,6 +9,7 @@ import pytest
 from federation.collaborator.protection import (
     PIECE_BYTES,
     EvaluationClaim,
+    OutgoingPayload,
     TrainingClaim,
     check_encoded,
     check_evaluation,
@@ -16,7 +17,7 @@ from federation.collaborator.protection import (
     check_training,
 )
 from federation.compression import encode_payload, load_codec
-from federation.errors import TaskError
+from federation.errors import StorageError, TaskError
 from federation.names import PayloadName
 from federation.plan import PayloadPlan
 from federation.tensors import DType, TensorSchema, TensorSpec, pack
@@ -71,6 +72,52 @@ def test_a_payload_that_shrinks_under_our_hands_is_refused(tmp_path: Path, buffe
     descriptor = _file(tmp_path / "p", buffer[:-1])
     with pytest.raises(TaskError, match="WrongResult"):
         check_payload(descriptor, SCHEMA, "delta")
+    os.close(descriptor)
+
+
+def _bad_at(buffer: bytearray, tensor: str, index: int) -> None:
+    spec = SCHEMA[tensor]
+    start = SCHEMA.offsets[tensor] + index * spec.dtype.itemsize
+    buffer[start : start + spec.dtype.itemsize] = np.array(np.nan, dtype=spec.dtype.numpy).tobytes()
+
+
+def test_pieces_are_sent_as_they_are_in_whatever_order_they_are_asked_for(tmp_path: Path, buffer: bytearray) -> None:
+    descriptor = _file(tmp_path / "p", buffer)
+    outgoing = OutgoingPayload(descriptor, "delta", SCHEMA)
+    for position, size in ((5, 11), (0, 40), (10, 20), (PIECE_BYTES + 3, 7), (len(buffer) - 9, 9)):
+        assert outgoing.pread(position, size) == buffer[position : position + size]
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("asked", [0, PIECE_BYTES + 9], ids=["from the beginning", "from where it was cut"])
+def test_a_piece_with_a_number_that_is_not_finite_is_not_handed_out(
+    tmp_path: Path, buffer: bytearray, asked: int
+) -> None:
+    _bad_at(buffer, "w", 3)
+    descriptor = _file(tmp_path / "p", buffer)
+    with pytest.raises(TaskError, match="NotFinite"):
+        OutgoingPayload(descriptor, "delta", SCHEMA).pread(asked, 50)
+    os.close(descriptor)
+
+
+def test_pieces_before_a_bad_one_are_handed_out_and_a_payload_checked_before_is_not_checked_again(
+    tmp_path: Path, buffer: bytearray
+) -> None:
+    _bad_at(buffer, "h", 6)
+    descriptor = _file(tmp_path / "p", buffer)
+    outgoing = OutgoingPayload(descriptor, "delta", SCHEMA)
+    assert outgoing.pread(0, PIECE_BYTES) == buffer[:PIECE_BYTES]
+    with pytest.raises(TaskError, match="NotFinite") as caught:
+        outgoing.pread(PIECE_BYTES, len(buffer) - PIECE_BYTES)
+    assert "'h'" in caught.value.traceback
+    assert OutgoingPayload(descriptor, "delta", None).pread(0, len(buffer)) == buffer
+    os.close(descriptor)
+
+
+def test_a_payload_that_shrinks_while_it_is_sent_is_not_padded(tmp_path: Path, buffer: bytearray) -> None:
+    descriptor = _file(tmp_path / "p", buffer[:-1])
+    with pytest.raises(StorageError, match="shorter"):
+        OutgoingPayload(descriptor, "delta", SCHEMA).pread(len(buffer) - 8, 8)
     os.close(descriptor)
 
 

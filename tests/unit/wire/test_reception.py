@@ -87,6 +87,12 @@ def test_a_payload_of_another_digest_is_refused(reception: PayloadReception) -> 
     assert caught.value.refusal is Refusal.CORRUPT
 
 
+def test_a_payload_whose_sender_took_no_digest_is_digested_all_the_same(reception: PayloadReception) -> None:
+    data = content()
+    send(reception, data)
+    assert reception.finish(None) == digest_of(data)
+
+
 def test_a_payload_longer_than_announced_is_refused(reception: PayloadReception) -> None:
     data = content()
     send(reception, data)

@@ -126,6 +126,7 @@ def test_a_commit_has_one_digest_for_each_payload() -> None:
     digests = (Digest(b"a" * 32), Digest(b"b" * 32))
     message = aggregator_pb2.UpdateCommit(digests=digests)
     assert commit_from_proto(message, 2) == digests
+    assert commit_from_proto(aggregator_pb2.UpdateCommit(digests=[b"", digests[1]]), 2) == (None, digests[1])
     with pytest.raises(MalformedMessageError, match="2 digests for 1 payloads"):
         commit_from_proto(message, 1)
     with pytest.raises(MalformedMessageError, match="31 bytes"):

@@ -291,9 +291,9 @@ async def test_what_may_not_leave_the_site_does_not(
     failed = await session.hear("failed")
     assert failed.error_class == error
     assert aggregator.updates.empty()
-    # Nothing of it is kept: the next asking trains anew.
-    session.send(task=aggregator.task(trial.first_model, attempt=2, inline=elements == 8))
-    assert (await session.hear("failed")).error_class == error
+    if error == "NotFinite":  # Nothing of it is kept: the next asking trains anew. Other metrics end the site's part.
+        session.send(task=aggregator.task(trial.first_model, attempt=2, inline=elements == 8))
+        assert (await session.hear("failed")).error_class == error
     _finish(session)
     await wait_for_end(child)
 

@@ -4,8 +4,8 @@ Rules, in order:
 
 1. An aggregator speaks for the experiment in its certificate, under the epoch it was granted. One with an older
    epoch, or of an experiment that is over, is told to stop, at its hello and at any later message.
-2. A report is stored under its journal sequence, then acknowledged: it may be sent again without harm. Reports in quick
-   succession are stored together (`director.bursts`), always before what follows them.
+2. A report is stored under its journal sequence, then acknowledged: it may be sent again without harm. Reports and
+   progress in quick succession are stored together (`director.bursts`), always before what follows them.
 3. The end of an experiment is stored, acknowledged, and then the stream ends in good order.
 4. The roster is every site that accepted, with the examples its envoy declared and how often it was released from
    quarantine; it is sent again whenever it changes, so a release reaches every later aggregator too.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 from director import lifecycle
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from director.bursts import Told
     from director.store.database import Database
     from director.store.records import ExperimentRecord
     from federation.runtime.clock import Clock
@@ -218,10 +220,14 @@ class Supervision:
                 report_from_proto(request.report)  # refuses what cannot mean anything
                 await session.burst.add(request.report)
                 return
-            await session.burst.flush()
             if kind == "event":
-                await self._event(session, request.event)
-            elif kind == "status":
+                event = self._kept(session, request.event)
+                await session.burst.add(event)
+                if event.kind not in events.PROGRESS_KINDS:
+                    await session.burst.flush()
+                return
+            await session.burst.flush()
+            if kind == "status":
                 await self._status(session, request.status)
             elif kind == "end":
                 await self._end(session, request.end)
@@ -238,14 +244,17 @@ class Supervision:
         except Exception as error:  # the session must end with whatever went wrong, or the aggregator would wait
             session.outbox.close(error)
 
-    async def _store(self, session: _Session, reports: list[pb.RoundReport]) -> None:
+    async def _store(self, session: _Session, told: list[Told]) -> None:
         # Relaxed: what a power cut takes from us the aggregator's journal has, and it asks for our last sequence.
         await self._database.relaxed(
-            _store_reports, session.experiment, session.epoch, reports, session.actor, self._clock.now()
+            _store_all, session.experiment, session.epoch, told, session.actor, self._clock.now()
         )
-        session.outbox.put(pb.SuperviseReply(acknowledge=pb.Acknowledge(sequence=reports[-1].sequence)))
+        reports = [each for each in told if isinstance(each, pb.RoundReport)]
+        if reports:
+            session.outbox.put(pb.SuperviseReply(acknowledge=pb.Acknowledge(sequence=reports[-1].sequence)))
 
-    async def _event(self, session: _Session, event: pb.Event) -> None:
+    def _kept(self, session: _Session, event: pb.Event) -> pb.Event:
+        """Return an event as it is stored."""
         if event.kind not in _EVENT_KINDS:
             raise MalformedMessageError(f"an aggregator's event cannot be of kind {event.kind[:40]!r}")
         kept = pb.Event(
@@ -257,7 +266,7 @@ class Supervision:
         )
         if event.HasField("phase"):
             kept.phase.CopyFrom(event.phase)
-        await self._database.relaxed(_store_event, session.experiment, session.epoch, kept)
+        return kept
 
     async def _status(self, session: _Session, status: pb.AggregatorStatus) -> None:
         if status.state not in _STATES:
@@ -310,17 +319,15 @@ async def _end_bursts(session: _Session, storing: asyncio.Task[None]) -> None:
     await asyncio.wait({storing})
 
 
-def _store_reports(
-    session: Session, experiment: str, epoch: Epoch, reports: list[pb.RoundReport], actor: str, now: float
-) -> None:
+def _store_all(session: Session, experiment: str, epoch: Epoch, told: list[Told], actor: str, now: float) -> None:
+    """Store reports and events in their order."""
     experiments.require_epoch(session, experiment, epoch)
-    if rounds.store(session, experiment, reports, now):
-        sites.note_quarantine(session, experiment, max(reports, key=lambda row: row.sequence), actor, now)
-
-
-def _store_event(session: Session, experiment: str, epoch: Epoch, event: pb.Event) -> None:
-    experiments.require_epoch(session, experiment, epoch)
-    events.append(session, event)
+    for _, group in groupby(told, type):
+        run = list(group)
+        events.append_all(session, experiment, [each for each in run if isinstance(each, pb.Event)])
+        reports = [each for each in run if isinstance(each, pb.RoundReport)]
+        if rounds.store(session, experiment, reports, now):
+            sites.note_quarantine(session, experiment, max(reports, key=lambda row: row.sequence), actor, now)
 
 
 def _change_if_active(session: Session, experiment: str, epoch: Epoch, wanted: lifecycle.Change) -> bool:

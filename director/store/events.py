@@ -33,6 +33,8 @@ def append(session: Session, event: pb.Event) -> None:
 
 def append_all(session: Session, experiment: str, new: Sequence[pb.Event]) -> None:
     """Append events of one experiment, in order."""
+    if not new:
+        return
     rows = []
     for event in new:
         body = pb.Event()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from director.bursts import BURST_S, MAX_REPORTS, ReportBurst
+from director.bursts import BURST_S, MAX_WAITING, ReportBurst
 from federation.errors import StaleRoundError
 from federation.testing.clock import FakeClock
 from federation.v1 import director_pb2 as pb
@@ -20,10 +20,10 @@ class Store:
         self.error: Exception | None = None
         self.stored = asyncio.Event()
 
-    async def __call__(self, reports: list[pb.RoundReport]) -> None:
+    async def __call__(self, told: list[pb.RoundReport | pb.Event]) -> None:
         if self.error is not None:
             raise self.error
-        self.transactions.append([report.sequence for report in reports])
+        self.transactions.append([each.sequence for each in told])
         self.stored.set()
 
 
@@ -65,8 +65,8 @@ async def test_reports_of_a_burst_wait_for_its_end_and_are_stored_together(store
 
 async def test_a_burst_is_stored_early_when_it_is_long(store: Store, clock: FakeClock) -> None:
     burst = ReportBurst(store, clock)
-    await add(burst, *range(MAX_REPORTS + 1))
-    assert [len(rows) for rows in store.transactions] == [1, MAX_REPORTS]
+    await add(burst, *range(MAX_WAITING + 1))
+    assert [len(rows) for rows in store.transactions] == [1, MAX_WAITING]
 
 
 async def test_what_follows_from_reports_finds_them_stored(store: Store, clock: FakeClock) -> None:

@@ -1,4 +1,4 @@
-"""An aggregator's session: what may be said before its welcome, which it must hear first."""
+"""An aggregator's session: its welcome comes first, and what it tells in quick succession is stored at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from director import lifecycle
-from director.store import experiments
+from director.store import events, experiments
 from director.supervision import Supervision
 from federation.names import Epoch, ExperimentId, ExperimentState, Identity, Role
 from federation.testing.clock import FakeClock
@@ -29,27 +29,40 @@ class Unmoved:
     def ended(self, experiment: ExperimentId) -> None: ...
 
 
-async def test_a_roster_that_changes_while_an_aggregator_is_let_in_follows_its_welcome(
-    database: Database, experiment: str
-) -> None:
+async def run(database: Database, experiment: str) -> None:
+    """Have epoch 1 of an experiment granted."""
     for to in (ExperimentState.QUEUED, ExperimentState.RUNNING):
         change = lifecycle.Change(to=to, reason="test", actor="spiffe://test/director/director", at=1.0)
         if to is ExperimentState.QUEUED:
             await database.transact(experiments.change, experiment, change)
     await database.transact(experiments.grant_epoch, experiment, Epoch(0), change)
-    supervision = Supervision(database=database, clock=FakeClock(), listener=Unmoved(), revoked=lambda: ("a1",))
-    silent = asyncio.Event()
+
+
+def serve(
+    supervision: Supervision, experiment: str, said: list[pb.SuperviseRequest], silent: asyncio.Event
+) -> AsyncIterator[pb.SuperviseReply]:
+    """Return the session of an aggregator that says hello, then this, then nothing."""
 
     async def requests() -> AsyncIterator[pb.SuperviseRequest]:
         hello = pb.AggregatorHello(experiment=experiment, epoch=1, metrics_address="127.0.0.1:9")
         hello.protocol.CopyFrom(range_to_proto())
         yield pb.SuperviseRequest(hello=hello)
+        for request in said:
+            yield request
         await silent.wait()
 
     identity = Identity(federation="test", role=Role.AGGREGATOR, name=experiment)  # type: ignore[arg-type]
     peer = Peer(identity=identity, serial=1, expires_at=2.0**40, fingerprint="")
     raw: Any = None
-    replies = supervision.serve(requests(), Call(method="Supervise", peer=peer, raw=raw))
+    return supervision.serve(requests(), Call(method="Supervise", peer=peer, raw=raw))
+
+
+async def test_a_roster_that_changes_while_an_aggregator_is_let_in_follows_its_welcome(
+    database: Database, experiment: str
+) -> None:
+    await run(database, experiment)
+    supervision = Supervision(database=database, clock=FakeClock(), listener=Unmoved(), revoked=lambda: ("a1",))
+    replies = serve(supervision, experiment, [], asyncio.Event())
     first = asyncio.ensure_future(anext(replies))
     await asyncio.sleep(0)  # its first question is with the database's one thread now, and ours comes after it
     await database.relaxed(experiments.get, experiment)
@@ -59,3 +72,25 @@ async def test_a_roster_that_changes_while_an_aggregator_is_let_in_follows_its_w
     assert (await first).WhichOneof("message") == "welcome"
     assert (await anext(replies)).WhichOneof("message") == "roster"
     await replies.aclose()  # type: ignore[attr-defined]
+
+
+async def test_progress_is_stored_with_what_comes_soon_after_it_and_an_audit_event_waits_for_nothing(
+    database: Database, experiment: str, announced: list[frozenset[str]]
+) -> None:
+    await run(database, experiment)
+    told = ("phase", "update", "update", "audit")
+    said = [pb.SuperviseRequest(event=pb.Event(kind=kind, text=f"{at}")) for at, kind in enumerate(told)]
+    said.append(pb.SuperviseRequest(report=pb.RoundReport(sequence=7, round=1, epoch=1, model_digest="ab" * 32)))
+    said.append(pb.SuperviseRequest(end=pb.ExperimentEnd(outcome="completed", sequence=8)))
+    supervision = Supervision(database=database, clock=FakeClock(), listener=Unmoved(), revoked=tuple)
+    announced.clear()
+    acknowledged = [
+        reply.acknowledge.sequence
+        async for reply in serve(supervision, experiment, said, asyncio.Event())
+        if reply.WhichOneof("message") == "acknowledge"
+    ]
+    assert acknowledged == [7, 8]
+    assert len(announced) == 4, "the first event, those up to the audit event, the report, the end"
+    stored = await database.relaxed(events.after, experiment, 0, 100)
+    assert [event.kind for event in stored[-3:]] == ["audit", "round", "state"]
+    assert not [event for event in stored if event.kind in events.PROGRESS_KINDS], "its round is committed"

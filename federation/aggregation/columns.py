@@ -38,6 +38,9 @@ _PIECE_BYTES, _PART_BYTES = 1 << 23, 1 << 21
 """Of all rows of a piece that is read at once, and of a part that is worked on at once: larger ones leave the cache of
 a core, smaller ones are mostly calls."""
 _MIN_COLUMNS, _MAX_COLUMNS = 1 << 10, 1 << 14
+BLOCK_COLUMNS = 1 << 16
+"""Of a part of a fold whose rows are all at hand: what it makes, float64, stays in the cache from row to row, and with
+few calls threads seldom wait for the interpreter lock."""
 _MOST_BYTES = 1 << 27  # of the memory of all threads of a pass together
 
 
@@ -176,8 +179,7 @@ class _Pass:
         self._is_fold = is_fold
         self._watched = source if is_fold and isinstance(source, WatchedTiles) else None
         self._piece = columns_of_piece(len(self._base.sites))
-        # With few calls to a piece threads seldom wait for the interpreter lock.
-        self._part = self._piece if is_fold else columns_of_part(len(self._base.sites))
+        self._part = BLOCK_COLUMNS if is_fold else columns_of_part(len(self._base.sites))
         pieces = [-(-tile.elements // self._piece) for tile in self._base.tiles]
         self._threads = max(min(threads or threads_for(len(self._base.sites)), sum(pieces)), 1)
         # So many tiles that there is a piece at hand for every thread while the first tile is handed on; all are taken
@@ -192,7 +194,7 @@ class _Pass:
         largest = max((tile.elements for tile in self._base.tiles), default=0)
         outs = [np.empty(largest if self._is_map else 0) for _ in range(self._ahead)]
         begun: deque[tuple[Tile, Array, int]] = deque()
-        with Crew[tuple[list[Any], Any]](self._threads, "rule") as crew:
+        with Crew[tuple[list[Any], list[Any]]](self._threads, "rule") as crew:
             for index, tile in enumerate(self._base.tiles):
                 if len(begun) == self._ahead:
                     yield self._finished(crew, *begun.popleft())
@@ -206,18 +208,19 @@ class _Pass:
                 yield self._finished(crew, *begun.popleft())
 
     def _finished(
-        self, crew: Crew[tuple[list[Any], Any]], tile: Tile, out: Array, pieces: int
+        self, crew: Crew[tuple[list[Any], list[Any]]], tile: Tile, out: Array, pieces: int
     ) -> tuple[Tile, Array, list[Any]]:
-        values, seen = [], []
+        values: list[Any] = []
+        seen: list[Any] = []
         for _ in range(pieces):
             of_piece, found = crew.take()
             values += of_piece
-            seen.append(found)
+            seen += found
         if self._watched is not None:
             self._watched.saw(seen)
         return tile, out, values
 
-    def _do(self, piece: Tile, out: Array) -> tuple[list[Any], Any]:
+    def _do(self, piece: Tile, out: Array) -> tuple[list[Any], list[Any]]:
         """Do one piece, in whatever thread, with scratch memory that nobody else has meanwhile."""
         scratch = self._scratches.get()
         try:
@@ -226,16 +229,19 @@ class _Pass:
         finally:
             self._scratches.put(scratch)
 
-    def _do_with(self, scratch: Scratch, piece: Tile, out: Array) -> tuple[list[Any], Any]:
+    def _do_with(self, scratch: Scratch, piece: Tile, out: Array) -> tuple[list[Any], list[Any]]:
         if self._is_fold and self._watched is None:
             self._work(_rows_in_turn(self._base, piece, scratch), out, scratch)
-            return [], None
+            return [], []
         rows = read_rows(self._base, piece, scratch)
-        values = []
+        values: list[Any] = []
+        seen: list[Any] = []
         for start in range(0, piece.elements, self._part):
             part = slice(start, start + self._part)
             values.append(self._work(self._mix(rows[:, part], scratch), out[part], scratch))
-        return values, self._watched.look(rows, out, scratch) if self._watched is not None else None
+            if self._watched is not None:
+                seen.append(self._watched.look(rows[:, part], out[part], scratch))
+        return values, seen
 
     def _mix(self, rows: Array, scratch: Scratch) -> Array:
         if self._mixed is None:

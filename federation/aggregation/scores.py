@@ -10,12 +10,14 @@ Of updates Δ_i and what a rule made of them, a:
    updates, and beyond `KRUM_SITES` of them unless the plan's quarantine asks for it: it costs n²/2 per element.
 
 All three come from one Gram matrix of the rows Δ_i − a and a, taken block by block in float32 (float64 where the
-updates are, or a block overflows) and summed in float64. Centred on a, and not on the origin, distances of updates that
-are nearly equal do not cancel. What arithmetic cannot tell from 0 is 0: a distance to a below `ROUNDING` of the median
-length of the updates, a squared distance between two updates below `PAIR_ROUNDING` of the larger of their own to a.
-Neither measure is one site's to choose: one huge update does not make the others' scores 0. What overflows counts as
-the largest number there is: a score is always finite. The scores decide nothing; what they may lead to is
-`federation.rounds.quarantine`'s to say.
+updates are, or a block overflows) and summed in float64. Of most blocks it is made of products of the Δ_i and a as they
+are, ⟨Δ_i − a, Δ_j − a⟩ = ⟨Δ_i, Δ_j⟩ − ⟨Δ_i, a⟩ − ⟨Δ_j, a⟩ + ⟨a, a⟩. Where an update is so close to a that this would
+cancel (`APART`), the rows are centred first, which takes twice as long: so no distance to a is off by more than about
+1e-6 of itself, be the updates as nearly equal as float32 allows. What arithmetic cannot tell from 0 is 0: a
+distance to a below `ROUNDING` of the median length of the updates, a squared distance between two updates below
+`PAIR_ROUNDING` of the larger of their own to a. Neither measure is one site's to choose: one huge update does not make
+the others' scores 0. What overflows counts as the largest number there is: a score is always finite. The scores decide
+nothing; what they may lead to is `federation.rounds.quarantine`'s to say.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from federation.aggregation.columns import Scratch, columns_of_piece
+from federation.aggregation.columns import BLOCK_COLUMNS, Scratch, columns_of_piece
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from federation.aggregation.tiles import Array
     from federation.names import SiteName
@@ -42,12 +44,13 @@ KRUM_SITES = 64
 ROUNDING = 1e-6
 PAIR_ROUNDING = 1e-5
 """Of blocks of thousands of float32 products."""
+APART = 1 / 32
+"""Least squared distance of an update to a, over the larger squared length of the two, that uncentred products tell."""
 _PRODUCT_ROWS, _PRODUCT_SIZE = 32, 32 * 256 * 32
 """Rows of one product, and its multiplications: the most that OpenBLAS leaves to the calling thread. Other threads of
 ours have the other cores, and sums are the same bytes for any number of them."""
 _DOT_COLUMNS = 1 << 13
 """Of one dot product, for the same reason."""
-_BLOCK_COLUMNS = 1 << 16
 _BLOCK_BYTES = 1 << 20
 """Of centred rows: they stay in a core's cache from the subtraction to the products."""
 _LARGEST = float(np.finfo(np.float64).max)
@@ -69,7 +72,7 @@ class SiteScores:
         self._neighbours = len(sites) - byzantine - 2
         self._has_pairs = self._neighbours >= 1 and (needs_krum or len(sites) <= KRUM_SITES)
         size = len(sites) + 1
-        self._columns = max(_power_of_two(min(_BLOCK_COLUMNS, _BLOCK_BYTES // (4 * size))), 256)
+        self._columns = max(_power_of_two(min(BLOCK_COLUMNS, _BLOCK_BYTES // (4 * size))), 256)
         self._piece = _power_of_two(min(_PRODUCT_SIZE // min(size, _PRODUCT_ROWS) ** 2, _DOT_COLUMNS))
         self._scratch = Scratch()
         # With pairs the Gram matrix, lower triangle; without them its diagonal and its last row.
@@ -88,35 +91,80 @@ class SiteScores:
             self.take(self.products(rows[:, piece], aggregate[piece], self._scratch))
 
     def products(self, rows: Array, aggregate: Array, scratch: Scratch) -> Array:
-        """Return what one piece of a tile (`columns_of_piece`) adds to the sums, in any thread; arguments as `add`."""
+        """Return what one piece of a tile (`columns_of_piece`) adds to the sums, in any thread; arguments as `add`.
+
+        Returns:
+            (blocks, ...): of `BLOCK_COLUMNS` each; a piece may as well be handed in as several of them.
+        """
         narrow = np.dtype(np.float64 if rows.dtype == np.float64 else np.float32)
-        found = np.zeros(self._sums.shape)
+        found = []
         # What overflows is told by the score, not by a warning.
         with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, aggregate.size, self._columns):
-                block = slice(start, start + self._columns)
-                products = self._products(rows[:, block], aggregate[block], narrow, scratch)
-                if not np.isfinite(products).all():
-                    products = self._products(rows[:, block], aggregate[block], np.dtype(np.float64), scratch)
-                found += products
-        return found
+            for start in range(0, aggregate.size, BLOCK_COLUMNS):
+                block = slice(start, start + BLOCK_COLUMNS)
+                products = self._plain(rows[:, block], aggregate[block], narrow, scratch)
+                if products is None:
+                    products = self._centred(rows[:, block], aggregate[block], narrow, scratch)
+                found.append(products)
+        return np.array(found)
 
     def take(self, products: Array) -> None:
         """Take in what `products` returned for one piece; pieces in order."""
         with np.errstate(over="ignore", invalid="ignore"):
-            self._sums += products
+            for block in products:
+                self._sums += block
+
+    def _plain(self, rows: Array, center: Array, dtype: np.dtype[Any], scratch: Scratch) -> Array | None:
+        """Return the sums of a block from products of rows that are not centred; None if they cannot tell."""
+        count = len(rows)
+        along, middle = np.zeros(count), 0.0
+        between = np.zeros((count, count) if self._has_pairs else count)
+        narrow = scratch.array("center", (center.size,), dtype)
+        np.copyto(narrow, center, casting="same_kind")
+        if rows.dtype != dtype:
+            half, rows = rows, scratch.array("widened", rows.shape, dtype)
+            np.copyto(rows, half)
+        for part, at in zip(self._pieces(rows), self._pieces(narrow[None]), strict=True):
+            along += np.vecdot(part, at).sum(axis=1, dtype=np.float64)
+            middle += float(np.vecdot(at, at).sum(dtype=np.float64))
+            between += _gram(part) if self._has_pairs else _squares(part)
+        lengths = np.diag(between) if self._has_pairs else between
+        distances = lengths - 2 * along + middle
+        # Also where something is no number.
+        if not (distances >= APART * np.maximum(lengths, middle)).all() or not math.isfinite(distances.sum()):
+            return None
+        found = np.empty(self._sums.shape)
+        found[:, -1] = middle
+        found[-1, :-1] = along - middle
+        found[:-1, :-1] = between - along[:, None] - along + middle if self._has_pairs else distances
+        return found
+
+    def _centred(self, rows: Array, center: Array, dtype: np.dtype[Any], scratch: Scratch) -> Array:
+        """Return the sums of a block from products of centred rows."""
+        found = np.zeros(self._sums.shape)
+        for start in range(0, center.size, self._columns):
+            block = slice(start, start + self._columns)
+            products = self._products(rows[:, block], center[block], dtype, scratch)
+            if not np.isfinite(products).all():
+                products = self._products(rows[:, block], center[block], np.dtype(np.float64), scratch)
+            found += products
+        return found
 
     def _products(self, rows: Array, center: Array, dtype: np.dtype[Any], scratch: Scratch) -> Array:
         block = scratch.array("block", (len(self._sites) + 1, center.size), dtype)
         np.copyto(block[-1], center, casting="same_kind")
         np.subtract(rows, block[-1], out=block[:-1], dtype=dtype)
         found = np.zeros(self._sums.shape)
-        whole = center.size // self._piece * self._piece
-        for part in (block[:, :whole], block[:, whole:]):
-            if part.size:
-                pieces = part.reshape(len(part), -1, min(self._piece, part.shape[1]))
-                found += _gram(pieces) if self._has_pairs else _last_row(pieces)
+        for pieces in self._pieces(block):
+            found += _gram(pieces) if self._has_pairs else _last_row(pieces)
         return found
+
+    def _pieces(self, rows: Array) -> Iterator[Array]:
+        """Yield rows cut into pieces for one product each, (rows, pieces, columns): the whole ones, then the rest."""
+        whole = rows.shape[1] // self._piece * self._piece
+        for part in (rows[:, :whole], rows[:, whole:]):
+            if part.size:
+                yield part.reshape(len(part), -1, min(self._piece, part.shape[1]))
 
     def finish(self) -> dict[SiteName, Scores]:
         """Return each site's scores; none for fewer than 2 updates, which have nothing to differ from."""
@@ -169,13 +217,19 @@ def _gram(pieces: Array) -> Array:
         # the last, and these two by hand.
         last = left.stop - 1
         found[first + 1 : left.stop, first:last] = _product(stack[:, first + 1 : left.stop], stack[:, first:last])
-        for row in {first, last}:
-            found[row, row] = np.vecdot(pieces[row], pieces[row]).sum(dtype=np.float64)
+        rows = [first, last][: left.stop - first]
+        ends = pieces[first : left.stop : max(last - first, 1)]
+        found[rows, rows] = _squares(ends)
     return found
 
 
 def _product(left: Array, right: Array) -> Array:
     return np.asarray(np.matmul(left, right.swapaxes(1, 2)).sum(axis=0, dtype=np.float64))
+
+
+def _squares(pieces: Array) -> Array:
+    """Return the diagonal of the Gram matrix; argument as `_gram`."""
+    return np.asarray(np.vecdot(pieces, pieces).sum(axis=1, dtype=np.float64))
 
 
 def _last_row(pieces: Array) -> Array:

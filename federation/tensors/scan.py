@@ -26,7 +26,7 @@ _BLOCK_ELEMENTS = 1 << 13
 """Below the size from which OpenBLAS splits a dot product over threads: sums must not depend on their number."""
 _NARROW = (DType.FLOAT16, DType.BFLOAT16)
 _PLAIN = (DType.FLOAT32, DType.FLOAT64)
-_ALIGNED_BLOCKS = 4
+_ALIGNED_BLOCKS = 16
 """Blocks moved at a time to where arithmetic may begin: a piece lies where its message has it."""
 
 

@@ -73,6 +73,17 @@ def test_equal_updates_are_at_no_distance_though_rounding_moves_their_mean() -> 
         assert found == {DISTANCE: 0.0, COSINE: pytest.approx(1.0), KRUM: 0.0}
 
 
+@pytest.mark.parametrize("apart", [1.0, 0.3, 0.2, 0.1, 1e-2, 1e-3])
+def test_distances_are_as_good_however_nearly_equal_the_updates(apart: float) -> None:
+    random = np.random.default_rng(5)
+    rows = random.standard_normal(70_000) + apart * random.standard_normal((5, 70_000))
+    aggregate = rows.astype(np.float32).astype(np.float64).mean(axis=0)
+    found = score(rows.astype(np.float32), aggregate, byzantine=1)
+    for site, expected in zip(names(5), brute_force(rows.astype(np.float32), aggregate, 2), strict=True):
+        assert found[site][DISTANCE] == pytest.approx(expected[DISTANCE], rel=3e-6)
+        assert found[site][KRUM] == pytest.approx(expected[KRUM], rel=3e-6)
+
+
 @pytest.mark.parametrize("size", [1e3, 1e6, 1e20, 3e38])
 def test_a_huge_update_stands_out_and_spoils_no_score(size: float) -> None:
     rows = np.random.default_rng(2).standard_normal((9, 4000)).astype(np.float32)

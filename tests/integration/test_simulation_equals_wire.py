@@ -86,18 +86,21 @@ def write(folder: Path, name: str) -> Path:
 def site(part: int, name: str) -> LocalSite:
     options = {"base": WHOLE, "scheme": PARTITION, "part": part, "of": len(SITES), "seed": 11}
     shard = {"name": "digits", "kind": "digits", "factory": "federation.data.part:PartShard", "options": options}
-    return LocalSite(name=name, shards=[shard], settings={"policy": {"release_logs": True}})
+    return LocalSite(
+        name=name, shards=[shard], settings={"policy": {"release_logs": True, "max_experiments": len(METHODS)}}
+    )
 
 
 @pytest.fixture(scope="module", name="federated")
 def _federated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, tuple[Any, dict[str, Any]]]]:
-    """Run every method over the wire and return its rounds and its last model, by name."""
+    """Run every method over the wire, a few at once, and return its rounds and its last model, by name."""
     folder = tmp_path_factory.mktemp("wire")
     found = {}
-    with LocalFederation(folder / "federation", sites=[site(*row) for row in enumerate(SITES)]) as local:
+    members, director = [site(*row) for row in enumerate(SITES)], {"aggregators": {"max_running": 2}}
+    with LocalFederation(folder / "federation", sites=members, director=director) as local:
         with local.connect() as client:
-            for name in METHODS:
-                experiment = client.submit(write(folder / name, name))
+            submitted = {name: client.submit(write(folder / name, name)) for name in METHODS}
+            for name, experiment in submitted.items():
                 story = [f"{event.kind} {event.site}: {event.text}" for event in client.watch(experiment)]
                 details = client.show(experiment)
                 assert details.summary.state == "completed", f"{details.summary.reason}\n" + "\n".join(story)

@@ -192,6 +192,11 @@ class Trial:
 
     def submit(self, source: Path | None = None, **settings: Any) -> Run:
         """Submit the experiment with these settings; see ``experiment/experiment.py``."""
+        folder, gate = self.prepare(source, **settings)
+        return Run(trial=self, id=self.client.submit(folder), source=folder, gate=gate)
+
+    def prepare(self, source: Path | None = None, **settings: Any) -> tuple[Path, Gate]:
+        """Return a folder of the experiment with these settings, and its gate."""
         number = next(self._numbers)
         gate = Gate(self._gates / str(number), tuple(self.local.sites))
         self._opened.append(gate)
@@ -200,7 +205,7 @@ class Trial:
         plan = {"rounds": 2, "sites": 2, "minimum_sites": 2, "learning_rate": 0.05, **settings.pop("plan", {})}
         settings = {"plan": plan, "gate": str(gate.folder), **settings}
         (folder / "settings.json").write_text(json.dumps(settings))
-        return Run(trial=self, id=self.client.submit(folder), source=folder, gate=gate)
+        return folder, gate
 
     def processes(self, what: str, experiment: str = "") -> list[int]:
         """Return process ids of this federation, by site name where there are several."""

@@ -27,9 +27,13 @@ class FakeClock:
     Args:
         now: wall-clock time to begin with, Unix seconds.
         monotonic: monotonic time to begin with, seconds.
+
+    Attributes:
+        asked: delays that were asked for so far, seconds, in their order.
     """
 
     def __init__(self, now: float = 1_800_000_000.0, monotonic: float = 0.0) -> None:
+        self.asked: list[float] = []
         self._now = now
         self._monotonic = monotonic
         self._order = itertools.count()
@@ -47,6 +51,7 @@ class FakeClock:
     def timer(self, delay_s: float, callback: Callable[[], object]) -> _Timer:
         """Call `callback` from the `advance` that passes the moment."""
         timer = _Timer(callback)
+        self.asked.append(delay_s)
         heapq.heappush(self._timers, (self._monotonic + max(delay_s, 0.0), next(self._order), timer))
         self._has_new.set()
         return timer

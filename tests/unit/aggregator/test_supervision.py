@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, NoReturn
+from typing import Any
 
 from federation.aggregator.supervision import DirectorSupervision
-from federation.errors import TransportError
 from federation.names import Epoch, ExperimentId
 from federation.runtime.orphans import Lease
 from federation.testing.clock import FakeClock
+from federation.testing.dialling import NobodyThere
 
 
 async def test_a_renewed_certificate_ends_the_wait_for_the_director_that_renewed_it() -> None:
-    clock, dialled = FakeClock(), asyncio.Queue[float]()
-
-    def connect() -> NoReturn:
-        dialled.put_nowait(clock.monotonic())
-        raise TransportError("nobody is there")
-
+    clock = FakeClock()
+    there = NobodyThere(clock)
     nobody: Any = None
     supervision = DirectorSupervision(
-        connect,
+        there.dial,
         experiment=ExperimentId("trial-00000001"),
         epoch=Epoch(1),
         reports=lambda _: iter(()),
@@ -31,16 +27,6 @@ async def test_a_renewed_certificate_ends_the_wait_for_the_director_that_renewed
         clock=clock,
     )
     running = asyncio.create_task(supervision.run("127.0.0.1:1", ""))
-    for _ in range(8):
-        await dialled.get()
-        await clock.until_waiting()
-        clock.advance(10)  # the longest delay
-    waits_since = await dialled.get()
-    await clock.until_waiting()
-    supervision.redial()
-    assert await dialled.get() == waits_since
-    await clock.until_waiting()
-    clock.advance(0.1)  # the first delay, once more
-    await dialled.get()
+    assert await there.wait_after(supervision.redial, longest_s=10, times=8) == 0
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

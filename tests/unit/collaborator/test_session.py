@@ -10,30 +10,32 @@ import pytest
 
 from federation.collaborator.link import Link, LinkHolder
 from federation.collaborator.session import Session
-from federation.errors import TransportError
 from federation.names import Digest, Epoch
 from federation.testing.clock import FakeClock
+from federation.testing.dialling import NobodyThere, QuietChannel, QuietStream
 from federation.v1 import aggregator_pb2 as pb
 from federation.wire.versions import PROTOCOL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from federation.runtime.clock import Cancellable
+
+def session_with(clock: FakeClock, links: LinkHolder, open_channel: Any, make_stub: Any, desk: Any) -> Session:
+    return Session(
+        open_channel=open_channel,
+        make_stub=make_stub,
+        experiment="trial-00000001",
+        initial_base=Digest(bytes(32)),
+        desk=desk,
+        links=links,
+        clock=clock,
+        on_base=lambda _: None,
+    )
 
 
 async def test_a_session_is_trouble_while_there_is_none_with_the_aggregator() -> None:
     links, nobody = LinkHolder(), SimpleNamespace()
-    session = Session(
-        open_channel=lambda: nobody,
-        make_stub=lambda _: nobody,
-        experiment="trial-00000001",
-        initial_base=Digest(bytes(32)),
-        desk=nobody,
-        links=links,
-        clock=FakeClock(),
-        on_base=lambda _: None,
-    )
+    session = session_with(FakeClock(), links, lambda: nobody, lambda _: nobody, nobody)
     assert session.trouble == "no session with the aggregator"
     links.set(Link(stub=nobody, call=nobody, epoch=Epoch(1)))
     assert session.trouble is None
@@ -48,71 +50,28 @@ async def test_a_session_is_trouble_while_there_is_none_with_the_aggregator() ->
 )
 async def test_a_site_that_dials_in_vain_dials_again_as_there_is_news(news) -> None:
     clock, nobody = FakeClock(), SimpleNamespace()
-    dialled: asyncio.Queue[float] = asyncio.Queue()
-
-    def fail():
-        dialled.put_nowait(clock.monotonic())
-        raise TransportError("nobody is there")
-
-    session = Session(
-        open_channel=fail,
-        make_stub=lambda _: nobody,
-        experiment="trial-00000001",
-        initial_base=Digest(bytes(32)),
-        desk=nobody,
-        links=LinkHolder(),
-        clock=clock,
-        on_base=lambda _: None,
-    )
+    there = NobodyThere(clock)
+    session = session_with(clock, LinkHolder(), there.dial, lambda _: nobody, nobody)
     running = asyncio.create_task(session.run())
-    for _ in range(10):
-        await dialled.get()
-        await clock.until_waiting()
-        clock.advance(15)  # the longest delay
-    waits_since = await dialled.get()
-    await clock.until_waiting()
-    news(session)
-    assert await dialled.get() == waits_since
-    await clock.until_waiting()
-    clock.advance(0.1)  # the first delay, once more
-    await dialled.get()
+    assert await there.wait_after(lambda: news(session), longest_s=15) == 0
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
 
-class Stream:
-    """The site's end of a stream that welcomes and then says nothing, until it ends."""
+class Stream(QuietStream):
+    """The site's end of a stream, which notes what kind of message was said."""
 
     def __init__(self) -> None:
-        self.over = asyncio.Event()
+        welcome = pb.SessionWelcome(protocol=PROTOCOL.highest, epoch=1, takes_updates=True)
+        super().__init__(pb.ParticipateReply(welcome=welcome))
         self.said: list[str | None] = []
         self.has_heard = asyncio.Event()
-        self._replies = [
-            pb.ParticipateReply(welcome=pb.SessionWelcome(protocol=PROTOCOL.highest, epoch=1, takes_updates=True))
-        ]
-
-    async def write(self, request: pb.ParticipateRequest) -> None:
-        await self.try_write(request)
 
     async def try_write(self, request: pb.ParticipateRequest) -> bool:
         self.said.append(request.WhichOneof("message"))
         if len(self.said) == 3:
             self.has_heard.set()
         return True
-
-    async def read(self) -> pb.ParticipateReply | None:
-        if self._replies:
-            return self._replies.pop()
-        await self.over.wait()
-        return None
-
-    def cancel(self) -> None:
-        pass
-
-
-class Channel:
-    async def close(self) -> None:
-        pass
 
 
 def session_over(open_stream: Callable[[], Stream], links: LinkHolder, clock: FakeClock) -> Session:
@@ -129,34 +88,13 @@ def session_over(open_stream: Callable[[], Stream], links: LinkHolder, clock: Fa
         welcome=lambda _: None,
         announce=announce,
     )
-    session = Session(
-        open_channel=Channel,  # type: ignore[arg-type]
-        make_stub=lambda _: SimpleNamespace(bidi=lambda _: open_stream()),  # type: ignore[arg-type,return-value]
-        experiment="trial-00000001",
-        initial_base=Digest(bytes(32)),
-        desk=desk,
-        links=links,
-        clock=clock,
-        on_base=lambda _: None,
-    )
+    session = session_with(clock, links, QuietChannel, lambda _: SimpleNamespace(bidi=lambda _: open_stream()), desk)
     session._is_prepared = True
     return session
 
 
-class Delays(FakeClock):
-    """Remembers for how long it was waited."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[float] = []
-
-    def timer(self, delay_s: float, callback: Callable[[], object]) -> Cancellable:
-        self.asked.append(delay_s)
-        return super().timer(delay_s, callback)
-
-
 async def test_an_aggregator_that_lets_a_site_in_and_drops_it_at_once_is_not_dialled_without_pause() -> None:
-    clock, links = Delays(), LinkHolder()
+    clock, links = FakeClock(), LinkHolder()
     session = session_over(Stream, links, clock)
     running = asyncio.create_task(session.run())
 

@@ -8,73 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 from envoy.attendance import Attendance, EpochFile
 from federation.testing.clock import FakeClock
+from federation.testing.dialling import QuietChannel, QuietStream
 from federation.v1 import director_pb2 as pb
 from federation.wire.versions import PROTOCOL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from federation.runtime.clock import Cancellable
 
-
-class Stream:
-    """The envoy's end of a stream that welcomes and then says nothing, until it ends."""
-
-    def __init__(self) -> None:
-        self.over = asyncio.Event()
-        self._replies = [
-            pb.AttendReply(welcome=pb.EnvoyWelcome(protocol=PROTOCOL.highest, director_epoch=1, now=1_800_000_000))
-        ]
-
-    async def write(self, request: pb.AttendRequest) -> None:
-        await self.try_write(request)
-
-    async def try_write(self, request: pb.AttendRequest) -> bool:
-        return True
-
-    async def read(self) -> pb.AttendReply | None:
-        if self._replies:
-            return self._replies.pop()
-        await self.over.wait()
-        return None
-
-    def cancel(self) -> None:
-        pass
-
-
-class Channel:
-    async def close(self) -> None:
-        pass
-
-
-class Delays(FakeClock):
-    """Remembers for how long it was waited."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[float] = []
-
-    def timer(self, delay_s: float, callback: Callable[[], object]) -> Cancellable:
-        self.asked.append(delay_s)
-        return super().timer(delay_s, callback)
+def open_stream() -> QuietStream:
+    welcome = pb.EnvoyWelcome(protocol=PROTOCOL.highest, director_epoch=1, now=1_800_000_000)
+    return QuietStream(pb.AttendReply(welcome=welcome))
 
 
 async def test_a_director_that_lets_an_envoy_in_and_drops_it_at_once_is_not_dialled_without_pause(
     tmp_path: Path,
 ) -> None:
-    clock, streams = Delays(), list[Stream]()
+    clock, streams = FakeClock(), list[QuietStream]()
     member: Any = SimpleNamespace(
         offers=pb.ShardOffers, running=list, standing=list, delivered=lambda _: None, assigned=None, withdrawn=None
     )
 
-    def open_stream(_: str) -> Stream:
-        streams.append(Stream())
+    def bidi(_: str) -> QuietStream:
+        streams.append(open_stream())
         return streams[-1]
 
     attendance = Attendance(
-        open_channel=Channel,  # type: ignore[arg-type]
-        make_stub=lambda _: SimpleNamespace(bidi=open_stream),  # type: ignore[arg-type,return-value]
+        open_channel=QuietChannel,  # type: ignore[arg-type]
+        make_stub=lambda _: SimpleNamespace(bidi=bidi),  # type: ignore[arg-type,return-value]
         member=member,
         epochs=EpochFile(tmp_path / "epoch.json"),
         clock=clock,

@@ -1,12 +1,14 @@
 """Tensors between a model and flat-buffer files, without a second copy of the model in memory.
 
-A model file is read straight into the model's own memory. A change is computed tile by tile: a tile of the model file
-is read again, subtracted, written. Files are written in place from offset 0 and never truncated: the reader
+A model file is read straight into the model's own memory. A change is computed in tiles that stay in a core's cache:
+what the model was is read again, or looked at where the system has it, a window of the file at a time, if the tensor is
+large; then subtracted, and written. Files are written in place from offset 0 and never truncated: the reader
 preallocated them and reuses them every round. Views are C-contiguous; see `federation.training.models`.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from federation.errors import StorageError
 from federation.training.exchange import MODEL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from federation.names import PayloadName
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from federation.tensors.buffers import Array
     from federation.training.exchange import Buffer
 
-_TILE_BYTES = 4 * 1024 * 1024
+_TILE_BYTES = 512 * 1024
+_WINDOW_BYTES = 16 * 1024 * 1024
+_MAPPED_BYTES = 4 * 1024 * 1024
+"""Tensors from this size on are mapped; for smaller ones that would cost more than reading them does."""
 _EXTRA = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # the second is Windows' "do not touch the bytes"
 _VIEWS_AT_ONCE = 512
 """Fewer than the 1024 that one preadv takes on Linux."""
@@ -123,15 +128,43 @@ def write_change(path: str | Path, model: str | Path, schema: TensorSchema, arra
         for spec in schema.parameters:
             read_at, write_at = schema.federated.offsets[spec.name], schema.parameters.offsets[spec.name]
             trained = arrays[spec.name].reshape(-1)
-            step = _TILE_BYTES // spec.dtype.itemsize
-            for start in range(0, spec.elements, step):
-                part = trained[start : start + step]
-                base = np.frombuffer(tile, dtype=part.dtype, count=part.size)
-                offset = start * spec.dtype.itemsize
-                _transfer(_read_views, source, [_bytes(base)], model, read_at + offset)
+            start = 0
+            for base in _values(source, model, read_at, trained, tile):
+                change = np.frombuffer(tile, dtype=trained.dtype, count=base.size)
                 with np.errstate(all="ignore"):  # what diverged is refused by its checks, with a better text
-                    np.subtract(part, base, out=base)
-                _transfer(_write_views, target, [_bytes(base)], path, write_at + offset)
+                    np.subtract(trained[start : start + base.size], base, out=change)
+                _transfer(_write_views, target, [_bytes(change)], path, write_at + start * spec.dtype.itemsize)
+                start += base.size
+
+
+def _values(descriptor: int, path: str | Path, offset: int, like: Array, tile: bytearray) -> Iterator[Array]:
+    """Yield the elements that lie at `offset` of a file, as many as `like` has, in order; each part until the next.
+
+    Raises:
+        StorageError: the file is too short.
+    """
+    step = _TILE_BYTES // like.itemsize
+    if like.nbytes < _MAPPED_BYTES:
+        for start in range(0, like.size, step):
+            part = np.frombuffer(tile, dtype=like.dtype, count=min(step, like.size - start))
+            _transfer(_read_views, descriptor, [_bytes(part)], path, offset + start * like.itemsize)
+            yield part
+        return
+    window = _WINDOW_BYTES // like.itemsize
+    for start in range(0, like.size, window):
+        mapped = _map(descriptor, path, offset + start * like.itemsize, like[start : start + window])
+        for first in range(0, mapped.size, step):
+            yield mapped[first : first + step]
+
+
+def _map(descriptor: int, path: str | Path, offset: int, like: Array) -> Array:
+    """Return a read-only window into a file, unmapped with the last of its views."""
+    before = offset % mmap.ALLOCATIONGRANULARITY
+    try:
+        window = mmap.mmap(descriptor, before + like.nbytes, access=mmap.ACCESS_READ, offset=offset - before)
+    except ValueError as error:
+        raise StorageError(f"{path} ends before byte {offset + like.nbytes}") from error
+    return np.frombuffer(window, dtype=like.dtype, count=like.size, offset=before)
 
 
 def _read_views(descriptor: int, views: list[memoryview], offset: int) -> int:

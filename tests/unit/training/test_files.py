@@ -64,6 +64,25 @@ def test_a_tensor_of_many_tiles_is_changed_as_a_whole(tmp_path, monkeypatch) -> 
     assert np.array_equal(np.fromfile(tmp_path / "delta", np.float32), w - x)
 
 
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])
+def test_a_large_tensor_is_looked_at_in_windows_that_begin_anywhere(tmp_path, monkeypatch, dtype) -> None:
+    monkeypatch.setattr(files, "_TILE_BYTES", 1 << 12)
+    monkeypatch.setattr(files, "_MAPPED_BYTES", 1 << 13)
+    monkeypatch.setattr(files, "_WINDOW_BYTES", 3 << 13)
+    shapes = {"a": (7,), "b": (50_001,), "c": (3, 33_333)}
+    schema = TensorSchema.of(TensorSpec(name=name, dtype=dtype, shape=shape) for name, shape in shapes.items())
+    rng = np.random.default_rng(1)
+    x, w = ({spec.name: _random(spec, rng) for spec in schema} for _ in range(2))
+    (tmp_path / "model").write_bytes(pack(schema.federated, x))
+    files.write_change(tmp_path / "delta", tmp_path / "model", schema, w)
+    got = unpack(schema.parameters, (tmp_path / "delta").read_bytes())
+    for spec in schema.parameters:
+        assert np.array_equal(got[spec.name], w[spec.name] - x[spec.name])
+    os.truncate(tmp_path / "model", schema.nbytes - 1)
+    with pytest.raises(StorageError, match="ends before byte"):
+        files.write_change(tmp_path / "delta", tmp_path / "model", schema, w)
+
+
 def test_more_tensors_than_the_kernel_takes_at_once_and_short_reads_are_read_whole(tmp_path, monkeypatch) -> None:
     schema = TensorSchema.of(TensorSpec(name=f"{n:04}", dtype=DType.FLOAT32, shape=(3,)) for n in range(1500))
     values = {spec.name: np.full(3, int(spec.name), np.float32) for spec in schema}

@@ -26,7 +26,6 @@ from federation.collaborator.ordering import UnsignedPlanError
 from federation.collaborator.parent import EnvoyLine, Status
 from federation.collaborator.session import Session, SupersededError
 from federation.collaborator.state import StateFile
-from federation.collaborator.threads import in_thread
 from federation.collaborator.trainers import shard_configs, trainer_settings
 from federation.collaborator.uploads import Uploads
 from federation.collaborator.warm_trainer import WarmTrainer
@@ -308,9 +307,14 @@ async def _until_stopped(parts: _Parts, shutdown: Shutdown, drain_s: float, cloc
 
 
 async def _close(parts: _Parts) -> None:
-    await parts.desk.close()
+    # At once, as an upload may outlast the drain; and in the end, as work in progress may have left an update.
+    await asyncio.gather(_seal(parts), parts.desk.close())
+    await _seal(parts)
+
+
+async def _seal(parts: _Parts) -> None:
     try:
-        await in_thread(parts.work.seal)
+        await parts.work.seal()
     except StorageError as error:
         _log.warning("the kept update could not be digested: %s", error)
 

@@ -11,15 +11,16 @@ import asyncio
 import contextlib
 import os
 import secrets
+import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from federation.collaborator import exchange as files
 from federation.collaborator import protection
 from federation.collaborator.ordering import Asking
-from federation.collaborator.threads import in_thread
+from federation.collaborator.threads import in_thread, started
 from federation.compression import load_codec, max_payload_bytes
-from federation.errors import FederationError, Refusal, TaskError, UpdateRejectedError
+from federation.errors import FederationError, Refusal, StorageError, TaskError, UpdateRejectedError
 from federation.names import Digest, Epoch, PayloadName
 from federation.storage.retained import RetainedFile, RetainedUpdate, file_digest
 from federation.telemetry.logs import get_logger
@@ -29,7 +30,7 @@ from federation.wire.payloads import Payload
 from federation.wire.updates import UPDATE_ID_BYTES, UpdateAnnouncement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from federation.collaborator.config import CollaboratorConfig
@@ -143,22 +144,38 @@ class Work:
             self.note_admitted(update)
             self._know(update, digests)
 
-    def seal(self) -> None:
-        """Digest what the kept update was kept without, so that it outlives the machine's stop too; blocks.
+    async def seal(self) -> None:
+        """Digest what the kept update was kept without, so that it outlives the machine's stop too.
+
+        It may be sent meanwhile: should it be settled before, nothing is noted. Cancelled, this reads no further.
 
         Raises:
-            StorageError: a file cannot be read, or the record not be written.
+            StorageError: a file cannot be read.
         """
         update = self.retained
-        if update is not None and not update.is_digested:
-            self._know(update, [file.digest or file_digest(file) for file in update.files])
+        if update is None or update.is_digested:
+            return
+        is_over = threading.Event()
+        async with started(_digests, update, is_over.is_set) as reading:
+            try:
+                digests = await asyncio.shield(reading)
+            finally:
+                is_over.set()
+        if self.retained is update:
+            self._know(update, digests)
 
     def _know(self, update: RetainedUpdate, digests: Sequence[Digest]) -> None:
         """Note the digests of the kept update's payloads, if they are news; none: they were not told."""
-        if digests and not update.is_digested:
-            known = tuple(replace(file, digest=digest) for file, digest in zip(update.files, digests, strict=True))
-            self.retained = replace(update, files=known)
-            self.retention.keep(self.retained)
+        if not digests or update.is_digested:
+            return
+        files = tuple(replace(file, digest=digest) for file, digest in zip(update.files, digests, strict=True))
+        known = replace(update, files=files)
+        try:
+            self.retention.keep(known)
+        except StorageError as error:  # the update is as good as before, and admitted perhaps
+            _log.warning("the digests of the kept update could not be noted: %s", error, round=update.round)
+            return
+        self.retained = known
 
     def note_admitted(self, update: RetainedUpdate) -> None:
         """Log and count, once, that the kept update was admitted: its call said so, or only its verdict did."""
@@ -377,6 +394,10 @@ def _check(path: Path, plan: PayloadPlan) -> tuple[int, Digest | None]:
         return nbytes, protection.check_encoded(descriptor, nbytes, plan)
     finally:
         os.close(descriptor)
+
+
+def _digests(update: RetainedUpdate, is_over: Callable[[], bool]) -> list[Digest]:
+    return [file.digest or file_digest(file, is_over) for file in update.files]
 
 
 def _make_room(path: Path, nbytes: int) -> None:

@@ -12,14 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from federation.errors import StorageError
 from federation.names import Attempt, Digest, RoundNumber
 from federation.storage.checked_lines import checked, text_of
 from federation.storage.disk import pread_into, translated, write_over
 from federation.tensors.digest import digest_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _RECORD = "retained"
 _NOTHING = b"-\n"
@@ -119,7 +125,7 @@ class Retention:
                 ),
             )
             is_known = update.is_digested or record["boot"] == self._boot
-            if is_known and all(file.path.stat().st_size >= file.nbytes for file in update.files):
+            if is_known and all(_may_hold(file) for file in update.files):
                 self._held = update
                 return update
         self._held = None
@@ -156,12 +162,34 @@ def _read_line(content: bytes) -> dict[str, Any]:
     return record
 
 
-def file_digest(file: RetainedFile) -> Digest:
+def _may_hold(file: RetainedFile) -> bool:
+    found = file.path.lstat()
+    return stat.S_ISREG(found.st_mode) and found.st_size >= file.nbytes
+
+
+def file_digest(file: RetainedFile, is_over: Callable[[], bool] = lambda: False) -> Digest:
     """Return the digest of what a payload's file holds now, in one pass.
 
+    The trainer can write where it lies: no link is followed, no pipe waited for.
+
+    Args:
+        file: the payload.
+        is_over: asked between any two pieces; once it is, reading ends.
+
     Raises:
-        StorageError: the disk failed.
+        StorageError: the disk failed, something else than a file lies there, or it was over before.
     """
-    with translated(file.path), open(file.path, "rb", buffering=0) as source:
-        descriptor = source.fileno()
-        return digest_of(file.nbytes, lambda offset, view: pread_into(descriptor, view, offset, file.path))
+    with translated(file.path):
+        descriptor = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def read(offset: int, view: memoryview) -> None:
+        if is_over():
+            raise StorageError(f"{file.path}: not digested to the end")
+        pread_into(descriptor, view, offset, file.path)
+
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise StorageError(f"{file.path}: expected a regular file")
+        return digest_of(file.nbytes, read)
+    finally:
+        os.close(descriptor)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from federation.errors import StorageError
 from federation.names import Attempt, RoundNumber
-from federation.storage.retained import RetainedFile, RetainedUpdate, Retention
+from federation.storage.retained import RetainedFile, RetainedUpdate, Retention, file_digest
 from federation.tensors.digest import payload_digest
 
 if TYPE_CHECKING:
@@ -106,3 +107,20 @@ def test_a_shorter_record_over_a_longer_one_is_whole(tmp_path: Path) -> None:
     short = replace(long, round=RoundNumber(3))
     retention.keep(short)
     assert Retention(tmp_path / "kept", boot="one").current() == short
+
+
+def test_reading_for_a_digest_ends_once_it_is_over(tmp_path: Path) -> None:
+    update = update_in(tmp_path, bytes(5 << 20))
+    answers = iter([False, False, True])
+    with pytest.raises(StorageError):
+        file_digest(update.files[0], lambda: next(answers))
+    assert list(answers) == []
+
+
+def test_a_link_is_not_followed_to_something_that_looks_like_the_update(tmp_path: Path) -> None:
+    update = update_in(tmp_path)
+    Retention(tmp_path / "kept", boot="one").keep(update)
+    path = update.files[0].path
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert Retention(tmp_path / "kept", boot="one").current() is None

@@ -61,6 +61,17 @@ def test_scores_are_those_of_brute_force_whatever_the_tiles(sites, elements, byz
         assert found[site] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.parametrize("size", [0.5, 0.8232, 1.1769, 1.25])
+@pytest.mark.parametrize("elements", [100, 1000, 8192, 20_000])
+def test_equal_updates_are_at_no_distance_from_each_other_however_far_from_the_aggregate(
+    elements: int, size: float
+) -> None:
+    for value in (0.1, 0.37, 0.8123):  # sums of one number over and over round the same way each time
+        rows = np.full((5, elements), value, np.float32)
+        found = score(rows, size * rows[0].astype(np.float64), byzantine=2)
+        assert {row[KRUM] for row in found.values()} == {0.0}
+
+
 def test_two_updates_have_no_krum_score_and_one_has_none_at_all() -> None:
     rows = np.ones((2, 5), np.float32)
     assert all(set(found) == {DISTANCE, COSINE} for found in score(rows).values())

@@ -78,8 +78,10 @@ def read_mlflow(folder: Path) -> Kept:
 
 
 def read_wandb(folder: Path) -> Kept:
+    import wandb
     from wandb.proto import wandb_internal_pb2 as pb
 
+    wandb.teardown()  # its own process may still be writing when a run has finished
     rounds: dict[int, dict[str, float]] = {}
     parameters: dict[str, str] = {}
     summary: dict[str, str] = {}

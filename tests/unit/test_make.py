@@ -24,7 +24,8 @@ def test_a_file_is_run_by_one_worker(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).write_text(SOURCE)
     alone = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-n", "2", *shlex.split(options), "-c", os.devnull]
+    alone["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-n", "2", *shlex.split(options), "-c", os.devnull]
     done = subprocess.run([*command, tmp_path], env=alone, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert sorted(path.stem for path in tmp_path.glob("test_?.py.gw?")) == names

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SMALL_PIECE_BYTES = 256 << 10
 """Size of a piece while many sites pull."""
 FEW_PULLS = 4
-KEPT_PIECES = 4
+KEPT_PIECES = 8
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

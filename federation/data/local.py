@@ -23,6 +23,7 @@ class LocalData:
     Attributes:
         train: what the shard gave: a pair of arrays or a map-style dataset.
         validation: likewise.
+        is_arrays: training data is a pair of NumPy's own arrays, of which no code of an author's gives a row.
         sample_shape: shape of one sample.
         target_shape: shape of one target.
     """
@@ -32,7 +33,9 @@ class LocalData:
         self.validation: Dataset = shard.validation
         self.sample_shape = tuple(shard.sample_shape)
         self.target_shape = tuple(shard.target_shape)
+        self.is_arrays = type(shard.train) is tuple and all(type(part) is np.ndarray for part in shard.train)
         self._seen: Any = None
+        self._has_seen_all = False
         self._steps = 0
         self._drawn = 0
 
@@ -87,13 +90,14 @@ class LocalData:
                 end = count
             rows = order[start:end]
             if part == "train" and is_counted:
-                self._note(rows)
+                self._note(rows, is_all=chosen is None and len(rows) == count)
             yield _gather(data, rows)
             start = end
 
     def start_count(self) -> None:
         """Forget which training examples were drawn; the trainer calls this before each round."""
         self._seen = None
+        self._has_seen_all = False
         self._steps = 0
         self._drawn = 0
 
@@ -105,17 +109,22 @@ class LocalData:
     @property
     def examples_used(self) -> int:
         """Distinct training examples drawn since `start_count`; all of them if none was drawn."""
-        return self.train_examples if self._seen is None else int(np.count_nonzero(self._seen))
+        if self._seen is None or self._has_seen_all:
+            return self.train_examples
+        return int(np.count_nonzero(self._seen))
 
     @property
     def batches_drawn(self) -> int:
         """Training batches drawn since `start_count`."""
         return self._steps
 
-    def _note(self, chosen: Any) -> None:
-        if self._seen is None:
-            self._seen = np.zeros(self.train_examples, dtype=bool)
-        self._seen[chosen] = True
+    def _note(self, chosen: Any, *, is_all: bool) -> None:
+        if is_all:
+            self._has_seen_all = True
+        else:
+            if self._seen is None:
+                self._seen = np.zeros(self.train_examples, dtype=bool)
+            self._seen[chosen] = True
         self._steps += 1
         self._drawn += len(chosen)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from federation.tensors.buffers import Array
 
 
-_USUAL_SEEDS = ("globals", "torch")
+_USUAL_SEEDS = ("torch",)
 _USUAL_GENERATORS = ("shuffle",)
 
 

@@ -76,23 +76,27 @@ def make_optimizer(
     Raises:
         PlanError: no such optimizer, or it does not take these options.
     """
-    import torch
-
     if name not in OPTIMIZERS:
         raise PlanError(f"there is no optimizer {name!r}, only {', '.join(OPTIMIZERS)}")
-    from federation.training.plain_sgd import PlainSgd
-    from federation.training.uncompiled import without_compiler
-
-    make: Callable[..., Optimizer] = getattr(torch.optim, OPTIMIZERS[name])
-    if name == "sgd" and not options:
-        make = PlainSgd
-    elif not options.get("differentiable"):
-        make = without_compiler(getattr(torch.optim, OPTIMIZERS[name]))
+    make = _class_of(name, options)
     try:
         made = make(parameters, lr=learning_rate, **options)
     except (TypeError, ValueError) as error:
         raise PlanError(f"optimizer {name!r} does not take {dict(options)}: {error}") from error
     return made
+
+
+def _class_of(name: str, options: Mapping[str, Any]) -> Callable[..., Optimizer]:
+    if name == "sgd" and not options:
+        from federation.training.plain_sgd import PlainSgd
+
+        return PlainSgd
+    import torch
+
+    from federation.training.uncompiled import without_compiler
+
+    own: Callable[..., Optimizer] = getattr(torch.optim, OPTIMIZERS[name])
+    return own if options.get("differentiable") else without_compiler(own)
 
 
 def state_of(optimizer: Optimizer, model: torch.nn.Module) -> dict[str, Array]:

@@ -99,7 +99,11 @@ class PlainLayers:
 
     def takes(self, model: torch.nn.Module, sample: torch.Tensor, target: torch.Tensor) -> bool:
         """Tell whether a batch may come this way, now (rule 2)."""
-        return not _is_watched() and self._is_plain(model) and self._fits(sample, target)
+        return self.draws_nothing(model) and self._are_plain_parameters() and self._fits(sample, target)
+
+    def draws_nothing(self, model: torch.nn.Module) -> bool:
+        """Tell whether a step runs nothing but these layers, which draw no random numbers: nothing else has a say."""
+        return not _is_watched() and self._is_untouched(model)
 
     def is_proven(self, examples: int) -> bool:
         """Tell whether batches of this size gave the bytes that torch's own way gives (rule 3)."""
@@ -148,8 +152,8 @@ class PlainLayers:
         gradients.reverse()
         return gradients
 
-    def _is_plain(self, model: torch.nn.Module) -> bool:
-        """Tell whether modules and parameters are as they were found, and nothing hangs on them."""
+    def _is_untouched(self, model: torch.nn.Module) -> bool:
+        """Tell whether the modules are as they were found, and nothing hangs on them."""
         layers = self._layers
         if list(model._modules.values()) != layers or list(map(type, layers)) != self._kinds:
             return False
@@ -165,8 +169,10 @@ class PlainLayers:
             if "forward" in own or "_compiled_call_impl" in own:
                 return False
         first: Any = layers[0]
-        if self._is_flattened and (first.start_dim != 1 or first.end_dim != -1):
-            return False
+        return not self._is_flattened or (first.start_dim == 1 and first.end_dim == -1)
+
+    def _are_plain_parameters(self) -> bool:
+        """Tell whether the parameters are as they were found, and nothing hangs on them."""
         held = [part for each in self._linear for part in each._parameters.values()]
         if len(held) != len(self._parameters) or any(map(is_not, held, self._parameters)):
             return False

@@ -23,8 +23,10 @@ from federation.tensors import unpack
 from federation.training.exchange import DELTA, MODEL
 from federation.training.experiment import Experiment, schema_of
 from federation.training.models import Kind
+from federation.training.supervised import SupervisedTask
 
 if TYPE_CHECKING:
+    from federation.data.local import LocalData
     from federation.plan import ExperimentSpec
     from federation.tensors import TensorSchema
     from federation.tensors.buffers import Array
@@ -113,6 +115,10 @@ class Resident:
         for name in self.changing:
             arrays[name][...] = state.tensors.get(name, self._submitted[name])
         return arrays
+
+    def draws_nothing(self, data: LocalData) -> bool:
+        """Tell whether training on these data surely draws from no global random generator."""
+        return self.is_plain and isinstance(self.task, SupervisedTask) and self.task.draws_nothing(self.model, data)
 
     def touched(self) -> None:
         """Note that the author's code had the model: views may be of memory it no longer uses."""

@@ -98,5 +98,9 @@ class Structures:
             known = self._known[model] = Structure(model)
         return known
 
+    def known(self, model: torch.nn.Module) -> Structure | None:
+        """Return the structure a module had when it was last looked at."""
+        return self._known.get(model)
+
     def __reduce__(self) -> tuple[type[Structures], tuple[()]]:
         return Structures, ()

@@ -54,6 +54,11 @@ class Recipe:
     device: str
 
     @property
+    def is_named(self) -> bool:
+        """Whether nothing in it is the author's own code."""
+        return all(isinstance(each, str) for each in (self.loss, self.optimizer, *self.metrics.values()))
+
+    @property
     def optimizer_choice(self) -> OptimizerChoice:
         """The optimizer as algorithms see it; a factory of the author's goes by its name."""
         name = self.optimizer
@@ -113,6 +118,7 @@ class SupervisedTask:
             max_gradient_norm=max_gradient_norm,
             device=device,
         )
+        self._is_named = self._recipe.is_named
         self._structures = Structures()
         self.metric_names: tuple[str, ...] = ("loss", *self._recipe.metrics)
 
@@ -141,6 +147,17 @@ class SupervisedTask:
     def train(self, model: torch.nn.Module, data: LocalData, round: RoundContext) -> dict[str, float]:
         """Train in place for as long as the round says; returns means over the examples trained on."""
         return dict(self.problem(model, data, round).run().metrics)
+
+    def draws_nothing(self, model: object, data: LocalData) -> bool:
+        """Tell whether `train` surely draws from no global random generator: whatever it would call is known not to.
+
+        Data are arrays, layers are torch's own and plain, and nothing is of a class or a function of the author's.
+        """
+        if type(self) is not SupervisedTask or "train" in vars(self) or not self._is_named or not data.is_arrays:
+            return False
+        structure = self._structures.known(model)  # type: ignore[arg-type]  # another model is not known
+        layers = None if structure is None else structure.plain_layers(model)  # type: ignore[arg-type]  # it is one
+        return layers is not None and layers.draws_nothing(model)  # type: ignore[arg-type]  # likewise
 
     def evaluate(self, model: torch.nn.Module, data: LocalData) -> dict[str, float]:
         """Return means over the validation examples, in evaluation mode."""

@@ -5,8 +5,9 @@ Rules, in order:
 1. A round starts from the global model and the site's kept state, whatever ran before it: a failed or repeated attempt
    leaves no trace, and the same (seed, round, site) gives the same update.
 2. The order inside `SiteWork.train` decides bits and is fixed: drop what was pending, load the model and the local
-   tensors, seed the global generators, start the count of examples; then the time of the task begins, and the
-   algorithm's client half works; then the state it left is held, and what it did not send itself is written.
+   tensors, seed the global generators (unless it is known that nothing draws from them), start the count of examples;
+   then the time of the task begins, and the algorithm's client half works; then the state it left is held, and what it
+   did not send itself is written.
 3. Evaluating the model of a round uses the local state that round left here, although its verdict is still to come:
    it is the state this site will have if the round commits.
 """
@@ -97,7 +98,8 @@ class SiteWork:
         if context is None or context.number != number:
             context = self._context(number)
         context.optimizer_state.update(self._optimizer_state(inputs))
-        seed_globals(context.derive_seed("globals"))
+        if not resident.draws_nothing(data):
+            seed_globals(context.derive_seed("globals"))
         data.start_count()
         started = time.perf_counter()
         round: SiteRound | None = None

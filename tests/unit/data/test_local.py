@@ -47,6 +47,17 @@ def test_examples_used_are_the_distinct_ones_drawn_or_all_if_none_was() -> None:
     assert (data.examples_used, data.batches_drawn) == (10, 0)
 
 
+def test_one_batch_of_all_examples_counts_all_and_one_of_chosen_ones_those() -> None:
+    data = _data(10)
+    list(data.batches(4, chosen=np.array([3, 1, 3])))
+    assert data.examples_used == 2
+    list(data.batches(16, np.random.default_rng(0)))
+    assert (data.examples_used, data.batches_drawn, data.examples_drawn) == (10, 2, 13)
+    data.start_count()
+    list(data.batches(16, chosen=np.array([3, 1])))
+    assert data.examples_used == 2
+
+
 def test_drawing_validation_data_does_not_count_as_training() -> None:
     data = _data(10)
     list(data.batches(4, part="validation"))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,10 +10,15 @@ import pytest
 from federation import Experiment, Plan, SupervisedTask
 from federation.data import ArrayShard, LocalData
 from federation.errors import PlanError
-from federation.names import SiteName
+from federation.names import PayloadName, SiteName
+from federation.rounds.randomness import derive_seed
+from federation.simulation.memory import Arena, Layout, MemoryExchange
 from federation.tensors import DType, pack, unpack
 from federation.training.context import RoundContext
 from federation.training.loop import LocalWork
+from federation.training.resident import Resident
+from federation.training.state import StateStore
+from federation.training.work import SiteWork
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -242,3 +249,74 @@ def test_an_experiment_that_diverges_says_so(tmp_path: Path) -> None:
     (tmp_path / "model").write_bytes(pack(spec.schema_.federated, arrays))
     with pytest.raises(NonFiniteMetricError):
         work.train(number=1, model=tmp_path / "model", delta=tmp_path / "delta", buffers=None)
+
+
+class _Own(SupervisedTask):
+    pass
+
+
+class _Rows:
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.int64]:
+        return X[index], Y[index]
+
+
+def correct(output: torch.Tensor, target: torch.Tensor) -> float:
+    return float((output.argmax(1) == target).float().mean())
+
+
+def test_a_task_of_nothing_but_known_parts_is_known_to_draw_nothing_once_it_has_trained() -> None:
+    model, task = _net(), SupervisedTask(metrics=("accuracy",))
+    assert not task.draws_nothing(model, _data())
+    task.train(model, _data(), _round())
+    assert task.draws_nothing(model, _data())
+
+    model[0].register_forward_hook(lambda *_: None)
+    assert not task.draws_nothing(model, _data())
+
+
+@pytest.mark.parametrize(
+    ("task", "last", "is_rows"),
+    [
+        (SupervisedTask(), nn.Dropout(0.5), False),
+        (SupervisedTask(), nn.ReLU(), True),
+        (SupervisedTask(nn.functional.cross_entropy), nn.ReLU(), False),
+        (SupervisedTask(optimizer=lambda parameters, rate: torch.optim.SGD(parameters, rate)), nn.ReLU(), False),
+        (SupervisedTask(metrics=(correct,)), nn.ReLU(), False),
+        (_Own(), nn.ReLU(), False),
+    ],
+)
+def test_a_task_with_any_part_of_the_authors_own_may_draw(task: SupervisedTask, last: nn.Module, is_rows: bool) -> None:
+    model = nn.Sequential(*_net(), last)
+    data = _data()
+    if is_rows:
+        data = LocalData(SimpleNamespace(train=_Rows(), validation=_Rows(), sample_shape=(4,), target_shape=()))
+    task.train(model, data, _round())
+    assert not task.draws_nothing(model, data)
+
+
+def test_a_task_whose_training_was_replaced_may_draw() -> None:
+    model, task = _net(), SupervisedTask()
+    task.train(model, _data(), _round())
+    task.train = lambda *_: {"loss": 0.0}  # type: ignore[method-assign]
+    assert not task.draws_nothing(model, _data())
+
+
+@pytest.mark.parametrize(("metric", "is_seeded"), [("accuracy", False), (correct, True)])
+def test_a_round_seeds_the_global_generators_unless_nothing_draws_from_them(metric: object, is_seeded: bool) -> None:
+    task = SupervisedTask(metrics=(metric,))  # type: ignore[arg-type]
+    experiment = Experiment(name="e", model=_net, task=task, shard="s", plan=Plan(seed=5))
+    spec, arrays = experiment.build()
+    arena = Arena(Layout(spec, 1))
+    arena.broadcast(0, PayloadName("model"))[:] = pack(spec.schema_.federated, arrays)
+    exchange = MemoryExchange(arena, 0, 0)
+    resident = Resident(experiment=experiment, spec=spec, base=None)
+    work = SiteWork(resident, site=SiteName("north"), data=_data(), state=StateStore(None))
+    for number in (1, 2):
+        random.seed(17)
+        work.train(number, 1, exchange, exchange)
+    found = random.getstate()
+    random.seed(derive_seed(5, 2, "north", "globals") if is_seeded else 17)
+    assert random.getstate() == found

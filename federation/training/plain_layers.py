@@ -10,8 +10,8 @@ Rules, in order:
    Larger models than `MOST_ELEMENTS` have nothing to win.
 2. Everything that could have a say is looked at before each step: hooks, a forward pass of an instance's own,
    parametrised, shared, frozen or added parameters, gradients that are to be added to, autocast, anomaly detection,
-   modes that catch operations. If there is anything, or a batch is not what the first layer takes, the step goes
-   torch's own way, with torch's own errors.
+   hooks on what a graph keeps, modes that catch operations. If there is anything, or a batch is not what the first
+   layer takes, the step goes torch's own way, with torch's own errors.
 3. The operations are those that torch's derivative formulas name, on operands of the same layout, so the gradients are
    the same to the bit. (Layers of one input are left out: there a batch of one has two layouts, and the formula two
    forms.) That is not taken on trust: the first `PROOFS` batches of each size go torch's way, and this one is taken for
@@ -40,6 +40,8 @@ PROOFS = 3
 _DTYPES = (torch.float32, torch.float64)
 _MEAN, _NO_CLASS = 1, -100
 _REFUTED = -1
+# Releases that cannot say let such hooks go unseen.
+_hooks_on_what_is_kept: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
 _linear = torch.nn.functional.linear
 _nll_loss = torch.ops.aten.nll_loss_forward.default
 _nll_loss_back = torch.ops.aten.nll_loss_backward.default
@@ -92,6 +94,8 @@ class PlainLayers:
         expected = [part for each in inner if type(each) is torch.nn.Linear for part in (each.weight, each.bias)]
         # Fewer are found where layers share some or have no bias, more where some were added.
         if not expected or len(found) != len(expected) or any(map(is_not, found, expected)):
+            return None
+        if any(type(each) is not torch.nn.Parameter for each in found):
             return None
         is_small = sum(each.numel() for each in found) <= MOST_ELEMENTS
         has_one_form = all(each.shape[1] > 1 for each in found[::2])
@@ -207,6 +211,7 @@ def _is_watched() -> bool:
         not torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
         or torch.is_anomaly_enabled()
+        or _hooks_on_what_is_kept(True) is not None
         or torch._C._len_torch_function_stack()
         or torch._C._len_torch_dispatch_stack()
         or modules._has_any_global_hook()  # type: ignore[no-untyped-call]  # torch's stub

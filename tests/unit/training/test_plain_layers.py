@@ -179,6 +179,16 @@ class _OwnSequential(nn.Sequential):
     pass
 
 
+class _OwnParameter(nn.Parameter):
+    pass
+
+
+def _with_its_own_parameter() -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 2))
+    model[0].weight = _OwnParameter(torch.ones(2, 3))
+    return model
+
+
 def _shared() -> nn.Module:
     layer = nn.Linear(3, 3)
     return nn.Sequential(layer, nn.ReLU(), layer)
@@ -216,6 +226,7 @@ def _added() -> nn.Module:
         _shared,
         _tied,
         _added,
+        _with_its_own_parameter,
     ],
 )
 def test_there_is_no_short_way_through_any_other_model(make: Callable[[], nn.Module]) -> None:
@@ -279,6 +290,7 @@ def test_what_was_done_to_a_model_later_is_noticed(change: Callable[[nn.Sequenti
         torch.no_grad,
         lambda: torch.autocast("cpu", torch.bfloat16),
         torch.autograd.detect_anomaly,
+        torch.autograd.graph.save_on_cpu,
         _Functions,
         _Operations,
     ],

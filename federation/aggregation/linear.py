@@ -61,14 +61,17 @@ def weighted_sum(
 def summing(factors: Sequence[float]) -> Callable[[Iterable[Array], Array, Scratch], None]:
     """Return what fills a row with Σ_i factors_i rows_i for `fold_columns`: in float64, in the order of the rows.
 
-    Equal factors multiply the sum, once.
+    Equal factors multiply the sum, once, unless the rows are float64, whose sum may be too large for it.
     """
-    common = factors[0] if len(set(factors)) == 1 else None
+    equal = factors[0] if len(set(factors)) == 1 else None
 
     def work(rows: Iterable[Array], out: Array, scratch: Scratch) -> None:
+        common = equal
         term = scratch.array("term", (min(_BLOCK_ELEMENTS, out.size),))
         blocks = [slice(start, start + _BLOCK_ELEMENTS) for start in range(0, out.size, _BLOCK_ELEMENTS)]
         for index, (row, factor) in enumerate(zip(rows, factors, strict=True)):
+            if row.dtype == np.float64:
+                common = None
             for block in blocks:
                 part, values = out[block], row[block]
                 if common is not None and index:

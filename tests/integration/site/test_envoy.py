@@ -39,6 +39,8 @@ async def test_an_envoy_offers_its_shards_takes_part_and_cleans_up(
     collaborator, trainer = host.pid("collaborator"), host.pid("collaborator", "trainer")
     site.send(task=aggregator.task(trial.first_model))
     await aggregator.next_update()
+    site.send(task=aggregator.task(trial.first_model, train=False))
+    await site.hear("evaluated")  # one thing is done after the other, so what came of the update is noted
     [group] = await host.get("/discovery")
     assert group["labels"] == {"role": "collaborator", "site": "north", "experiment": EXPERIMENT}
     async with aiohttp.ClientSession() as http, http.get(f"http://{group['targets'][0]}/metrics") as reply:

@@ -12,8 +12,8 @@ Of updates Δ_i and what a rule made of them, a:
 All three come from one Gram matrix of the rows Δ_i − a and a, taken block by block in float32 (float64 where the
 updates are, or a block overflows) and summed in float64. Of most blocks it is made of products of the Δ_i and a as they
 are, ⟨Δ_i − a, Δ_j − a⟩ = ⟨Δ_i, Δ_j⟩ − ⟨Δ_i, a⟩ − ⟨Δ_j, a⟩ + ⟨a, a⟩. Where an update is so close to a that this would
-cancel (`APART`), the rows are centred first, which takes twice as long: so no distance to a is off by more than about
-1e-6 of itself, be the updates as nearly equal as float32 allows. What arithmetic cannot tell from 0 is 0: a
+cancel (`APART`), the rows are centred first, which takes twice as long: so no distance to a is off by more than some
+3e-6 of itself, be the updates as nearly equal as float32 allows. What arithmetic cannot tell from 0 is 0: a
 distance to a below `ROUNDING` of the median length of the updates, a squared distance between two updates below
 `PAIR_ROUNDING` of the larger of their own to a. Neither measure is one site's to choose: one huge update does not make
 the others' scores 0. What overflows counts as the largest number there is: a score is always finite. The scores decide

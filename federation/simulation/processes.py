@@ -21,11 +21,14 @@ Rules:
    The parent has none then, so who has the first core does not look: what is done between two batches is done there,
    and takes no time from a worker that could begin the next one.
 9. Workers that look are told whom the next batch is likely to be of, and prepare for it while they would look.
+10. What a copy inherits is never collected in it: its garbage is the parent's, and an end that waits for a thread, as a
+   gRPC channel's does, would wait for ever where there is no such thread.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import select
@@ -159,7 +162,8 @@ class ProcessExecutor:
         with warnings.catch_warnings():
             # BLAS keeps threads that idle; it looks after itself across a fork, and torch has not started any.
             warnings.simplefilter("ignore", DeprecationWarning)
-            process.start()
+            with _uncollected():
+                process.start()
         theirs.close()
         return _Worker(place, process, ours)
 
@@ -290,6 +294,18 @@ class _Worker:
         self.process.join()
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Collect no garbage in a block, nor in a copy of this process that is made in it, until that says so (rule 10)."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _work(
     place: _Place,
     premises: Premises | luggage.Luggage,
@@ -298,6 +314,8 @@ def _work(
     inherited: Sequence[Connection],
 ) -> None:
     """A worker's life."""
+    gc.freeze()
+    gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _settle_down(place)
     for other in inherited:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -82,3 +83,42 @@ def test_an_experiment_that_cannot_be_sent_to_a_spawned_worker_is_refused(monkey
     experiment = Experiment(name="no", model=lambda: {"w": np.zeros(2)}, task=Lines(), shard="points", plan=Plan())
     with pytest.raises(PlanError, match=r"cannot be sent to them: .*; give an experiment folder"):
         simulate(experiment, sites=2, data=shard, workers=2)
+
+
+class Ends:
+    """Says which process it was collected in."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.itself = self  # so that only the collector ends it
+
+    def __del__(self) -> None:
+        with self.log.open("a") as log:
+            log.write(f"{os.getpid()}\n")
+
+
+class Collects(Lines):
+    def train(self, model: Any, data: Any, round: Any) -> dict[str, float]:
+        gc.collect()
+        return {"loss": float(gc.isenabled())}
+
+
+@pytest.mark.skipif(processes.START_METHOD != "fork", reason="workers are no copies here")
+def test_a_worker_does_not_end_what_is_its_parents(tmp_path: Path) -> None:
+    """A gRPC channel that nobody held was ended in a worker, and waited for a thread of the parent for ever."""
+    zeros = np.zeros((8, 2))
+    shard = ArrayShard(train=(zeros, zeros[:, 0]), validation=(zeros, zeros[:, 0]))
+    experiment = Experiment(
+        name="tidy", model=lambda: {"w": np.zeros(2)}, task=Collects(), shard="points", plan=Plan(rounds=1)
+    )
+    gc.disable()
+    try:
+        Ends(tmp_path / "ended")
+        result = simulate(experiment, sites=["north"], data={"north": shard}, workers=1, executor="processes")
+        assert not (tmp_path / "ended").exists()
+        assert result.records[0].train_metrics == {"loss": 1.0}, "a worker collects its own garbage"
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    gc.collect()
+    assert (tmp_path / "ended").read_text() == f"{os.getpid()}\n"

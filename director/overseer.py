@@ -6,7 +6,8 @@ Rules, in order:
    one task, in order: what one item decides the next one sees.
 2. An experiment starts when `director.scheduling` says so: its epoch is granted by compare-and-set, then its
    aggregator is launched (`director.running`). Sites are asked when the aggregator says where it is reached.
-3. An experiment whose sites have all answered, too few of them with yes, fails at once, naming why each refused.
+3. An experiment whose sites have all answered, too few of them with yes, fails at once, naming why each refused. One
+   that was away when the others were asked has not answered.
 4. When the director ends an experiment its sites and its aggregator are told at once; when the aggregator ended it,
    sites are told after the aggregator has left, so that its own farewell reaches them first.
 5. What the database could not be told or asked is tried again; until then readiness says so.
@@ -265,9 +266,17 @@ def _look(
 
 
 def _too_few(found: ExperimentRecord, parts: list[ParticipationRecord]) -> str | None:
-    """Return why the experiment cannot get enough sites any more; None if it can, or some have not decided."""
+    """Return why the experiment cannot get enough sites any more; None if it can, or some have not decided.
+
+    It was started because at least `need.sites` match. Where fewer were asked, some were away when it was their turn,
+    as all are for a moment after the director itself was away: they are asked once they are back.
+    """
     accepted = sum(part.answer in (sites.ACCEPTED, sites.FINISHED) for part in parts)
-    if accepted >= found.minimum_sites or any(part.answer in sites.UNDECIDED for part in parts):
+    if (
+        len(parts) < found.need.sites
+        or accepted >= found.minimum_sites
+        or any(part.answer in sites.UNDECIDED for part in parts)
+    ):
         return None
     refusals = [part for part in parts if part.answer in (sites.REFUSED, sites.LOST)]
     reasons = "; ".join(f"{part.site} {part.answer}: {part.reason or 'no reason given'}" for part in refusals)

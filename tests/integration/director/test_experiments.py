@@ -138,6 +138,21 @@ async def test_refusals_that_leave_too_few_sites_fail_the_experiment_with_their_
     process.end()
 
 
+async def test_a_site_that_is_away_while_the_others_are_asked_is_waited_for(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    north, south = [await world.attend(name, make_shard()) for name in ("north", "south")]
+    await make_package(sites=2).submit(world)
+    process = await world.launcher.next()
+    await south.leave()  # as all sites have for a moment when a director that had started it is started again
+    aggregator = await world.supervise(process)
+    await north.accept()
+    await aggregator.welcomed()
+    await aggregator.roster_of("north")
+    await (await world.attend("south")).accept()
+    await aggregator.roster_of("north", "south")
+
+
 async def test_a_site_whose_collaborator_failed_leaves_the_roster(
     world: Any, make_package: Any, make_shard: Any
 ) -> None:

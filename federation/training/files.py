@@ -1,9 +1,12 @@
 """Tensors between a model and flat-buffer files, without a second copy of the model in memory.
 
-A model file is read straight into the model's own memory. A change is computed in tiles that stay in a core's cache:
-what the model was is read again, or looked at where the system has it, a window of the file at a time, if the tensor is
-large; then subtracted, and written. Files are written in place from offset 0 and never truncated: the reader
-preallocated them and reuses them every round. Views are C-contiguous; see `federation.training.models`.
+A model file is read straight into the model's own memory. Files are written in place from offset 0 and never truncated:
+the reader preallocated them and reuses them every round. Views are C-contiguous; see `federation.training.models`.
+
+A large change is computed where the system has its file, which stays mapped from round to round
+(`federation.training.kept_file`); what a large tensor was is looked at in its file likewise, a window at a time.
+Where that is not possible, or not worth it, tensors are read, subtracted and written in tiles that stay in a core's
+cache.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from federation.tensors import TensorSchema
     from federation.tensors.buffers import Array
     from federation.training.exchange import Buffer
+    from federation.training.kept_file import KeptFile
 
 _TILE_BYTES = 512 * 1024
 _WINDOW_BYTES = 16 * 1024 * 1024
@@ -42,6 +46,7 @@ class FileExchange:
         schema: schema of the whole model.
         inputs: file of each payload that came, by name.
         outputs: file each payload is written to, by name. A file may be longer than an encoded payload; it is then cut.
+        kept: what is kept of the file of changes, from round to round; None: nothing.
     """
 
     def __init__(
@@ -49,10 +54,12 @@ class FileExchange:
         schema: TensorSchema,
         inputs: Mapping[PayloadName, str | Path],
         outputs: Mapping[PayloadName, str | Path],
+        kept: KeptFile | None = None,
     ) -> None:
         self._schema = schema
         self._inputs = inputs
         self._outputs = outputs
+        self._kept = kept
 
     def has(self, name: PayloadName) -> bool:
         """Tell whether a payload came."""
@@ -69,7 +76,7 @@ class FileExchange:
 
     def write_change(self, name: PayloadName, schema: TensorSchema, arrays: Mapping[str, Array]) -> int:
         """See `federation.training.exchange.Outputs.write_change`."""
-        write_change(self._output(name), self._inputs[MODEL], self._schema, arrays)
+        write_change(self._output(name), self._inputs[MODEL], self._schema, arrays, self._kept)
         return schema.nbytes
 
     def write_bytes(self, name: PayloadName, data: Buffer) -> int:
@@ -110,7 +117,9 @@ def write_from(path: str | Path, schema: TensorSchema, arrays: Mapping[str, Arra
         _transfer(_write_views, descriptor, (_bytes(np.ascontiguousarray(arrays[spec.name])) for spec in schema), path)
 
 
-def write_change(path: str | Path, model: str | Path, schema: TensorSchema, arrays: Mapping[str, Array]) -> None:
+def write_change(
+    path: str | Path, model: str | Path, schema: TensorSchema, arrays: Mapping[str, Array], kept: KeptFile | None = None
+) -> None:
     """Write what the parameters changed by: w - x, in each tensor's own dtype.
 
     Args:
@@ -118,43 +127,40 @@ def write_change(path: str | Path, model: str | Path, schema: TensorSchema, arra
         model: file that holds x, a flat buffer of ``schema.federated``.
         schema: schema of the whole model.
         arrays: the model as trained, w, by name.
+        kept: what is kept of `path` from round to round; None: nothing.
 
     Raises:
         StorageError: a file cannot be read or written.
     """
-    # No larger than needed: a small model should not touch fresh memory each round.
-    tile = bytearray(min(_TILE_BYTES, max((spec.nbytes for spec in schema.parameters), default=0)))
-    with _open(model, os.O_RDONLY) as source, _open(path, os.O_RDWR | os.O_CREAT) as target:
+    # What diverged is refused by its checks, with a better text than that of a warning.
+    with _open(model, os.O_RDONLY) as source, _open(path, os.O_RDWR | os.O_CREAT) as target, np.errstate(all="ignore"):
+        nbytes = schema.parameters.nbytes
+        place = kept.bytes_of(target, nbytes) if kept is not None and nbytes >= _MAPPED_BYTES else None
+        # No larger than needed: a small model should not touch fresh memory each round.
+        tile = np.empty(min(_TILE_BYTES, max((spec.nbytes for spec in schema.parameters), default=0)), np.uint8)
         for spec in schema.parameters:
             read_at, write_at = schema.federated.offsets[spec.name], schema.parameters.offsets[spec.name]
             trained = arrays[spec.name].reshape(-1)
-            start = 0
-            for base in _values(source, model, read_at, trained, tile):
-                change = np.frombuffer(tile, dtype=trained.dtype, count=base.size)
-                with np.errstate(all="ignore"):  # what diverged is refused by its checks, with a better text
-                    np.subtract(trained[start : start + base.size], base, out=change)
-                _transfer(_write_views, target, [_bytes(change)], path, write_at + start * spec.dtype.itemsize)
-                start += base.size
+            is_large = spec.nbytes >= _MAPPED_BYTES
+            for part in _parts(trained, _WINDOW_BYTES if is_large and place is not None else _TILE_BYTES):
+                now, start = trained[part], part.start * trained.itemsize
+                if is_large and place is not None:
+                    base = _map(source, model, read_at + start, now)
+                else:
+                    base = tile[: now.nbytes].view(now.dtype)
+                    _transfer(_read_views, source, [_bytes(base)], model, read_at + start)
+                if place is not None:
+                    np.subtract(now, base, out=place[write_at + start :][: now.nbytes].view(now.dtype))
+                else:
+                    np.subtract(now, base, out=base)
+                    _transfer(_write_views, target, [_bytes(base)], path, write_at + start)
 
 
-def _values(descriptor: int, path: str | Path, offset: int, like: Array, tile: bytearray) -> Iterator[Array]:
-    """Yield the elements that lie at `offset` of a file, as many as `like` has, in order; each part until the next.
-
-    Raises:
-        StorageError: the file is too short.
-    """
-    step = _TILE_BYTES // like.itemsize
-    if like.nbytes < _MAPPED_BYTES:
-        for start in range(0, like.size, step):
-            part = np.frombuffer(tile, dtype=like.dtype, count=min(step, like.size - start))
-            _transfer(_read_views, descriptor, [_bytes(part)], path, offset + start * like.itemsize)
-            yield part
-        return
-    window = _WINDOW_BYTES // like.itemsize
-    for start in range(0, like.size, window):
-        mapped = _map(descriptor, path, offset + start * like.itemsize, like[start : start + window])
-        for first in range(0, mapped.size, step):
-            yield mapped[first : first + step]
+def _parts(array: Array, nbytes: int) -> Iterator[slice]:
+    """Cut a flat array into parts of so many bytes."""
+    step = nbytes // array.itemsize
+    for start in range(0, array.size, step):
+        yield slice(start, min(start + step, array.size))
 
 
 def _map(descriptor: int, path: str | Path, offset: int, like: Array) -> Array:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from federation.errors import StorageError
 from federation.training.exchange import BUFFERS, DELTA, MODEL, OPTIMIZER
 from federation.training.files import FileExchange
+from federation.training.kept_file import KeptFile
 from federation.training.resident import Resident, WrongModelError
 from federation.training.results import MetricsError, NonFiniteMetricError, Trained, Worked
 from federation.training.state import StateStore
@@ -53,6 +54,7 @@ class LocalWork:
         base: Path | None,
     ) -> None:
         self._schema = spec.schema_
+        self._kept = KeptFile()
         resident = Resident(experiment=experiment, spec=spec, base=_read_base(base))
         self._work = SiteWork(resident, site=site, data=data, state=StateStore(workspace))
 
@@ -93,6 +95,7 @@ class LocalWork:
             self._schema,
             {name: path for name, path in came.items() if path is not None},
             {name: path for name, path in goes.items() if path is not None},
+            self._kept,
         )
         return self._work.train(number, attempt, exchange, exchange)
 

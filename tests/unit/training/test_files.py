@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from federation.errors import StorageError
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack, unpack
 from federation.training import files
+from federation.training.kept_file import KeptFile
 
 _DTYPES = st.sampled_from([DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32, DType.FLOAT64])
 
@@ -64,23 +65,46 @@ def test_a_tensor_of_many_tiles_is_changed_as_a_whole(tmp_path, monkeypatch) -> 
     assert np.array_equal(np.fromfile(tmp_path / "delta", np.float32), w - x)
 
 
+@pytest.mark.parametrize("is_kept", [False, True])
 @pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])
-def test_a_large_tensor_is_looked_at_in_windows_that_begin_anywhere(tmp_path, monkeypatch, dtype) -> None:
+def test_large_changes_are_computed_in_pieces_that_begin_anywhere(tmp_path, monkeypatch, dtype, is_kept) -> None:
     monkeypatch.setattr(files, "_TILE_BYTES", 1 << 12)
     monkeypatch.setattr(files, "_MAPPED_BYTES", 1 << 13)
     monkeypatch.setattr(files, "_WINDOW_BYTES", 3 << 13)
-    shapes = {"a": (7,), "b": (50_001,), "c": (3, 33_333)}
+    shapes = {"a": (7,), "b": (50_001,), "c": (3, 33_333), "d": (2_500,)}
     schema = TensorSchema.of(TensorSpec(name=name, dtype=dtype, shape=shape) for name, shape in shapes.items())
     rng = np.random.default_rng(1)
-    x, w = ({spec.name: _random(spec, rng) for spec in schema} for _ in range(2))
-    (tmp_path / "model").write_bytes(pack(schema.federated, x))
-    files.write_change(tmp_path / "delta", tmp_path / "model", schema, w)
-    got = unpack(schema.parameters, (tmp_path / "delta").read_bytes())
-    for spec in schema.parameters:
-        assert np.array_equal(got[spec.name], w[spec.name] - x[spec.name])
+    kept = KeptFile() if is_kept else None
+    (tmp_path / "delta").write_bytes(b"\xff" * (schema.nbytes + 9))
+    for _ in range(2):
+        x, w = ({spec.name: _random(spec, rng) for spec in schema} for _ in range(2))
+        (tmp_path / "model").write_bytes(pack(schema.federated, x))
+        files.write_change(tmp_path / "delta", tmp_path / "model", schema, w, kept)
+        data = (tmp_path / "delta").read_bytes()
+        got = unpack(schema.parameters, data[: schema.nbytes])
+        for spec in schema.parameters:
+            assert np.array_equal(got[spec.name], w[spec.name] - x[spec.name])
+        assert data[schema.nbytes :] == b"\xff" * 9
     os.truncate(tmp_path / "model", schema.nbytes - 1)
-    with pytest.raises(StorageError, match="ends before byte"):
-        files.write_change(tmp_path / "delta", tmp_path / "model", schema, w)
+    with pytest.raises(StorageError, match="ends"):
+        files.write_change(tmp_path / "delta", tmp_path / "model", schema, w, kept)
+
+
+@pytest.mark.parametrize("place", [None, "delta"])
+def test_a_change_that_is_kept_is_what_calls_would_write(tmp_path, monkeypatch, place) -> None:
+    """Calls write where the file does not have its bytes yet; afterwards it is mapped, and no call writes."""
+    monkeypatch.setattr(files, "_MAPPED_BYTES", 1 << 10)
+    schema = TensorSchema.of([TensorSpec(name="w", dtype=DType.FLOAT32, shape=(1_000,))])
+    x, w = np.arange(1_000, dtype=np.float32), np.arange(1_000, dtype=np.float32) ** 2
+    (tmp_path / "model").write_bytes(x.tobytes())
+    if place:
+        (tmp_path / place).write_bytes(bytes(4_000))
+    calls = []
+    real = files._write_views
+    monkeypatch.setattr(files, "_write_views", lambda *arguments: calls.append(1) or real(*arguments))
+    files.write_change(tmp_path / "delta", tmp_path / "model", schema, {"w": w}, KeptFile())
+    assert np.array_equal(np.fromfile(tmp_path / "delta", np.float32), w - x)
+    assert bool(calls) is (place is None)
 
 
 def test_more_tensors_than_the_kernel_takes_at_once_and_short_reads_are_read_whole(tmp_path, monkeypatch) -> None:

@@ -31,41 +31,32 @@ import contextlib
 import gc
 import multiprocessing
 import os
-import select
-import signal
 import sys
 import tempfile
-import time
 import warnings
 from dataclasses import replace
 from multiprocessing import connection, shared_memory
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from federation.runtime.exec_stub import die_with
 from federation.simulation import luggage, messages
-from federation.simulation.bench import FORESEEN, Bench, EvaluateAnswer, EvaluateOrder, TrainAnswer, TrainOrder, settle
+from federation.simulation.bench import FORESEEN, EvaluateAnswer, EvaluateOrder, TrainAnswer, TrainOrder, settle
 from federation.simulation.board import Board
 from federation.simulation.devices import device_of
 from federation.simulation.executors import SimulationError
 from federation.simulation.memory import Arena
-from federation.simulation.messages import Batch, Forecast
+from federation.simulation.worker import Place, block_bytes, look, parts_of, work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
-    from multiprocessing.synchronize import Lock
 
     from federation.names import RoundNumber, SiteName
     from federation.simulation.bench import KeepOrder, Premises
     from federation.simulation.memory import Layout
 
 _Order = TypeVar("_Order", TrainOrder, EvaluateOrder)
-ANSWER_S = 0.01
-"""Seconds of work worth a message, and taken at once: telling the parent costs a thirtieth of it."""
-LOOK_S = 0.002
-"""Seconds (rule 7): as long as the parent takes between two rounds of a small model."""
 START_METHOD: Literal["fork", "spawn"] = "fork" if sys.platform == "linux" else "spawn"
 """How workers begin (rule 1). macOS can fork, but its own libraries do not survive it."""
 
@@ -92,10 +83,8 @@ class ProcessExecutor:
         self._premises = replace(premises, is_shared=True)  # `keep` settles in their files from here
         self._layout = layout
         self._source = source
-        self._memory = shared_memory.SharedMemory(
-            create=True, size=_board_at(layout) + Board.nbytes(len(premises.shards))
-        )
-        memory = _parts(self._memory, layout)
+        self._memory = shared_memory.SharedMemory(create=True, size=block_bytes(layout, len(premises.shards)))
+        memory = parts_of(self._memory, layout)
         self.arena = Arena(layout, memory[0])
         method = "spawn" if device_of(premises.experiment).startswith("cuda") else START_METHOD
         self._context: Any = multiprocessing.get_context(method)
@@ -158,7 +147,7 @@ class ProcessExecutor:
         else:
             memory = (self._memory.name, self._layout, self._lock, self._count)
             start = (place, luggage.pack(self._premises, self._source), memory, theirs, [])
-        process = self._context.Process(target=_work, args=start, daemon=True)
+        process = self._context.Process(target=work, args=start, daemon=True)
         with warnings.catch_warnings():
             # BLAS keeps threads that idle; it looks after itself across a fork, and torch has not started any.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -167,14 +156,14 @@ class ProcessExecutor:
         theirs.close()
         return _Worker(place, process, ours)
 
-    def _place(self, number: int) -> _Place:
+    def _place(self, number: int) -> Place:
         """Rule 8; torch's threads, or those of a GPU's driver, would have to share the core."""
         cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
         is_alone = self._premises.spec.plan.threads == 1 and not device_of(self._premises.experiment).startswith("cuda")
         if not is_alone or not 0 < len(cores) <= self._count:
-            return _Place(number, None, looks=True)
+            return Place(number, None, looks=True)
         core = number % len(cores)
-        return _Place(number, cores[core], looks=core > 0)
+        return Place(number, cores[core], looks=core > 0)
 
     def _serve(self, orders: Sequence[_Order]) -> Iterator[Any]:
         """Show the orders to the workers, who begin; their answers come as they are asked for."""
@@ -190,7 +179,7 @@ class ProcessExecutor:
         while unanswered:
             for worker in self._answering(orders, unanswered):
                 if worker.looks:  # else it may need the core that looking would take
-                    _look(worker.pipe)
+                    look(worker.pipe)
                 try:
                     answers = worker.take()
                 except (EOFError, ConnectionError):
@@ -245,28 +234,10 @@ def _died(worker: _Worker, site: SiteName | None) -> SimulationError:
     )
 
 
-def _board_at(layout: Layout) -> int:
-    return -(-layout.nbytes // 64) * 64
-
-
-def _parts(block: shared_memory.SharedMemory, layout: Layout) -> tuple[memoryview, memoryview]:
-    """Return the arena's and the board's part of the block."""
-    assert block.buf is not None  # noqa: S101 - it is open
-    return block.buf[: layout.nbytes], block.buf[_board_at(layout) :]
-
-
-class _Place(NamedTuple):
-    """Which worker one is, the core it has to itself, if any, and whether it looks for work (rule 7)."""
-
-    number: int
-    core: int | None
-    looks: bool
-
-
 class _Worker:
     """The parent's end of one worker."""
 
-    def __init__(self, place: _Place, process: BaseProcess, pipe: Connection) -> None:
+    def __init__(self, place: Place, process: BaseProcess, pipe: Connection) -> None:
         self.number = place.number
         self.looks = place.looks
         self.process = process
@@ -304,125 +275,3 @@ def _uncollected() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
-
-
-def _work(
-    place: _Place,
-    premises: Premises | luggage.Luggage,
-    memory: tuple[Arena, Board] | tuple[str, Layout, Lock, int],
-    pipe: Connection,
-    inherited: Sequence[Connection],
-) -> None:
-    """A worker's life."""
-    gc.freeze()
-    gc.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _settle_down(place)
-    for other in inherited:
-        other.close()  # else our copies of the parent's ends would keep pipes open when the parent is gone
-    block: shared_memory.SharedMemory | None = None
-    try:
-        if isinstance(premises, luggage.Luggage):
-            premises = luggage.unpack(premises, contextlib.ExitStack())
-        if len(memory) == 2:
-            arena, board = memory
-        else:
-            name, layout, lock, workers = memory
-            block = shared_memory.SharedMemory(name)
-            parts = _parts(block, layout)
-            arena, board = Arena(layout, parts[0]), Board(parts[1], lock, workers)
-        turn = _Turn(place.number, Bench(premises, arena), board, pipe)
-    except Exception as error:
-        pipe.send(f"{type(error).__name__}: {error}")
-        return
-    pipe.send(None)
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            if place.looks:
-                _look(pipe)
-            turn.serve(messages.unpack(pipe.recv_bytes()))
-    if block is not None:  # else it is closed at some moment of the interpreter's end, with views still there
-        arena.release()
-        board.release()
-        block.close()
-
-
-class _Turn:
-    """A worker's way with batches: takes, does and answers."""
-
-    def __init__(self, number: int, bench: Bench, board: Board, pipe: Connection) -> None:
-        self._number = number
-        self._bench = bench
-        self._board = board
-        self._pipe = pipe
-        self._seconds: dict[type, float] = {}
-
-    def serve(self, message: Batch | Forecast) -> None:
-        """Do what can be had of a batch, and answer; or prepare for what is likely to come.
-
-        Raises:
-            ConnectionError: the parent is gone.
-        """
-        if isinstance(message, Forecast):
-            self._bench.foresee(message.sites, message.round, _ear(self._pipe))
-            return
-        batch, orders = message
-        if batch is None:
-            self._answer(orders, self._bench.work(orders))
-            return
-        kind = type(orders[0])
-        began, done, answers = time.perf_counter(), list[Any](), list[Any]()
-        while taken := self._board.take(batch, self._number, self._most(kind)):
-            parcel = [orders[place] for place in taken]
-            answers += self._bench.work(parcel)
-            done += parcel
-            now = time.perf_counter()
-            self._seconds[kind] = (now - began) / len(answers)
-            if now - began >= ANSWER_S:
-                self._answer(done, answers)
-                began, done, answers = time.perf_counter(), [], []
-            if taken.stop == len(orders):
-                break  # nothing is left to ask the board for
-        if answers:
-            self._answer(done, answers)
-
-    def _most(self, kind: type) -> int:
-        """Return how many orders of a kind are taken at once: what they took before says how many `ANSWER_S` is.
-
-        Nothing says what the first takes; and evaluating may take a thousandth of what training takes.
-        """
-        seconds = self._seconds.get(kind)
-        return 1 if seconds is None else max(1, int(ANSWER_S / max(seconds, 1e-9)))
-
-    def _answer(self, orders: Sequence[Any], answers: Sequence[Any]) -> None:
-        self._pipe.send_bytes(messages.pack_answers(self._bench.finish(orders, answers)))
-
-
-def _settle_down(place: _Place) -> None:
-    """Rules 5, 6 and 8."""
-    parent = multiprocessing.parent_process()
-    if sys.platform == "linux" and parent is not None and parent.pid is not None:
-        with contextlib.suppress(OSError):
-            die_with(parent.pid)
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-            if place.core is not None:
-                os.sched_setaffinity(0, {place.core})
-
-
-def _look(pipe: Connection) -> None:
-    """Rule 7."""
-    if sys.platform != "linux":
-        return
-    has_come, until = _ear(pipe), time.perf_counter() + LOOK_S
-    while not has_come() and time.perf_counter() < until:
-        os.sched_yield()
-
-
-def _ear(pipe: Connection) -> Callable[[], bool]:
-    """Return what tells whether something has come; a pipe's own way makes a selector each time."""
-    if sys.platform != "linux":
-        return pipe.poll
-    poll = select.poll()
-    poll.register(pipe.fileno(), select.POLLIN)
-    return lambda: bool(poll.poll(0))

@@ -12,7 +12,7 @@ import pytest
 from federation import Experiment, Plan
 from federation.data.shard import ArrayShard
 from federation.errors import PlanError
-from federation.simulation import processes, simulate
+from federation.simulation import processes, simulate, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ class DiesOnce(Lines):
 def test_more_orders_than_a_pipe_holds_are_lost_and_given_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "ANSWER_S", 1e6)  # from the second round on whole shares are taken at once
+    monkeypatch.setattr(worker, "ANSWER_S", 1e6)  # from the second round on whole shares are taken at once
     zeros = np.zeros((8, 2))
     shard = ArrayShard(train=(zeros, zeros[:, 0]), validation=(zeros, zeros[:, 0]))
     sites = [f"site-{number:04d}" for number in range(1500)]

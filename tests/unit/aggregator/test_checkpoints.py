@@ -225,7 +225,7 @@ def test_the_best_model_is_durable_before_the_next_line_of_the_journal(shelf, tm
     checkpoints = shelf()
     checkpoints.prepare(RoundNumber(0), RoundNumber(0))
     synced = []
-    monkeypatch.setattr("federation.aggregator.checkpoints.sync_folder", synced.append)
+    monkeypatch.setattr("federation.aggregator.model_files.sync_folder", synced.append)
     commit(checkpoints, 1)
     assert synced == [tmp_path / "checkpoints"], "what an earlier process may have left"
     commit(checkpoints, 2)

@@ -313,10 +313,12 @@ def _supersede(session: _Session, error: StaleRoundError) -> None:
 async def _end_bursts(session: _Session, storing: asyncio.Task[None]) -> None:
     """Store what still waits; if that fails the aggregator reports it again."""
     session.burst.close()
-    with suppress(FederationError):
-        await session.burst.flush()
-    storing.cancel()
-    await asyncio.wait({storing})
+    try:
+        with suppress(FederationError):
+            await session.burst.flush()
+    finally:  # also where the call is cancelled while this waits for the database
+        storing.cancel()
+        await asyncio.wait({storing})
 
 
 def _store_all(session: Session, experiment: str, epoch: Epoch, told: list[Told], actor: str, now: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING, Any
 
 from director import lifecycle
@@ -94,3 +95,27 @@ async def test_progress_is_stored_with_what_comes_soon_after_it_and_an_audit_eve
     stored = await database.relaxed(events.after, experiment, 0, 100)
     assert [event.kind for event in stored[-3:]] == ["audit", "round", "state"]
     assert not [event for event in stored if event.kind in events.PROGRESS_KINDS], "its round is committed"
+
+
+async def test_a_session_that_is_cancelled_while_its_last_reports_are_stored_leaves_no_task_behind(
+    database: Database, experiment: str
+) -> None:
+    await run(database, experiment)
+    said = [
+        pb.SuperviseRequest(report=pb.RoundReport(sequence=sequence, round=sequence, epoch=1, model_digest="ab" * 32))
+        for sequence in (1, 2)
+    ]
+    supervision = Supervision(database=database, clock=FakeClock(), listener=Unmoved(), revoked=tuple)
+    replies = serve(supervision, experiment, said, asyncio.Event())
+    while (await anext(replies)).WhichOneof("message") != "acknowledge":
+        pass
+    is_free = threading.Event()
+    busy = asyncio.create_task(database.relaxed(lambda _: is_free.wait(10)))
+    supervision.close()
+    ending = asyncio.ensure_future(anext(replies))
+    for _ in range(20):
+        await asyncio.sleep(0)  # the second report waits for the database now
+    ending.cancel()
+    is_free.set()
+    await asyncio.wait({busy, ending})
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("reports of")]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,7 @@ class _Run:
     experiment: ExperimentId
     process: AggregatorProcess | None
     granted: Epoch | None
+    trouble: str = ""  # why it cannot be looked after, as its owner was told
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -200,8 +202,9 @@ class Aggregators:
                     await self._give_up(run.experiment, reason)
                     return
             except StorageError as error:
-                # Not the aggregator's fault, so nothing is counted: look again when the database may have come back.
+                # Not the aggregator's fault, so nothing is counted: look again when disk or database may be back.
                 _log.error("experiment cannot be looked after", experiment=run.experiment, reason=str(error))
+                await self._note_trouble(run, str(error))
             await self._back_off(run, max(1, crashes))
 
     def _is_wanted(self, found: ExperimentRecord) -> bool:
@@ -227,6 +230,7 @@ class Aggregators:
             epoch = await self._database.transact(experiments.grant_epoch, found.id, found.epoch, goes_on)
         order = LaunchOrder(experiment=found.id, epoch=epoch, folder=self._work / found.id)
         run.process = await self._launcher.launch(order)
+        run.trouble = ""
         _log.info("aggregator started", experiment=found.id, epoch=epoch)
 
     async def _watch(self, run: _Run) -> str:
@@ -260,6 +264,16 @@ class Aggregators:
         self._metrics.child_restarts_total.labels(kind="aggregator").inc()
         text = f"the aggregator of epoch {found.epoch} ended: {ended}"
         await self._database.transact(events.append_text, found.id, kind="audit", text=text, at=self._clock.now())
+
+    async def _note_trouble(self, run: _Run, reason: str) -> None:
+        """Tell the owner, once for each reason, why nothing happens; the database permitting."""
+        if reason != run.trouble:
+            run.trouble = reason
+            text = f"its aggregator cannot be looked after, and that is tried again: {reason}"
+            with suppress(StorageError):
+                await self._database.transact(
+                    events.append_text, run.experiment, kind="audit", text=text, at=self._clock.now()
+                )
 
     def _count(self) -> None:
         number = sum(run.process is not None for run in self._runs.values())

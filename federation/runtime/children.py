@@ -10,7 +10,8 @@ Rules:
 3. A child is known by pid, start time and boot id (`records.ProcessIdentity`), so a recycled pid is never mistaken.
 4. Its end is an event of a pidfd, ours or adopted; nothing is polled. Our own are reaped, whoever waits.
 5. When a child ends, what it left in its process group is killed.
-6. An adopted child is not ours to reap: its exit code is unknown, and its own exit record says how it ended.
+6. An adopted child is not ours to reap: its exit code is unknown, and its own exit record says how it ended. Where
+   there is none because there was no room for one, the status says that.
 
 Linux only; importable everywhere.
 """
@@ -36,6 +37,7 @@ from federation.runtime.records import (
     ExitRecord,
     ExitStatus,
     ProcessIdentity,
+    is_disk_full,
     read_exit_record,
     write_atomically,
     write_exit_record,
@@ -186,7 +188,9 @@ class Child:
             returned = self._process.wait()  # does not block: the pidfd says it has ended
             code, number = (returned, None) if returned >= 0 else (None, -returned)
         self._unwatch()
-        self._ended.set_result(ExitStatus(code=code, signal=number, record=read_exit_record(self.folder)))
+        record = read_exit_record(self.folder)
+        full_disk = self.folder if record is None and is_disk_full(self.folder) else None
+        self._ended.set_result(ExitStatus(code=code, signal=number, record=record, full_disk=full_disk))
 
     def _unwatch(self) -> None:
         if self._pidfd is not None:

@@ -18,6 +18,9 @@ from federation.errors import StorageError
 IDENTITY_FILE = "process.json"
 EXIT_FILE = "exit.json"
 _DEAD_STATES = ("Z", "X", "x")
+_FULL_BYTES = 1 << 20
+"""Fewer free bytes than these are none: a log line and a record want some, and who failed for want of more gave some
+back as it ended."""
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -165,6 +168,15 @@ def read_exit_record(folder: Path) -> ExitRecord | None:
         return None
 
 
+def is_disk_full(folder: Path) -> bool:
+    """Tell whether the disk of a folder has no room, which may be why a process left no record there."""
+    try:
+        status = os.statvfs(folder)
+    except (OSError, AttributeError):  # it is gone; or this is Windows, which starts no children
+        return False
+    return status.f_bavail * status.f_frsize < _FULL_BYTES
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitStatus:
     """How a child ended.
@@ -173,11 +185,13 @@ class ExitStatus:
         code: exit code; None if a signal ended it, or if it was adopted and nobody could tell us.
         signal: number of the signal that ended it, or None.
         record: what it wrote itself, or None.
+        full_disk: the folder for its record, if there is none and no room for one; else None.
     """
 
     code: int | None
     signal: int | None
     record: ExitRecord | None
+    full_disk: Path | None = None
 
     def __str__(self) -> str:
         if self.signal is not None:
@@ -187,6 +201,8 @@ class ExitStatus:
                 how = f"ended by signal {self.signal}"
         else:
             how = "exit code unknown" if self.code is None else f"exit code {self.code}"
+        if self.full_disk is not None:
+            return f"{how} (it could not write why: the disk of {self.full_disk} is full)"
         if self.record is None:
             return how
         said = ": ".join(part for part in (self.record.outcome, self.record.error_class, self.record.reason) if part)

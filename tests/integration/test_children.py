@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
+RECORD = json.dumps({"outcome": "failed", "error_class": "DiskFullError", "reason": "no room", "at": 1.0})
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
 )
@@ -58,6 +59,17 @@ async def test_a_child_reads_nothing_logs_to_its_file_and_leads_its_own_session(
     assert (status.code, status.signal, status.record) == (3, None, None)
     # LC_CTYPE is Python's own doing where no language is set.
     assert (tmp_path / "child.log").read_text().replace("'LC_CTYPE', ", "") == "'' True ['PATH']\n"
+
+
+async def test_a_child_that_had_no_room_for_its_record_ended_for_a_known_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = os.statvfs_result((4096, 4096, 1000, 10, 10, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    status = await _ended(await spawn(_spec(tmp_path, "raise SystemExit(120)")))
+    assert status.full_disk == tmp_path / "child"
+    leaves_word = f"import pathlib; pathlib.Path({str(tmp_path / 'child' / 'exit.json')!r}).write_text({RECORD!r})"
+    assert (await _ended(await spawn(_spec(tmp_path, leaves_word)))).full_disk is None
 
 
 async def test_a_child_inherits_only_the_descriptors_it_was_given(tmp_path: Path) -> None:

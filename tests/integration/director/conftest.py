@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from director.launcher import LaunchOrder
+    from federation.errors import FederationError
 
 FEDERATION = FederationName("test")
 WAIT_S = 20.0
@@ -95,8 +96,12 @@ class ScriptedLauncher:
     def __init__(self) -> None:
         self.started: asyncio.Queue[ScriptedProcess] = asyncio.Queue()
         self.running: dict[Path, ScriptedProcess] = {}
+        self.failures: list[FederationError] = []
+        """What the next launches fail with."""
 
     async def launch(self, order: LaunchOrder) -> ScriptedProcess:
+        if self.failures:
+            raise self.failures.pop()
         process = ScriptedProcess(order)
         self.running[order.folder] = process
         self.started.put_nowait(process)

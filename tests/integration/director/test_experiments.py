@@ -19,6 +19,7 @@ from federation.errors import (
     NotFoundError,
     PeerError,
     StaleRoundError,
+    StorageError,
 )
 from federation.names import Role
 from federation.v1 import director_pb2 as pb
@@ -262,6 +263,21 @@ async def test_a_crashed_aggregator_is_restarted_with_the_next_epoch(
     assert moved.aggregator_address == "localhost:4002"
     with_text = await world.watch_until(experiment, lambda event: event.kind == "audit")
     assert "epoch 1 ended: killed by signal 9" in with_text[-1].text
+
+
+async def test_an_owner_is_told_once_why_no_aggregator_can_be_started_and_it_is_tried_again(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    world.launcher.failures = [StorageError("/srv/work: no room for 400 bytes") for _ in range(3)]
+    await world.attend("north", make_shard())
+    experiment = await make_package().submit(world)
+    aggregator = await world.supervise(await world.launcher.next())
+    await aggregator.welcomed()
+    await aggregator.end()
+    seen = await world.until_state(experiment, pb.EXPERIMENT_STATE_COMPLETED)
+    assert [event.text for event in seen if event.kind == "audit"] == [
+        "its aggregator cannot be looked after, and that is tried again: /srv/work: no room for 400 bytes"
+    ]
 
 
 async def test_an_aggregator_of_an_older_epoch_is_told_to_stop(world: Any, make_package: Any, make_shard: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -19,9 +19,6 @@ from federation.runtime.records import (
     write_exit_record,
 )
 from federation.runtime.resources import peak_resident_bytes, resident_bytes
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_an_identity_survives_writing_and_reading() -> None:
@@ -77,6 +74,10 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path) -> 
         (ExitStatus(code=0, signal=None, record=None), "exit code 0"),
         (ExitStatus(code=None, signal=int(signal.SIGKILL), record=None), "ended by SIGKILL"),
         (ExitStatus(code=None, signal=None, record=None), "exit code unknown"),
+        (
+            ExitStatus(code=120, signal=None, record=None, full_disk=Path("/srv")),
+            "exit code 120 (it could not write why: the disk of /srv is full)",
+        ),
         (
             ExitStatus(code=None, signal=None, record=ExitRecord(outcome="completed", at=1.0)),
             "exit code unknown (completed)",

@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from federation.errors import PlanError
-from federation.names import Attempt, RoundNumber, SiteName
+from federation.names import Attempt, RoundNumber
 from federation.plan import EarlyStopping, Plan, Quarantine
 from federation.rounds import events as ev
 from federation.rounds.asynchronous import TRANSITIONS_ASYNC, AsyncMachine, describe_async_states, machine_for
-from federation.rounds.events import Phase, Progress
+from federation.rounds.events import Progress
 from federation.rounds.machine import RoundMachine
 
-A, B, C, D, E = (SiteName(f"site-{letter}") for letter in "abcde")
-QUIET = {"evaluate_every": 0}
-
-
-def the(actions, kind):
-    """The one action of a kind."""
-    found = [action for action in actions if isinstance(action, kind)]
-    assert len(found) == 1, actions
-    return found[0]
-
-
-def has(actions, kind):
-    return any(isinstance(action, kind) for action in actions)
-
-
-def started(plan, *sites, resume=None, **options):
-    """A machine that has been started and whose sites are ready, and the last actions."""
-    machine = AsyncMachine(plan, resume, **{"buffer": 1, **options})
-    actions = machine.start()
-    for site in sites:
-        actions = machine.step(ev.SiteReady(site))
-    return machine, actions
-
-
-def committed(machine):
-    """Combine and commit, without evaluation; return the last actions."""
-    assert has(machine.step(ev.Combined()), ev.Commit)
-    return machine.step(ev.Committed())
+from .asynchronous_stories import QUIET, A, B, C, D, committed, has, started, the
 
 
 def test_with_a_buffer_of_one_every_update_is_a_step_and_the_others_go_on():
@@ -213,22 +184,6 @@ def test_only_contributors_evaluate_and_only_then_they_train_again():
     assert the(machine.step(ev.Committed()), ev.AskTrain).sites == (A,)
 
 
-def test_a_lost_site_is_forgotten_and_starts_with_the_current_version_when_it_is_back():
-    machine, _ = started(Plan(sites=2, **QUIET), A, B)
-    machine.step(ev.SiteLost(B))
-    assert not machine.step(ev.UpdateAdmitted(B)), "its task is over"
-    machine.step(ev.UpdateAdmitted(A))
-    committed(machine)
-    assert the(machine.step(ev.SiteReady(B)), ev.AskTrain) == ev.AskTrain(RoundNumber(2), Attempt(1), (B,))
-
-
-def test_a_newer_session_of_a_site_at_work_is_told_the_task_it_has():
-    machine, _ = started(Plan(sites=2, **QUIET), A, B)
-    machine.step(ev.UpdateAdmitted(A))
-    committed(machine)
-    assert machine.step(ev.SiteReady(B)) == [ev.AskTrain(RoundNumber(1), Attempt(1), (B,))]
-
-
 def test_an_update_of_another_task_than_the_sites_present_one_is_ignored():
     machine, _ = started(Plan(sites=1, **QUIET), A)
     machine.step(ev.UpdateAdmitted(A))
@@ -285,97 +240,6 @@ def test_a_site_that_failed_is_asked_again_only_with_the_next_version():
     assert the(committed(machine), ev.AskTrain).sites == (A, B)
 
 
-def test_too_few_sites_pause_the_experiment_until_they_are_back():
-    machine, _ = started(Plan(sites=2, minimum_sites=2, **QUIET), A, B, buffer=2)
-    machine.step(ev.SiteLost(A))
-    machine.step(ev.UpdateAdmitted(B))
-    committed(machine)
-    assert machine.phase is Phase.PAUSED
-    assert the(machine.step(ev.SiteReady(A)), ev.AskTrain).sites == (A, B)
-
-
-def test_a_restart_keeps_what_waits_and_what_still_comes():
-    resume = ev.Resume(
-        round=RoundNumber(5),
-        admitted=(B,),
-        training=(C,),
-        asked={B: (RoundNumber(3), Attempt(1)), C: (RoundNumber(4), Attempt(2))},
-    )
-    machine, actions = started(Plan(sites=3, **QUIET), A, B, C, resume=resume, buffer=2)
-    told, asked = [action for action in actions if isinstance(action, ev.AskTrain)]
-    assert told == ev.AskTrain(RoundNumber(4), Attempt(2), (C,)), "what it works on, on the version it has"
-    assert asked == ev.AskTrain(RoundNumber(5), Attempt(1), (A,))
-    combine = the(machine.step(ev.UpdateAdmitted(C, RoundNumber(4))), ev.Combine)
-    assert combine.asked == {B: 3, C: 4} and machine.task_of(C) == (4, 2)
-
-
-def test_a_site_that_is_not_back_after_a_restart_is_lost_and_nobody_waits_for_it():
-    resume = ev.Resume(
-        round=RoundNumber(2),
-        expected=(A, B),
-        training=(A, B),
-        asked={A: (RoundNumber(1), Attempt(1)), B: (RoundNumber(2), Attempt(1))},
-    )
-    machine, actions = started(Plan(sites=2, **QUIET), A, resume=resume, buffer=2)
-    assert not has(actions, ev.AskTrain) and machine.training == (A, B), "the other is waited for a little while"
-    actions = machine.step(ev.DeadlinePassed())
-    assert the(actions, ev.AskTrain) == ev.AskTrain(RoundNumber(1), Attempt(1), (A,))
-    assert machine.standings[B] == ev.Standing(progress=Progress.LOST, reason="did not come back")
-    assert the(machine.step(ev.UpdateAdmitted(A)), ev.Combine).sites == (A,)
-
-
-def test_what_comes_before_rounds_go_on_again_is_taken():
-    resume = ev.Resume(round=RoundNumber(3), expected=(A, B), training=(A,), asked={A: (RoundNumber(2), Attempt(1))})
-    machine, _ = started(Plan(sites=2, **QUIET), A, resume=resume)
-    assert machine.is_asked(A) and not machine.step(ev.UpdateAdmitted(A))
-    assert the(machine.step(ev.SiteReady(B)), ev.Combine).asked == {A: 2}
-
-
-def test_a_site_that_comes_back_while_the_experiment_is_paused_is_told_its_task_when_it_goes_on():
-    machine, _ = started(Plan(sites=3, minimum_sites=3, **QUIET), A, B, C)
-    machine.step(ev.SiteLost(C))
-    machine.step(ev.UpdateAdmitted(A))
-    committed(machine)
-    assert machine.phase is Phase.PAUSED and not has(machine.step(ev.SiteReady(B)), ev.AskTrain)
-    told, asked = [action for action in machine.step(ev.SiteReady(C)) if isinstance(action, ev.AskTrain)]
-    assert told == ev.AskTrain(RoundNumber(1), Attempt(1), (B,)) and asked.sites == (A, C)
-
-
-def test_a_restart_goes_on_exactly_as_without_one():
-    plan = Plan(sites=4, sample=2, rounds=9, **QUIET)
-    machine, _ = started(plan, A, B, C, D)
-    for _ in range(3):
-        machine.step(ev.UpdateAdmitted(machine.training[0]))
-        before = committed(machine)
-    # The shell writes its state before the commit is answered; here what was asked since is taken back.
-    new = the(before, ev.AskTrain).sites
-    still = tuple(site for site in machine.training if site not in new)
-    asked = {site: machine.task_of(site) for site in still}
-    resume = ev.Resume(round=machine.round, training=still, asked=asked, knows_tasks=True)
-    _, after = started(plan, A, B, C, D, resume=resume)
-    assert the(after, ev.AskTrain) == the(before, ev.AskTrain)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_a_restart_in_the_middle_of_a_round_draws_as_it_would_have(seed):
-    plan = Plan(sites=5, sample=2, seed=seed, rounds=9, **QUIET)
-    machine, actions = started(plan, A, B, C, D, E, buffer=4)
-    asked = [the(actions, ev.AskTrain)]
-    for _ in range(2):
-        asked.append(the(machine.step(ev.UpdateAdmitted(machine.training[0])), ev.AskTrain))
-    assert [ask.draws for ask in asked] == [1, 2, 3]
-    # Killed when the journal said who was drawn second, and before it said who was third.
-    first, second = asked[0].sites, asked[1].sites
-    resume = ev.Resume(
-        admitted=(first[0],), training=(first[1], *second), draws=2,
-        asked=dict.fromkeys((*first, *second), (RoundNumber(1), Attempt(1))),
-    )  # fmt: skip
-    again, actions = started(plan, A, B, C, D, E, resume=resume, buffer=4)
-    assert the(actions, ev.AskTrain).draws == 0, "told again, not drawn"
-    third = the(again.step(ev.UpdateAdmitted(again.training[0])), ev.AskTrain)
-    assert (third.sites, third.draws) == (asked[2].sites, 3)
-
-
 def test_draws_are_counted_anew_in_each_attempt():
     machine, _ = started(Plan(sites=3, sample=1, rounds=9, **QUIET), A, B, C)
     for _ in range(2):
@@ -424,97 +288,6 @@ def test_our_own_wrong_call_order_is_a_runtime_error(event):
     machine, _ = started(Plan(sites=1), A)
     with pytest.raises(RuntimeError):
         machine.step(event)
-
-
-SITES = st.sampled_from([A, B, C, D])
-STORY = st.lists(
-    st.one_of(
-        st.builds(ev.SiteReady, SITES),
-        st.builds(ev.SiteLost, SITES),
-        st.builds(ev.UpdateAdmitted, SITES),
-        st.builds(ev.UpdateRefused, SITES, st.just("bad")),
-        st.builds(ev.SiteFailed, SITES, st.just("broken"), st.booleans()),
-        st.builds(ev.SiteEvaluated, SITES, st.just(5), st.just({"loss": 1.0})),
-        st.builds(ev.TaskOverdue, SITES, st.integers(1, 3), st.integers(1, 2)),
-        st.just(ev.DeadlinePassed()),
-        st.just("shell"),
-    ),
-    max_size=80,
-)
-
-
-class Shell:
-    """Watches the laws of every story: at most one task a site, at most `sample` at once, K updates a step.
-
-    And whatever is refused or fails is in the line that is written next, and hears its verdict after it.
-    """
-
-    def __init__(self, plan, buffer):
-        self.plan, self.buffer = plan, buffer
-        self.machine = AsyncMachine(plan, buffer=buffer)
-        self.owed = None
-        self.set_aside, self.judged = {}, set()
-        self.seen(self.machine.start())
-
-    def seen(self, actions):
-        for action in actions:
-            if isinstance(action, ev.AskTrain):
-                for site in action.sites:
-                    assert site in self.machine.connected and site not in self.machine.waiting
-            elif isinstance(action, ev.Combine):
-                assert 1 <= len(action.sites) <= self.buffer and list(action.sites) == sorted(set(action.sites))
-                assert set(action.asked) == set(action.sites)
-                assert all(1 <= asked <= action.round for asked in action.asked.values())
-                self.owed = ev.Combined()
-            elif isinstance(action, ev.Commit):
-                self.owed = ev.Committed()
-                self.judge({site: action.standings[site].progress for site in self.set_aside})
-            elif isinstance(action, ev.RecordMiss):
-                self.owed = ev.MissRecorded()
-                told = {site for site, end in self.set_aside.items() if f"{site} {end.value}" in action.reason}
-                self.judge({site: self.set_aside[site] for site in told})
-            elif isinstance(action, ev.SendVerdicts):
-                assert self.judged <= set(action.reasons)
-                self.judged = set()
-        training = self.machine.training
-        assert self.plan.sample is None or len(set(training) - set(self.machine.overdue)) <= self.plan.sample
-        assert not set(training) & set(self.machine.waiting)
-        assert len(set(self.machine.waiting)) == len(self.machine.waiting)
-
-    def judge(self, ends):
-        assert ends == self.set_aside
-        self.judged = {site for site, end in ends.items() if end is Progress.REFUSED}
-        self.set_aside = {}
-
-    def tell(self, event):
-        ends = {ev.UpdateRefused: Progress.REFUSED, ev.SiteFailed: Progress.FAILED}
-        if type(event) in ends and self.machine.is_asked(event.site):
-            self.set_aside[event.site] = ends[type(event)]
-        if event == "shell":
-            if self.owed is None:
-                return
-            event, self.owed = self.owed, None
-        phase = self.machine.phase
-        actions = self.machine.step(event)
-        self.seen(actions)
-        for action in actions:
-            if isinstance(action, ev.EnterPhase):
-                assert (phase, action.phase) in TRANSITIONS_ASYNC
-                phase = action.phase
-        if Phase.ENDED in (phase, self.machine.phase):
-            assert phase is self.machine.phase
-
-
-@settings(max_examples=200, deadline=None)
-@given(story=STORY, sample=st.sampled_from([None, 1, 2]), buffer=st.integers(1, 3))
-def test_any_story_keeps_the_laws(story, sample, buffer):
-    shell = Shell(Plan(sites=3, sample=sample, rounds=5, max_failures=2), buffer)
-    for site in (A, B, C):
-        shell.tell(ev.SiteReady(site))
-    for event in story:
-        shell.tell(event)
-        waits = shell.machine.phase is Phase.COLLECT
-        assert not waits or shell.machine.training, "an open round has somebody to wait for"
 
 
 def test_a_quarantined_site_gets_no_task_until_it_is_released_and_then_at_once():

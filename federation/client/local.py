@@ -53,7 +53,7 @@ class LocalSite:
 
 @dataclass(slots=True, kw_only=True)
 class Daemon:
-    """A daemon that was started: its process, its log, and what it said when it was ready."""
+    """A daemon that was started: its process, its log, and what it, or the one before it, said when it was ready."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -234,8 +234,10 @@ class LocalFederation:
         waiting: dict[str, socket.socket] = {}
         try:
             for name, command in commands.items():
+                facts: dict[str, str] = {}
                 if name in self.daemons:
                     self.stop(name)  # one that died is reaped by it
+                    facts = self.daemons[name].facts  # it may end before it says any: its port is asked for again
                 waiting[name] = self._listen(name)
                 log = self.folder / "logs" / f"{name}.log"
                 log.parent.mkdir(exist_ok=True)
@@ -249,7 +251,7 @@ class LocalFederation:
                         stderr=output,
                         start_new_session=True,
                     )
-                self.daemons[name] = Daemon(process=process, log=log, facts={})
+                self.daemons[name] = Daemon(process=process, log=log, facts=facts)
             deadline = time.monotonic() + START_TIMEOUT_S
             for name, channel in waiting.items():
                 self.daemons[name].facts = _await_ready(name, self.daemons[name], channel, deadline)

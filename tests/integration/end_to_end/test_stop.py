@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from federation.client.local import LocalFederation
+from federation.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -71,3 +74,15 @@ def test_a_second_sigterm_stops_at_once(trial: Any, eyes: Any, processes_of: Any
     terminate(trial, "director")
     everybody.wait()
     assert processes_of(trial.folder) == []
+
+
+def test_a_director_that_did_not_come_up_is_started_again_where_it_was(tmp_path: Any, monkeypatch: Any) -> None:
+    with LocalFederation(tmp_path, sites=()) as local:
+        address = local.address
+        local.stop("director")
+        monkeypatch.setenv("DIRECTOR_LOG_LEVEL", "shout")
+        with pytest.raises(ConfigurationError, match="ended before it was ready"):
+            local.start_director()
+        monkeypatch.delenv("DIRECTOR_LOG_LEVEL")
+        local.start_director()
+        assert local.address == address

@@ -1,24 +1,13 @@
-"""What every story of an asynchronous machine begins with: sites, a started machine, and looks at its actions."""
+"""What stories of an asynchronous machine have beside `stories`."""
 
 from __future__ import annotations
 
-from federation.names import SiteName
 from federation.rounds import events as ev
 from federation.rounds.asynchronous import AsyncMachine
 
-A, B, C, D, E = (SiteName(f"site-{letter}") for letter in "abcde")
+from .stories import has
+
 QUIET = {"evaluate_every": 0}
-
-
-def the(actions, kind):
-    """The one action of a kind."""
-    found = [action for action in actions if isinstance(action, kind)]
-    assert len(found) == 1, actions
-    return found[0]
-
-
-def has(actions, kind):
-    return any(isinstance(action, kind) for action in actions)
 
 
 def started(plan, *sites, resume=None, **options):

@@ -12,7 +12,8 @@ from federation.rounds.asynchronous import TRANSITIONS_ASYNC, AsyncMachine, desc
 from federation.rounds.events import Progress
 from federation.rounds.machine import RoundMachine
 
-from .asynchronous_stories import QUIET, A, B, C, D, committed, has, started, the
+from .asynchronous_stories import QUIET, committed, started
+from .stories import A, B, C, D, has, the
 
 
 def test_with_a_buffer_of_one_every_update_is_a_step_and_the_others_go_on():

@@ -9,7 +9,8 @@ from federation.plan import Plan
 from federation.rounds import events as ev
 from federation.rounds.events import Phase, Progress
 
-from .asynchronous_stories import QUIET, A, B, C, D, E, committed, has, started, the
+from .asynchronous_stories import QUIET, committed, started
+from .stories import A, B, C, D, E, has, the
 
 
 def test_a_lost_site_is_forgotten_and_starts_with_the_current_version_when_it_is_back():

@@ -10,7 +10,7 @@ from federation.rounds import events as ev
 from federation.rounds.asynchronous import TRANSITIONS_ASYNC, AsyncMachine
 from federation.rounds.events import Phase, Progress
 
-from .asynchronous_stories import A, B, C, D
+from .stories import A, B, C, D
 
 SITES = st.sampled_from([A, B, C, D])
 STORY = st.lists(

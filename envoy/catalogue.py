@@ -2,7 +2,7 @@
 
 Factories are code, so they run in a trainer and never here. A shard that fails is named, with what its factory said,
 in the site's log; the others are offered. A factory that takes the whole trainer down is found by asking each shard
-alone.
+alone, the only one too: what killed the trainer may have been something else, such as a machine out of memory.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _MAX_DESCRIPTION_CHARACTERS = 1000
+_DIED = "TrainerDied"
 
 
 class Catalogue:
@@ -71,7 +72,7 @@ class Catalogue:
         try:
             described = await self._ask(self._shards)
         except TaskError as error:
-            if len(self._shards) == 1:
+            if len(self._shards) == 1 and error.error_class != _DIED:
                 described = []
                 self._note_death(self._shards[0], error)
             else:

@@ -18,7 +18,7 @@ from federation.pki.authority import CertificateAuthority
 from federation.runtime import children
 from federation.v1 import aggregator_pb2, director_pb2
 
-from .envoy_hosts import EnvoyHost
+from .envoy_hosts import Attending, EnvoyHost, accepted
 from .processes import Site, ended, gone
 from .scripted import ScriptedAggregator, ScriptedDirector, serving
 from .trials import EXPERIMENT, FEDERATION, Pki, Trial, pack_trial
@@ -103,6 +103,23 @@ async def make_site(tmp_path: Path, pki: Pki, shard_code: Path) -> AsyncIterator
 
 
 @pytest.fixture
+def take_part(aggregator_of: Any, make_site: Any) -> Callable[..., Any]:
+    """Return what brings a collaborator to where it is ready for tasks.
+
+    It returns its aggregator, its site, its process and the aggregator's end of its session.
+    """
+
+    async def begin(trial: Trial, **fields: Any) -> tuple[Any, Site, children.Child, Any]:
+        aggregator, site = await aggregator_of(trial), make_site(trial, **fields)
+        child = await site.start(aggregator.address)
+        session = await aggregator.next_session()
+        await session.hear("ready")
+        return aggregator, site, child, session
+
+    return begin
+
+
+@pytest.fixture
 def wait_for_end() -> Any:
     return ended
 
@@ -154,3 +171,16 @@ factory = "ward_shards:Numbers"
                 await child.wait()
         for child in host.started:
             await child.wait()
+
+
+@pytest.fixture
+def attend(make_trial: Any, aggregator_of: Any, director: Any, make_host: Any) -> Callable[..., Any]:
+    """Return what brings an envoy up and its collaborator of an experiment to where it is ready for tasks."""
+
+    async def begin(train: str = "pass", **settings: str) -> Attending:
+        trial = make_trial(train)
+        aggregator, host = await aggregator_of(trial), make_host(**settings)
+        session, site, child = await accepted(trial, aggregator, director, host)
+        return Attending(trial=trial, aggregator=aggregator, host=host, session=session, site=site, child=child)
+
+    return begin

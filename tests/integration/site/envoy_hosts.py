@@ -79,6 +79,27 @@ class EnvoyHost:
             return json.loads(text) if "json" in reply.content_type else text
 
 
+@dataclass(kw_only=True)
+class Attending:
+    """An envoy that attends, and whose collaborator takes part.
+
+    Attributes:
+        trial: the experiment.
+        aggregator: the collaborator's, scripted.
+        host: where the envoy runs.
+        session: the director's end of the envoy's session.
+        site: the aggregator's end of the collaborator's session.
+        child: the envoy.
+    """
+
+    trial: Any
+    aggregator: Any
+    host: EnvoyHost
+    session: Any
+    site: Any
+    child: children.Child
+
+
 async def accepted(trial: Any, aggregator: Any, director: Any, host: EnvoyHost) -> tuple[Any, Any, children.Child]:
     """Bring an envoy up and its collaborator to the aggregator."""
     director.bundle = trial.archive.read_bytes()

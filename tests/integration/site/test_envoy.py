@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from .envoy_hosts import ANSWER, EXPERIMENT, EnvoyHost, accepted, finish
+from .envoy_hosts import ANSWER, EXPERIMENT, EnvoyHost, finish
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +79,26 @@ async def test_a_shard_that_fails_is_named_and_the_others_are_offered(director: 
     assert "attic" in (await host.get("/ready"))["checks"]["shards"]
 
 
+async def test_a_trainer_that_is_killed_while_it_describes_the_only_shard_is_no_verdict_on_the_shard(
+    director: Any, make_host: Any, shard_code: Path
+) -> None:
+    flag = shard_code / "was-killed"
+    dies = f"""
+import os, pathlib
+flag = pathlib.Path({str(flag)!r})
+if not flag.exists():
+    flag.touch()
+    os.kill(os.getpid(), 9)
+"""
+    module = shard_code / "ward_shards.py"
+    module.write_text(dies + module.read_text())
+    host = make_host()
+    await host.start()
+    session = await director.next_session()
+    assert [offer.name for offer in (await session.hear("offers")).shards] == ["ward"]
+    assert flag.exists()
+
+
 async def test_an_envoy_says_once_that_it_is_ready_when_its_shards_are_offered(
     director: Any, make_host: Any, wait_for_end: Any
 ) -> None:
@@ -100,15 +120,13 @@ async def test_an_envoy_says_once_that_it_is_ready_when_its_shards_are_offered(
 
 
 async def test_logs_leave_the_site_only_if_its_policy_releases_them(
-    make_trial: Any, aggregator_of: Any, director: Any, make_host: Any
+    attend: Any,
 ) -> None:
-    trial = make_trial("print('the loss looks fine')")
-    aggregator, host = await aggregator_of(trial), make_host(policy='trust = "director"\nrelease_logs = true')
-    session, site, _ = await accepted(trial, aggregator, director, host)
-    site.send(task=aggregator.task(trial.first_model))
-    await aggregator.next_update()
-    finish(site)
-    assert "the loss looks fine" in (await session.hear("logs")).lines
+    here = await attend("print('the loss looks fine')", policy='trust = "director"\nrelease_logs = true')
+    here.site.send(task=here.aggregator.task(here.trial.first_model))
+    await here.aggregator.next_update()
+    finish(here.site)
+    assert "the loss looks fine" in (await here.session.hear("logs")).lines
 
 
 async def test_check_tells_an_owner_what_would_be_offered(director: Any, make_host: Any) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from federation.errors import ConflictError, FederationError, LimitError, TransportError
-from federation.names import (
-    Role,
-)
+from federation.names import Role
 from federation.runtime.clock import SystemClock
 from federation.telemetry.metrics import Metrics
 from federation.tensors import unpack
@@ -29,7 +27,7 @@ from federation.wire.versions import PROTOCOL
 from .trials import FEDERATION, WAIT_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     import numpy as np
 
@@ -40,8 +38,59 @@ if TYPE_CHECKING:
     from .trials import Trial
 
 
-class _Scripted:
-    """Whatever a service needs that a test does not script is refused."""
+@dataclass
+class _Session:
+    """One end of a session: `heard` is what the peer said, None once it ended; `outbox` what is to be said."""
+
+    call: Call
+    heard: asyncio.Queue[Any] = field(default_factory=asyncio.Queue, kw_only=True)
+    outbox: asyncio.Queue[Any] = field(default_factory=asyncio.Queue, kw_only=True)
+
+    def cut(self) -> None:
+        self.call.end(TransportError("the line was cut"))
+
+
+S = TypeVar("S", bound=_Session)
+
+
+class _Scripted(Generic[S]):
+    """Whatever a service needs that a test does not script is refused.
+
+    Attributes:
+        epoch: of its welcomes.
+        sessions: those that began and were not asked for yet.
+        port: where it listens.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 1
+        self.port = 0
+        self.sessions: asyncio.Queue[S] = asyncio.Queue()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def next_session(self) -> S:
+        return await asyncio.wait_for(self.sessions.get(), WAIT_S)
+
+    async def converse(self, session: S, requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+        """Keep what a peer says, and say what the test does, until either is done."""
+
+        async def listen() -> None:
+            async for request in requests:
+                session.heard.put_nowait(request)
+            session.heard.put_nowait(None)
+            session.outbox.put_nowait(None)
+
+        listening = asyncio.create_task(listen())
+        self.sessions.put_nowait(session)
+        try:
+            while (reply := await session.outbox.get()) is not None:
+                yield reply
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -54,13 +103,10 @@ class _Scripted:
 
 
 @dataclass
-class SiteSession:
+class SiteSession(_Session):
     """The aggregator's end of one collaborator's session."""
 
-    call: Call
     epoch: int
-    heard: asyncio.Queue[aggregator_pb2.ParticipateRequest | None] = field(default_factory=asyncio.Queue)
-    outbox: asyncio.Queue[aggregator_pb2.ParticipateReply | None] = field(default_factory=asyncio.Queue)
 
     def send(self, **message: Any) -> None:
         self.outbox.put_nowait(aggregator_pb2.ParticipateReply(**message))
@@ -71,9 +117,6 @@ class SiteSession:
         assert request is not None, f"the session ended, {kind} was expected"
         assert request.WhichOneof("message") == kind, request
         return getattr(request, kind)
-
-    def cut(self) -> None:
-        self.call.end(TransportError("the line was cut"))
 
 
 @dataclass
@@ -89,11 +132,10 @@ class Update:
         return unpack(spec.schema_.parameters, self.data[0])["w"]
 
 
-class ScriptedAggregator(_Scripted):
+class ScriptedAggregator(_Scripted[SiteSession]):
     """Says what it is told to; keeps what it is sent.
 
     Attributes:
-        epoch: of its welcomes.
         plan_digest: of its welcomes.
         models: payloads it serves, by digest.
         pulls: offsets it was asked from.
@@ -109,8 +151,8 @@ class ScriptedAggregator(_Scripted):
     """
 
     def __init__(self, trial: Trial) -> None:
+        super().__init__()
         self.spec = trial.spec
-        self.epoch = 1
         self.round = 1
         self.plan_digest = hashlib.sha256(trial.manifest.spec_json).digest()
         self.models: dict[bytes, bytes] = {}
@@ -124,18 +166,9 @@ class ScriptedAggregator(_Scripted):
         self.refusal: FederationError | None = None
         self.has_refused = asyncio.Event()
         self.upload_has_begun = asyncio.Event()
-        self.sessions: asyncio.Queue[SiteSession] = asyncio.Queue()
         self.updates: asyncio.Queue[Update] = asyncio.Queue()
         self.hellos: list[aggregator_pb2.SiteHello] = []
         self._partial: dict[bytes, list[bytearray]] = {}
-        self.port = 0
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    async def next_session(self) -> SiteSession:
-        return await asyncio.wait_for(self.sessions.get(), WAIT_S)
 
     async def next_update(self) -> Update:
         return await asyncio.wait_for(self.updates.get(), WAIT_S)
@@ -186,21 +219,9 @@ class ScriptedAggregator(_Scripted):
                 takes_updates=self.takes_updates,
             )
         )
-        self.sessions.put_nowait(session)
-
-        async def listen() -> None:
-            async for request in requests:
-                session.heard.put_nowait(request)
-            session.heard.put_nowait(None)
-            session.outbox.put_nowait(None)
-
-        listening = asyncio.create_task(listen())
-        try:
-            while (reply := await session.outbox.get()) is not None:
+        async with aclosing(self.converse(session, requests)) as replies:
+            async for reply in replies:
                 yield reply
-        finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
 
     async def PullModel(self, request: Any, call: Call) -> AsyncIterator[Any]:
         self.pulls.append(request.offset)
@@ -243,13 +264,10 @@ class ScriptedAggregator(_Scripted):
 
 
 @dataclass
-class EnvoySession:
+class EnvoySession(_Session):
     """The director's end of one envoy's session."""
 
     hello: director_pb2.EnvoyHello
-    call: Call
-    heard: asyncio.Queue[director_pb2.AttendRequest] = field(default_factory=asyncio.Queue)
-    outbox: asyncio.Queue[director_pb2.AttendReply] = field(default_factory=asyncio.Queue)
 
     def send(self, **message: Any) -> None:
         self.outbox.put_nowait(director_pb2.AttendReply(**message))
@@ -257,59 +275,36 @@ class EnvoySession:
     async def hear(self, kind: str) -> Any:
         """Return the next message of this kind; others are passed over."""
         async with asyncio.timeout(WAIT_S):
-            while (request := await self.heard.get()).WhichOneof("message") != kind:
-                pass
+            while (request := await self.heard.get()) is None or request.WhichOneof("message") != kind:
+                assert request is not None, f"the session ended, {kind} was expected"
         return getattr(request, kind)
 
-    def cut(self) -> None:
-        self.call.end(TransportError("the line was cut"))
 
-
-class ScriptedDirector(_Scripted):
+class ScriptedDirector(_Scripted[EnvoySession]):
     """Assigns what it is told to; serves one bundle.
 
     Attributes:
-        epoch: of its welcomes.
         bundle: archive it serves.
         cut_bundle_after: cut the next download after so many bytes.
         renew: answers a signing request; without it the director refuses.
     """
 
     def __init__(self) -> None:
-        self.epoch = 1
+        super().__init__()
         self.bundle = b""
         self.cut_bundle_after: int | None = None
         self.fetches: list[int] = []
         self.renew: Callable[[bytes], Awaitable[bytes]] | None = None
-        self.sessions: asyncio.Queue[EnvoySession] = asyncio.Queue()
-        self.port = 0
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    async def next_session(self) -> EnvoySession:
-        return await asyncio.wait_for(self.sessions.get(), WAIT_S)
 
     async def Attend(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
         first = await anext(aiter(requests))
-        session = EnvoySession(first.hello, call)
+        session = EnvoySession(call, first.hello)
         session.send(
             welcome=director_pb2.EnvoyWelcome(protocol=PROTOCOL.highest, director_epoch=self.epoch, now=time.time())
         )
-
-        async def listen() -> None:
-            async for request in requests:
-                session.heard.put_nowait(request)
-
-        listening = asyncio.create_task(listen())
-        self.sessions.put_nowait(session)
-        try:
-            while True:
-                yield await session.outbox.get()
-        finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+        async with aclosing(self.converse(session, requests)) as replies:
+            async for reply in replies:
+                yield reply
 
     async def Renew(self, request: Any, call: Call) -> director_pb2.RenewReply:
         if self.renew is None:

@@ -143,7 +143,7 @@ async def test_a_site_that_is_away_while_the_others_are_asked_is_waited_for(
     world: Any, make_package: Any, make_shard: Any
 ) -> None:
     north, south = [await world.attend(name, make_shard()) for name in ("north", "south")]
-    await make_package(sites=2).submit(world)
+    experiment = await make_package(sites=2).submit(world)
     process = await world.launcher.next()
     await south.leave()  # as all sites have for a moment when a director that had started it is started again
     aggregator = await world.supervise(process)
@@ -152,6 +152,7 @@ async def test_a_site_that_is_away_while_the_others_are_asked_is_waited_for(
     await aggregator.roster_of("north")
     await (await world.attend("south")).accept()
     await aggregator.roster_of("north", "south")
+    assert (await world.experiment(experiment)).summary.state == pb.EXPERIMENT_STATE_RUNNING
 
 
 async def test_a_site_whose_collaborator_failed_leaves_the_roster(
@@ -268,7 +269,7 @@ async def test_a_crashed_aggregator_is_restarted_with_the_next_epoch(
 async def test_an_owner_is_told_once_why_no_aggregator_can_be_started_and_it_is_tried_again(
     world: Any, make_package: Any, make_shard: Any
 ) -> None:
-    world.launcher.failures = [StorageError("/srv/work: no room for 400 bytes") for _ in range(3)]
+    world.launcher.failures = [StorageError("the work folder: no room for 400 bytes") for _ in range(3)]
     await world.attend("north", make_shard())
     experiment = await make_package().submit(world)
     aggregator = await world.supervise(await world.launcher.next())
@@ -276,7 +277,7 @@ async def test_an_owner_is_told_once_why_no_aggregator_can_be_started_and_it_is_
     await aggregator.end()
     seen = await world.until_state(experiment, pb.EXPERIMENT_STATE_COMPLETED)
     assert [event.text for event in seen if event.kind == "audit"] == [
-        "its aggregator cannot be looked after, and that is tried again: /srv/work: no room for 400 bytes"
+        "its aggregator cannot be looked after, and that is tried again: the work folder: no room for 400 bytes"
     ]
 
 

@@ -7,10 +7,13 @@ import importlib.util
 import os
 
 import pytest
+from hypothesis import settings
 
 from federation.confinement.sandbox import Sandbox, SandboxMode
 
 _CI = os.environ.get("CI") == "true"
+settings.register_profile("unhurried", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("unhurried")
 
 
 @functools.cache

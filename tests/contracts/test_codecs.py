@@ -191,7 +191,7 @@ def test_the_mean_of_many_draws_is_the_vector_and_their_variance_within_omega(sp
         elements=st.floats(-1e4, 1e4, width=32).filter(lambda value: not value or abs(value) >= 2.0**-13),
     ).filter(lambda x: bool(x.any()))
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @pytest.mark.parametrize("spec", UNBIASED)
 def test_unbiased_and_within_omega_on_any_vector(spec: str, x: Array) -> None:
     codec, draws = load_codec(spec), 200
@@ -212,7 +212,7 @@ def test_unbiased_and_within_omega_on_any_vector(spec: str, x: Array) -> None:
         elements=st.floats(-1e4, 1e4, width=32).filter(lambda value: not value or abs(value) >= 2.0**-13),
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @pytest.mark.parametrize("spec", CONTRACTIVE)
 def test_a_biased_codec_contracts_any_vector_by_alpha(spec: str, x: Array) -> None:
     codec = load_codec(spec)

@@ -208,7 +208,7 @@ def test_what_a_crash_left_half_unpacked_is_replaced(source, describe, tmp_path)
     assert not (tmp_path / "out" / "evil.py").exists()
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(min_value=0), change=st.integers(1, 255))
 def test_an_archive_of_which_the_manifest_is_not_true_never_unpacks(source, describe, tmp_path, place, change) -> None:
     """Even if a liar signs the changed archive's digest, its files are still those of the manifest or nothing is."""

@@ -47,7 +47,7 @@ def sizes_of(parts):
 WHOLE = ["iid", "balanced", "lognormal:0.8", "sizes:2", "dirichlet:0.5,1", "inner:0.3", "shards:2", "noise:0.1"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     scheme=st.sampled_from(WHOLE),
     examples=st.integers(120, 400),

@@ -91,7 +91,7 @@ class Shell:
             assert phase is self.machine.phase
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(story=STORY, sample=st.sampled_from([None, 1, 2]), buffer=st.integers(1, 3))
 def test_any_story_keeps_the_laws(story, sample, buffer):
     shell = Shell(Plan(sites=3, sample=sample, rounds=5, max_failures=2), buffer)

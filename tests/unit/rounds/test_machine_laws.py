@@ -38,7 +38,7 @@ PLANS = st.builds(
 
 
 @given(PLANS, st.lists(OUTSIDE, max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_story_keeps_the_laws_of_a_round(plan, story):
     """A model is made of enough admitted updates, rounds count up one by one, and the end is the end."""
     machine = RoundMachine(plan)

@@ -83,7 +83,7 @@ def test_we_read_what_the_library_writes_in_canonical_order(tmp_path: Path) -> N
         np.testing.assert_array_equal(found[name], array)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
     st.lists(
         st.builds(

@@ -173,7 +173,7 @@ def test_digest_is_that_of_the_data_section(tmp_path: Path) -> None:
         assert combined.digest == payload_digest(model.pread(0, model.nbytes))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
 @given(st.randoms(use_true_random=False), st.integers(1, 60))
 def test_the_bytes_do_not_depend_on_order_of_arrival_or_tiles(tmp_path: Path, random, tile_elements: int) -> None:
     start(tmp_path, NETWORK)

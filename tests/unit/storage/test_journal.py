@@ -39,7 +39,7 @@ def numbers(path: Path) -> list[int]:
         return [entry.body["number"] for entry in journal.entries()]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(st.lists(st.tuples(st.text(min_size=1, max_size=8), BODIES), max_size=5))
 def test_what_was_appended_is_read_again_in_order(tmp_path: Path, events) -> None:
     path = tmp_path / "journal"

@@ -29,7 +29,7 @@ def schemas(draw: st.DrawFn) -> TensorSchema:
     )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(schema=schemas(), seed=st.integers(0, 100))
 def test_a_change_is_w_minus_x_in_each_tensors_own_type(tmp_path, schema, seed) -> None:
     rng = np.random.default_rng(seed)
@@ -43,7 +43,7 @@ def test_a_change_is_w_minus_x_in_each_tensors_own_type(tmp_path, schema, seed) 
         assert np.array_equal(got[spec.name], w[spec.name] - x[spec.name])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(schema=schemas(), seed=st.integers(0, 100))
 def test_reading_gives_back_what_was_written(tmp_path, schema, seed) -> None:
     rng = np.random.default_rng(seed)

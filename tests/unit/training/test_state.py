@@ -99,7 +99,7 @@ _STEPS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(steps=_STEPS)
 def test_kept_state_is_always_the_last_pending_one_that_counted(tmp_path_factory, steps) -> None:
     folder = tmp_path_factory.mktemp("state")

@@ -14,7 +14,7 @@ from federation.errors import PlanError
 from federation.rounds.schedules import local_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from federation.algorithms.client import ClientRound
     from federation.plan import ExperimentSpec
@@ -93,13 +93,28 @@ class _Server(ServerHalf):
         """Return η = Σ F_k^q / (Σ h_k / L), by which the mean of the changes is the step ΣΔ_k/Σh_k."""
         eta_l = local_rate(round.plan, round.number)
         powers = self.weights(round)["delta"]
-        # h_k / L = q F^{q−1} L‖x − w̄_k‖² + F^q; with 1/L, since a schedule may end at η_l = 0, where nobody moves.
-        h = math.fsum(
-            (self._q * power / _loss(site.scalars) * site.norm**2 / eta_l if site.norm else 0.0) + power
+        # h_k / L = q F^{q−1} L‖x − w̄_k‖² + F^q; with 1/L, since a schedule may end at η_l = 0.
+        h = _sum(
+            _curvature(self._q * power / _loss(site.scalars), site.norm * site.norm, eta_l) + power
             for site, power in zip(round.sites, powers, strict=True)
         )
         # −ΣΔ_k = L Σ F_k^q (w̄_k − x), and the rule's mean is that sum over ΣF_k^q.
         return {"eta": math.fsum(powers) / h}
+
+
+def _curvature(factor: float, squared: float, eta_l: float) -> float:
+    """Return q F^{q−1} L‖x − w̄_k‖²: without bound where a site moves at η_l = 0, by what feedback or a lie holds."""
+    if not factor or not squared:
+        return 0.0
+    return factor * squared / eta_l if eta_l else math.inf
+
+
+def _sum(terms: Iterable[float]) -> float:
+    """Return Σ, or infinity where it is beyond float64: the step is then 0."""
+    try:
+        return math.fsum(terms)
+    except OverflowError:
+        return math.inf
 
 
 def _loss(scalars: Mapping[str, float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import ClassVar
 
@@ -170,6 +171,19 @@ def test_qfedavg_bears_losses_of_zero_and_beyond_reason_and_a_last_rate_of_zero(
     )
     plan = {"learning_rate": 0.1, "local_schedule": "linear", "rounds": 1}
     assert np.isfinite(_one_step(QFedAvg(q=2.0).server(), facts, deltas * 0, x, **plan)).all()
+
+
+@pytest.mark.parametrize(
+    ("q", "norm", "schedule", "eta"),
+    [(1.0, 0.3, "linear", 0.0), (0.0, 0.3, "linear", 1.0), (1.0, 1.3e154, "constant", 0.0)],
+)
+def test_qfedavg_bears_changes_at_a_rate_of_zero_and_of_a_length_beyond_reason(q, norm, schedule, eta):
+    # At η_l = 0 what error feedback still owes arrives all the same, and a hostile site sends what it likes.
+    facts = _facts(norm=[norm] * 3)
+    facts = tuple(dataclasses.replace(site, scalars={"loss": 1.0}) for site in facts)
+    plan = Plan(learning_rate=0.1, local_schedule=schedule, rounds=2)
+    round = ServerRound(number=2, plan=plan, sites=facts, total=3, learning_rate=1.0)
+    assert QFedAvg(q=q).server().begin(round)["eta"] == eta
 
 
 @pytest.mark.parametrize(

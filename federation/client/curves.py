@@ -4,7 +4,8 @@
    where the run says so, else real) and ``oracle_calls``. Bits are those of the payloads as they travelled.
 2. Along y stands a metric of the federated evaluation (``loss``), of training (``train:loss``), or ``update_norm``.
    A round that did not measure it gives no point.
-3. Runs that differ in nothing but their seed form one group; its curve is the mean over seeds with the standard
+3. Runs that differ in nothing but their seed form one group: same plan, sites, division and state of the data and code,
+   script, attack, and model of what takes how long. Its curve is the mean over seeds with the standard
    deviation (of a sample, n − 1) around it, round by round, over the rounds that all of them have. Their x is averaged
    likewise: seeds may send different numbers of bits. On a logarithmic axis the curve is the geometric mean, and the
    band goes from it divided by the deviation factor, exp of the standard deviation of ln y, to it times that: mean ±
@@ -184,12 +185,14 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Return the runs grouped by all but their seed, in the order in which each group first appears.
 
     A run's own label names its group; without one it is algorithm, options, compression, and the plan's fields that
-    differ between the runs at hand.
+    differ between the runs at hand. A second run of one seed is a group of its own: it is no further seed.
     """
     varying = _varying(runs)
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         key = (run.label, "") if run.label else (_label(run, varying), _identity(run))
+        if not run.label and run.seed in {other.seed for other in groups.get(key, ())}:
+            key = (key[0], str(run.folder))
         groups.setdefault(key, []).append(run)
     labels = [label for label, _ in groups]
     return [
@@ -199,7 +202,9 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    return {**run.plan, "partition": run.partition, "simulated sites": run.sites, "experiment": run.name}
+    return {
+        **run.plan, **run.conditions, "partition": run.partition, "simulated sites": run.sites, "experiment": run.name,
+    }  # fmt: skip
 
 
 def _identity(run: Run) -> str:
@@ -211,7 +216,9 @@ def _varying(runs: Sequence[Run]) -> list[str]:
     names = sorted({name for each in settings for name in each} - _UNLABELLED)
     # plan.sites and minimum_sites follow the number of sites, which is named once
     names = [name for name in names if name not in {"sites", "minimum_sites"}]
-    return [name for name in names if len({json.dumps(each.get(name), sort_keys=True) for each in settings}) > 1]
+    found = [name for name in names if len({json.dumps(each.get(name), sort_keys=True) for each in settings}) > 1]
+    # other experiments have other code, and a digest tells a reader nothing
+    return [name for name in found if name != "code" or "experiment" not in found]
 
 
 def _label(run: Run, varying: Sequence[str]) -> str:
@@ -223,4 +230,9 @@ def _label(run: Run, varying: Sequence[str]) -> str:
     compression = plan.get("compression", "identity")
     parts = [name, *([] if compression == "identity" else [str(compression)])]
     settings = _settings(run)
-    return " ".join([*parts, *(f"{key}={settings.get(key)}" for key in varying)])
+    return " ".join([*parts, *(f"{key}={_shown(key, settings.get(key))}" for key in varying)])
+
+
+def _shown(name: str, value: Any) -> Any:
+    """Return a setting as a label shows it."""
+    return str(value or "")[:8] if name == "code" else value

@@ -47,6 +47,8 @@ class Run:
         sites: how many sites it had.
         partition: how the data was divided; empty for a federated run.
         plan: its plan as JSON values.
+        conditions: what else decided its numbers: data, state of the code, script, attack, what took how long; empty
+            for a federated run.
         outcome: how it ended, such as ``completed``; empty while it has not.
         records: its committed rounds, in order.
     """
@@ -59,6 +61,7 @@ class Run:
     sites: int
     partition: str
     plan: Mapping[str, Any]
+    conditions: Mapping[str, Any]
     outcome: str
     records: tuple[RoundRecord, ...] = field(repr=False)
 
@@ -92,6 +95,7 @@ def read_run(folder: Path) -> Run:
         sites=_count(head.get("sites")),
         partition=str(head.get("partition") or ""),
         plan=_plan_of(head.get("spec")),
+        conditions=_conditions_of(head),
         outcome=str(head.get("outcome") or ""),
         records=tuple(_records(folder / HISTORY_FILE, lines)),
     )
@@ -99,11 +103,20 @@ def read_run(folder: Path) -> Run:
 
 def is_finished(folder: Path) -> bool:
     """Tell whether a folder holds a run that has ended well, so that a sweep need not run it again."""
+    return _head_of(folder).get("outcome") == "completed"
+
+
+def code_of(folder: Path) -> str:
+    """Return the digest of the code a run was made with; empty if that was not written down."""
+    return str(_conditions_of(_head_of(folder)).get("code") or "")
+
+
+def _head_of(folder: Path) -> dict[str, Any]:
     try:
         head = json.loads((folder / HEAD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(head, dict) and head.get("outcome") == "completed"
+        return {}
+    return head if isinstance(head, dict) else {}
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
@@ -195,6 +208,13 @@ def _plan_of(spec: object) -> Mapping[str, Any]:
         return {}
     inner = spec.get("plan", spec)
     return inner if isinstance(inner, dict) else {}
+
+
+def _conditions_of(head: Mapping[str, Any]) -> dict[str, Any]:
+    given = head.get("conditions")
+    hostile = head.get("hostile")
+    told = {"data": head.get("data"), "attack": head.get("attack"), "hostile": " ".join(map(str, hostile or ()))}
+    return {name: value for name, value in told.items() if value} | (given if isinstance(given, dict) else {})
 
 
 def _count(sites: object) -> int:

@@ -1,6 +1,8 @@
 """`federation sweep`: every cell of a grid is one child process ``federation simulate``, several at a time.
 
-1. A cell lies in ``OUT/<digest>``; one that has ended well is skipped, one that was stopped goes on where it was.
+1. A cell lies in ``OUT/<digest>``; one that has ended well is skipped, one that was stopped goes on where it was. Where
+   the experiment's code has changed since one ended, the sweep is refused before it starts any: two states of an
+   experiment are not one sweep.
 2. A cell that fails does not stop the others; the sweep then ends with its exit code.
 3. With tracker mlflow the first cell runs alone: its local database is made by one process.
 4. A cell that another command runs now is left to it: a sweep that finds one at its start is refused before it starts
@@ -23,11 +25,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from federation.client.exits import exit_for
-from federation.client.runs import is_finished
+from federation.client.runs import code_of, is_finished
 from federation.errors import ConflictError
 from federation.storage.disk import try_lock
 from federation.storage.ownership import check_free
 from federation.tracking import text_for_run
+from federation.training.importing import code_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -103,15 +106,17 @@ class Sweep:
             on_finished: told of each as it ends, in this thread.
 
         Raises:
-            ConflictError: one of them is being run; nothing was started.
+            ConflictError: one of them is being run, or was run with other code; nothing was started.
             KeyboardInterrupt: Ctrl-C; the running cells have kept checkpoints, and the text says how many are left.
         """
         self._out.mkdir(parents=True, exist_ok=True)
         done: dict[Path, Finished] = {}
         waiting: deque[Cell] = deque()
+        code = code_digest(self._experiment)
         for cell in cells:
             folder = self.folder_of(cell)
             if is_finished(folder):
+                self._check_code(folder, code)
                 done[folder] = Finished(cell=cell, folder=folder, code=0, was_skipped=True)
                 on_finished(done[folder])
             else:
@@ -137,6 +142,15 @@ class Sweep:
                 left = f"{len(cells) - len(done)} of {len(cells)} runs are left"
                 raise KeyboardInterrupt(f"interrupted; {left}: the same command goes on with them") from None
         return [done[self.folder_of(cell)] for cell in cells]
+
+    def _check_code(self, folder: Path, code: str) -> None:
+        """Refuse to take a run of another state of the experiment for one of this sweep."""
+        ran = code_of(folder)
+        if ran and ran != code:
+            raise ConflictError(
+                f"{folder} has ended, and the Python files of {self._experiment} have changed since: choose another "
+                "--out, or remove what was run with the earlier ones"
+            )
 
     def _in_turn(self, cells: list[Cell]) -> list[list[Cell]]:
         """Return what may run side by side: the first is alone where it makes a database that several cannot make."""

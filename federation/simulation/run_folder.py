@@ -98,8 +98,9 @@ class RunFolder:
             earlier = self.description()
             if earlier and earlier.get("digest") != description["digest"]:
                 raise ConflictError(
-                    f"run folder {path} is of another plan (digest {str(earlier.get('digest'))[:16]}, this is "
-                    f"{description['digest'][:16]}); choose another --out or --fresh"
+                    f"run folder {path} is of another plan, or its code, data or conditions were others (digest "
+                    f"{str(earlier.get('digest'))[:16]}, this is {description['digest'][:16]}); choose another --out "
+                    "or --fresh"
                 )
             path.mkdir(parents=True, exist_ok=True)
             if not earlier:

@@ -24,6 +24,7 @@ Rules:
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import tomllib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -160,6 +161,14 @@ class Script:
                 end = "fail" if rule.do == "fail" else "lose"
                 back = max(rule.back or round_number + 1, round_number + 1)
         return Fate(end=end, delay_s=delay, back=back)
+
+    def __str__(self) -> str:
+        """Return a short name, another for each script: ``drop 0.1``, or a digest; empty if nothing goes wrong."""
+        if self == Script():
+            return ""
+        if len(self.rules) == 1 and self == Script.dropping(self.rules[0].probability):
+            return f"drop {self.rules[0].probability:g}"
+        return hashlib.sha256(repr((self.rules, sorted(self.join_round.items()))).encode()).hexdigest()[:8]
 
     def joining(self, site: str) -> int:
         """Return the round before which a site is first ready; 1: from the start."""

@@ -28,7 +28,7 @@ from federation.simulation.run_folder import FORMAT
 from federation.simulation.script import Script
 from federation.simulation.times import TimeModel
 from federation.training.experiment import Built, Experiment
-from federation.training.importing import load_experiment
+from federation.training.importing import code_digest, load_experiment
 
 if TYPE_CHECKING:
     from federation.attacks import Attack
@@ -167,16 +167,25 @@ def describe(setting: Setting, *, partition: str, data: Any, label: str, command
     """Return what the run folder says of a simulation from its start on."""
     spec = setting.built.spec
     source = data if data is not None else setting.experiment.data
+    named = source if isinstance(source, str) else getattr(source, "__qualname__", type(source).__name__)
+    conditions = {
+        "code": "" if setting.source is None else code_digest(setting.source),
+        "script": str(setting.script),
+        "deadlines": setting.enforces_deadlines,
+        "device": device_of(setting.experiment),
+        **asdict(setting.times),
+    }
     return {
         "format": FORMAT,
         "kind": "simulated",
         "name": spec.name,
-        "digest": _digest_of(setting, partition),
+        "digest": _digest_of(setting, partition, named, conditions),
         "spec": spec.model_dump(mode="json"),
         "seed": spec.plan.seed,
         "sites": list(setting.shards),
         "partition": partition if not isinstance(data, Mapping) else "",
-        "data": source if isinstance(source, str) else getattr(source, "__qualname__", type(source).__name__),
+        "data": named,
+        "conditions": conditions,
         "command": command,
         "software": f"federation {version('federation')}",
         "label": label,
@@ -191,16 +200,15 @@ def _threat_facts(threat: Threat | None) -> dict[str, Any]:
     return {"attack": threat.attack.spec, "hostile": sorted(threat.sites)}
 
 
-def _digest_of(setting: Setting, partition: str) -> str:
-    """Name everything that decides the result; workers and executor do not, another device than the CPU does."""
+def _digest_of(setting: Setting, partition: str, data: str, conditions: Mapping[str, Any]) -> str:
+    """Name everything that decides the result; workers and executor do not."""
     parts = [
         setting.built.spec.digest.hex(),
         partition,
+        data,
         list(setting.shards),
         repr(setting.script),
-        asdict(setting.times),
-        setting.enforces_deadlines,
+        conditions,
         *([repr(setting.threat.attack), sorted(setting.threat.sites)] if setting.threat else []),
-        *([device] if (device := device_of(setting.experiment)) != "cpu" else []),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -7,8 +7,10 @@ experiments may both have a ``model.py``. Whatever goes wrong is a `PlanError` t
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import itertools
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -52,6 +54,27 @@ def load_experiment(folder: str | Path, *, also_as: Sequence[str] = ()) -> Exper
         got = "nothing of that name" if found is None else f"a {type(found).__name__}"
         raise PlanError(f"{path} must define `experiment = Experiment(...)`; it has {got}")
     return found
+
+
+def code_digest(folder: str | Path) -> str:
+    """Return what tells one state of an experiment's code from another: SHA-256 of its Python files, hex.
+
+    Hidden files and ``__pycache__`` do not count, nor do files that are no code: a run folder may lie inside.
+
+    Raises:
+        PlanError: a file cannot be read.
+    """
+    whole = hashlib.sha256()
+    try:
+        for root, folders, files in os.walk(folder):
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+            for name in sorted(name for name in files if name.endswith(".py") and not name.startswith(".")):
+                path = Path(root, name)
+                content = path.read_bytes()
+                whole.update(f"{path.relative_to(folder).as_posix()}\n{len(content)}\n".encode() + content)
+    except OSError as error:
+        raise PlanError(f"{error.filename} cannot be read: {error.strerror}") from error
+    return whole.hexdigest()
 
 
 def names_of(folder: str | Path) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from .made_runs import make_run, record
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
 
 def test_every_axis_adds_up_over_rounds(tmp_path: Path) -> None:
@@ -67,6 +68,27 @@ def test_runs_are_grouped_by_all_but_their_seed_and_labelled_by_what_differs(tmp
         "fedavg learning_rate=None", "fedprox(mu=0.1) learning_rate=None",
         "fedavg top_k:0.01 learning_rate=None", "fedavg learning_rate=1",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("head", "label"),
+    [
+        ({"attack": "ipm:2", "hostile": ["north"]}, "fedavg attack=ipm:2 hostile=north"),
+        ({"data": "other:Whole"}, "fedavg data=other:Whole"),
+        ({"conditions": {"script": "drop 0.2"}}, "fedavg script=drop 0.2"),
+        ({"conditions": {"up": 1e3}}, "fedavg up=1000.0"),
+        ({"conditions": {"code": "ab" * 32}}, "fedavg code=abababab"),
+    ],
+)
+def test_what_ran_under_other_conditions_is_no_further_seed(tmp_path: Path, head: dict[str, Any], label: str) -> None:
+    runs = [read_run(make_run(tmp_path / "0", [0.5])), read_run(make_run(tmp_path / "1", [0.5], seed=1, **head))]
+    _, other = group_runs(runs)
+    assert other.label == label and len(other.runs) == 1
+
+
+def test_a_second_run_of_one_seed_is_no_further_seed(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / name, [0.5])) for name in ("a", "b")]
+    assert [(group.label, len(group.runs)) for group in group_runs(runs)] == [("fedavg (a)", 1), ("fedavg (b)", 1)]
 
 
 def test_a_label_of_its_author_names_the_group(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from federation.client.grid import make_grid
 from federation.client.sweep import Finished, Sweep
 from federation.errors import ConflictError
 from federation.storage.ownership import owned
+from federation.training.importing import code_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +53,21 @@ def test_every_cell_runs_once_and_a_second_sweep_skips_them(tmp_path: Path) -> N
     again = sweep_of(tmp_path).run(cells, seen.append)
     assert all(finished.was_skipped for finished in again)
     assert {(finished.folder / "count").read_text() for finished in again} == {"1"}
+
+
+def test_what_was_run_with_other_code_is_not_taken_for_this_sweeps(tmp_path: Path) -> None:
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "experiment.py").write_text("before")
+    (cell,) = make_grid([("a", ["1"])])
+    sweep = sweep_of(tmp_path)
+    sweep.folder_of(cell).mkdir(parents=True)
+    head = {"outcome": "completed", "conditions": {"code": code_digest(tmp_path / "digits")}}
+    (sweep.folder_of(cell) / "run.json").write_text(json.dumps(head))
+    (done,) = sweep.run([cell], lambda finished: None)
+    assert done.was_skipped
+    (tmp_path / "digits" / "experiment.py").write_text("after")
+    with pytest.raises(ConflictError, match="have changed since: choose another --out"):
+        sweep.run([cell], lambda finished: None)
 
 
 def test_a_larger_grid_runs_only_what_is_new(tmp_path: Path) -> None:

@@ -119,6 +119,22 @@ def test_a_folder_of_another_plan_is_refused_and_fresh_begins_anew(make: Make, t
     assert simulate(make(learning_rate=0.1), sites=3, folder=tmp_path, resume=False).outcome == "completed"
 
 
+def test_a_folder_of_other_code_or_data_is_refused(source: Path, tmp_path: Path) -> None:
+    with (source / "steps.py").open("a") as steps:
+        steps.write("import numpy as np\nfrom federation.data import ArrayShard\n")
+        steps.write("PAIR = np.ones((8, 4)), np.ones(8)\n")
+        steps.write("def Other():\n    return ArrayShard(train=PAIR, validation=PAIR)\n")
+    simulate(source, sites=4, folder=tmp_path / "run")
+    (source / "notes.txt").write_text("no code")
+    assert simulate(source, sites=4, folder=tmp_path / "run").outcome == "completed"
+    with pytest.raises(ConflictError, match="its code, data or conditions were others"):
+        simulate(source, sites=4, data="steps:Other", folder=tmp_path / "run")
+    script = source / "experiment.py"
+    script.write_text(script.read_text().replace("batch_size=8", "batch_size=16"))
+    with pytest.raises(ConflictError, match="its code, data or conditions were others"):
+        simulate(source, sites=4, folder=tmp_path / "run")
+
+
 def test_a_run_that_begins_anew_shows_no_division_of_the_one_before(make: Make, tmp_path: Path) -> None:
     whole = simulate(make(), sites=3, folder=tmp_path)
     assert whole.report is not None

@@ -114,8 +114,18 @@ def simulate(
     if not as_json:
         _print_result(result, trace=measured.traced if measured is not None else None)
     if result.outcome != "completed":
-        print(f"federation: the experiment {result.outcome}: {result.reason}", file=sys.stderr)
+        _say_why(result)
         raise typer.Exit(Exit.EXPERIMENT_FAILED)
+
+
+def _say_why(result: RunResult) -> None:
+    """Tell why it failed: with the traceback of what a site raised last, for here the author is at home."""
+    last = ""
+    if result.failures:
+        number, site, failure = result.failures[-1]
+        print(f"round {number}, {site}:\n{failure.traceback}", file=sys.stderr)
+        last = f"; {site} last raised {failure.error_class}: {' '.join(failure.text.split())}"
+    print(f"federation: the experiment {result.outcome}: {result.reason}{last}", file=sys.stderr)
 
 
 def _say_what_was_there(result: RunResult, ran: int) -> None:

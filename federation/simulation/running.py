@@ -47,8 +47,10 @@ if TYPE_CHECKING:
     from federation.attacks import Attack
     from federation.data.partitions.report import PartitionReport
     from federation.data.shard import Shard
+    from federation.names import SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.history import RoundRecord
+    from federation.simulation.bench import Failure
     from federation.simulation.script import Script
     from federation.simulation.times import TimeModel
     from federation.tensors.buffers import Array
@@ -77,6 +79,7 @@ class RunResult:
         report: how the data was divided; None if targets are no classes.
         attack_success: share of honest sites' triggered validation examples for which the last model does as a
             backdoor wants; None without one, or where the task measures no accuracy.
+        failures: what sites' tasks raised in this call, in order: round, site, and class, text and traceback.
     """
 
     spec: ExperimentSpec
@@ -89,6 +92,7 @@ class RunResult:
     folder: Path | None = None
     report: PartitionReport | None = None
     attack_success: float | None = None
+    failures: tuple[tuple[RoundNumber, SiteName, Failure], ...] = ()
 
 
 def simulate(
@@ -341,7 +345,8 @@ class _Run:
                 folder.save(self._standpoint, models, self._best, self._spec.schema_)
             folder.finish(self._spec.schema_, arrays, self._best, outcome)
         self._trackers.end(finish.outcome)
-        return self._result(finish.outcome, finish.reason, arrays, self._best or arrays, folder)
+        result = self._result(finish.outcome, finish.reason, arrays, self._best or arrays, folder)
+        return replace(result, failures=tuple(engine.failures))
 
     def _reread(self, folder: RunFolder, description: Mapping[str, Any]) -> RunResult:
         self._records = folder.records()

@@ -1,7 +1,7 @@
 """Settings on a command line, and the grid that several values of them span. Pure.
 
 1. ``--set NAME=VALUE`` gives one field of the plan a value: JSON where it is JSON (``0.1``, ``true``, ``null``), else
-   text. ``options.NAME`` is an option of the algorithm, ``lr`` is short for ``learning_rate``.
+   text. ``options.NAME`` is one option of the algorithm, the others stay; ``lr`` is short for ``learning_rate``.
 2. In a sweep, commas part values; where a value holds a comma itself (``dithering:8,2``), semicolons part them.
 3. The grid is every combination of values, and of seeds, the last setting fastest. A cell is named by a digest of what
    it sets, so that the same cell finds its folder again whatever else is swept.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from federation.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 _SHORT = {"lr": "learning_rate", "server_lr": "server_learning_rate"}
 _DIGEST_CHARACTERS = 16
@@ -66,29 +66,13 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def parse_changes(texts: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return several ``NAME=VALUE`` as changes of a plan's fields, the algorithm's options gathered under ``options``.
-
-    Args:
-        texts: as given.
-        options: of the plan to be changed; dropped if the changes name another algorithm.
+def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
+    """Return several ``NAME=VALUE`` as what `federation.simulation.simulate` takes as changes of a plan.
 
     Raises:
         ConfigurationError: one is not of that form.
     """
-    changes: dict[str, Any] = {}
-    chosen: dict[str, Any] = {}
-    for text in texts:
-        name, value = parse_setting(text)
-        if name.startswith("options."):
-            chosen[name.removeprefix("options.")] = value
-        else:
-            changes[name] = value
-    if "algorithm" in changes:
-        changes["options"] = {**changes.get("options", {}), **chosen}
-    elif chosen:
-        changes["options"] = {**options, **chosen}
-    return changes
+    return dict(map(parse_setting, texts))
 
 
 def parse_values(text: str) -> tuple[str, list[str]]:

@@ -79,7 +79,7 @@ def simulate(
 
     if executor is not None and executor not in EXECUTORS:
         raise ConfigurationError(f"--executor {executor}: give one of {', '.join(EXECUTORS)}")
-    changes = parse_changes(settings or (), {})
+    changes = parse_changes(settings or ())
     measured = _profile((out or Path()) / _PROFILE_FILE) if profile else None
     with ExitStack() as stack:
         show = _json_line if as_json else stack.enter_context(_Bar(Console(stderr=True)))

@@ -143,7 +143,8 @@ def simulate(
         trackers: told of the start, each round and the end; a run that goes on or is over is shown from its first
             round. See `federation.tracking`.
         profile: where times of the parts are noted; see `federation.simulation.profiling`.
-        changes: plan fields to replace.
+        changes: plan fields to replace, or entries of one, such as ``{"options.mu": 0.1}``; with another algorithm or
+            rule the plan's options of the old one go.
         label: what comparisons call the run.
         command: for the run folder: how it was asked for.
         attack: what hostile sites do, such as ``"ipm:2"`` or ``"alie:opt"``; see `federation.attacks`. They see all

@@ -127,7 +127,7 @@ def _plan_of(
             f"the plan's sites are those simulated, {sites}, and not {changes['sites']!r}: give --sites (sites=...) "
             "instead of changing the plan's"
         )
-    values = {**plan.model_dump(), **changes}
+    values = _changed(plan, changes)
     values["sites"] = max(sites - late, 1)
     values["minimum_sites"] = min(int(values["minimum_sites"]), values["sites"])
     if sample is not None:
@@ -135,6 +135,23 @@ def _plan_of(
     if seed is not None:
         values["seed"] = seed
     return Plan(**values)
+
+
+def _changed(plan: Plan, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plan's fields with changes: of whole fields, or of an entry of one, such as ``options.mu``.
+
+    Options of a method, or of a rule, that is changed for another are not those of the other.
+    """
+    values = {**plan.model_dump(), **{name: value for name, value in changes.items() if "." not in name}}
+    for choice, options in (("algorithm", "options"), ("rule", "rule_options")):
+        if values[choice] != getattr(plan, choice) and options not in changes:
+            values[options] = {}
+    for name, value in changes.items():
+        field, dot, entry = name.partition(".")
+        if dot:
+            before = values.get(field)
+            values[field] = {**(before if isinstance(before, dict) else {}), entry: value}
+    return values
 
 
 def _check_script(script: Script, names: Sequence[SiteName]) -> None:

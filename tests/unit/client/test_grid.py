@@ -24,10 +24,8 @@ def test_what_is_no_setting_is_refused(text: str) -> None:
         parse_setting(text)
 
 
-def test_options_are_gathered_and_those_of_another_algorithm_dropped() -> None:
-    assert parse_changes(["options.mu=1", "rounds=3"], {"gamma": 2}) == {"rounds": 3, "options": {"gamma": 2, "mu": 1}}
-    assert parse_changes(["algorithm=ef21"], {"mu": 1}) == {"algorithm": "ef21", "options": {}}
-    assert parse_changes(["rounds=3"], {"mu": 1}) == {"rounds": 3}
+def test_settings_are_changes_of_a_plan() -> None:
+    assert parse_changes(["options.mu=1", "lr=0.3"]) == {"options.mu": 1, "learning_rate": 0.3}
 
 
 def test_values_are_parted_by_commas_or_by_semicolons_where_they_hold_commas() -> None:

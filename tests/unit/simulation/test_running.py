@@ -325,6 +325,23 @@ def test_changes_replace_plan_fields(make: Make) -> None:
     assert (len(result.records), result.spec.plan.learning_rate) == (2, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"options.k": 2}, {"k": 2, "max_staleness": 5}),
+        ({"algorithm": "fedbuff", "options.k": 2}, {"k": 2, "max_staleness": 5}),
+        ({"options": {"k": 2}}, {"k": 2}),
+        ({"algorithm": "fedavgm", "options.beta": 0.5}, {"beta": 0.5}),
+        ({"algorithm": "fedavg"}, {}),
+    ],
+)
+def test_changing_one_option_leaves_the_others_and_another_algorithm_none(
+    make: Make, changes: dict[str, Any], options: dict[str, Any]
+) -> None:
+    experiment = make(rounds=1, algorithm="fedbuff", options={"k": 3, "max_staleness": 5})
+    assert simulate(experiment, sites=3, changes=changes).spec.plan.options == options
+
+
 class Told:
     """A tracker that notes what it hears, and may fail in a round."""
 

@@ -97,6 +97,11 @@ class Algorithm(BaseModel):
         """Whether the task must offer ``problem()``: False for methods that change the server half only."""
         return type(self).client is not Algorithm.client
 
+    @property
+    def has_own_optimizer(self) -> bool:
+        """Whether sites train with an optimizer of the method's in place of the task's, or with none."""
+        return False
+
     def options(self) -> dict[str, OptionValue]:
         """Return the options as ``plan.options`` holds them; those that are None are left out."""
         return self.model_dump(exclude_none=True)

@@ -54,6 +54,11 @@ class FedNova(Algorithm):
         """Only with momentum or a proximal term: otherwise the steps sites report are enough."""
         return bool(self.momentum or self.mu)
 
+    @property
+    def has_own_optimizer(self) -> bool:
+        """With momentum: SGD of that, which starts anew each round."""
+        return bool(self.momentum)
+
     def check(self, spec: ExperimentSpec) -> None:
         """Refuse momentum with a proximal term, a proximal term that overshoots, and a cap on weights by examples.
 

@@ -47,13 +47,17 @@ class FedProx(Algorithm):
     gamma: float | None = Field(default=None, gt=0, lt=1)
 
     def check(self, spec: ExperimentSpec) -> None:
-        """Refuse γ without whole passes: it looks at their gradients.
+        """Refuse γ without a number of whole passes: it looks at their gradients, and may never be met.
 
         Raises:
-            PlanError: the plan counts local steps.
+            PlanError: the plan counts local steps or seconds.
         """
-        if self.gamma is not None and spec.plan.local_steps is not None:
-            raise PlanError("option gamma of 'fedprox' stops after whole passes: give local_epochs, not local_steps")
+        if self.gamma is not None and spec.plan.epochs is None:
+            given = "local_steps" if spec.plan.local_steps is not None else "local_seconds"
+            raise PlanError(
+                f"option gamma of 'fedprox' stops after whole passes, local_epochs at the latest: give local_epochs, "
+                f"not {given}"
+            )
 
     def client(self) -> ClientHalf:
         """Return the client half: FedAvg's if there is neither μ nor γ."""

@@ -30,6 +30,11 @@ class FedSgd(Algorithm):
     title: ClassVar[str] = "FedSGD"
     source: ClassVar[str] = "arXiv:1602.05629, section 2"
 
+    @property
+    def has_own_optimizer(self) -> bool:
+        """True: a site takes no step."""
+        return True
+
     def client(self) -> ClientHalf:
         """Return the client half."""
         return _Client()

@@ -145,6 +145,11 @@ def check(spec: ExperimentSpec, own: Algorithm | None = None) -> None:
             f"algorithm {name!r} sets the server's step itself: leave server_learning_rate at 1 and server_schedule "
             "constant"
         )
+    if algorithm.has_own_optimizer and plan.optimizer_state != "reset":
+        raise PlanError(
+            f"algorithm {name!r} does not train with the task's optimizer, whose state optimizer_state "
+            f"{plan.optimizer_state!r} would carry from round to round: set optimizer_state = 'reset'"
+        )
     algorithm.check(spec)
 
 

@@ -156,6 +156,15 @@ def test_every_method_accepts_a_plain_plan_once_it_has_what_it_needs(name):
         ),
         ({"downlink": "natural", "algorithm": "feddyn"}, "adds up in h how far.*leave downlink out"),
         ({"algorithm": "fedprox", "options": {"gamma": 0.5}, "local_steps": 5}, "give local_epochs, not local_steps"),
+        (
+            {"algorithm": "fedprox", "options": {"gamma": 0.5}, "local_seconds": 5},
+            "give local_epochs, not local_seconds",
+        ),
+        ({"algorithm": "fedsgd", "optimizer_state": "keep"}, "does not train with the task's optimizer"),
+        (
+            {"algorithm": "fednova", "options": {"momentum": 0.9}, "optimizer_state": "keep"},
+            "does not train with the task's optimizer, whose state optimizer_state 'keep'",
+        ),
         ({"algorithm": "fixed_time"}, "needs a time budget: set local_seconds"),
         ({"algorithm": "fednova", "options": {"mu": 1.0, "momentum": 0.5}}, "takes momentum or mu, not both"),
         ({"algorithm": "fednova", "options": {"mu": 200.0}}, "learning_rate · mu below 1, got 2"),

@@ -47,7 +47,7 @@ def label_dirichlet(
             return [joined(pieces) for pieces in parts]
     raise PlanError(
         f"label_dirichlet({alpha:g}) gave some site fewer than {least} of {len(labels)} examples in {attempts} draws; "
-        "raise alpha, lower minimum or use fewer sites"
+        f"raise alpha, use fewer sites, or say how few are enough, such as dirichlet:{alpha:g},1"
     )
 
 

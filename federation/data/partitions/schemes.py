@@ -5,7 +5,7 @@
 ``replacement``        the same, each site drawing from all: examples may come twice
 ``balanced``           equal sizes and equal shares of every class (`balanced`)
 ``lognormal:SIGMA``    log-normal sizes (`lognormal_sizes`)
-``sizes:ALPHA``        sizes by a Dirichlet draw (`dirichlet_sizes`)
+``sizes:ALPHA``        sizes by a Dirichlet draw (`dirichlet_sizes`); ``sizes:ALPHA,MINIMUM``
 ``dirichlet:ALPHA``    each class spread by a Dirichlet draw (`label_dirichlet`); ``dirichlet:ALPHA,MINIMUM``
 ``inner:ALPHA``        each site its own mix of classes, at equal sizes (`inner_dirichlet`)
 ``shards:PER_SITE``    so many shards of the examples sorted by class (`shards`)
@@ -111,7 +111,8 @@ class _Entry:
     least: int = 0
 
     def form(self, name: str) -> str:
-        return f"{name}:{','.join(self.takes[: self.least])}" if self.least else name
+        most = "".join(f"[,{what}]" for what in self.takes[self.least :])
+        return f"{name}:{','.join(self.takes[: self.least])}{most}" if self.least else name
 
 
 _WHOLE = frozenset({"PER_SITE", "COUNT", "MINIMUM"})
@@ -133,8 +134,8 @@ def _lognormal(source: Source, sites: int, seed: int, sigma: float) -> list[Arra
     return sizes.lognormal_sizes(source.examples, sites, sigma=sigma, seed=seed)
 
 
-def _sizes(source: Source, sites: int, seed: int, alpha: float) -> list[Array]:
-    return sizes.dirichlet_sizes(source.examples, sites, alpha=alpha, seed=seed)
+def _sizes(source: Source, sites: int, seed: int, alpha: float, minimum: float = sizes.MINIMUM) -> list[Array]:
+    return sizes.dirichlet_sizes(source.examples, sites, alpha=alpha, seed=seed, minimum=int(minimum))
 
 
 def _dirichlet(source: Source, sites: int, seed: int, alpha: float, minimum: float | None = None) -> list[Array]:
@@ -171,7 +172,7 @@ _SCHEMES: dict[str, _Entry] = {
     "replacement": _Entry(divide=_replacement),
     "balanced": _Entry(divide=_balanced),
     "lognormal": _Entry(divide=_lognormal, takes=("SIGMA",), least=1),
-    "sizes": _Entry(divide=_sizes, takes=("ALPHA",), least=1),
+    "sizes": _Entry(divide=_sizes, takes=("ALPHA", "MINIMUM"), least=1),
     "dirichlet": _Entry(divide=_dirichlet, takes=("ALPHA", "MINIMUM"), least=1),
     "inner": _Entry(divide=_inner, takes=("ALPHA",), least=1),
     "shards": _Entry(divide=_shards, takes=("PER_SITE",), least=1),

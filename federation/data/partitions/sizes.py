@@ -123,5 +123,5 @@ def dirichlet_sizes(examples: int, sites: int, *, alpha: float, seed: int, minim
             return cut(rng.permutation(examples), sizes.tolist())
     raise PlanError(
         f"dirichlet_sizes({alpha:g}) gave some site fewer than {minimum} of {examples} examples in {ATTEMPTS} draws; "
-        "raise alpha, lower minimum or use fewer sites"
+        f"raise alpha, use fewer sites, or say how few are enough, such as sizes:{alpha:g},1"
     )

@@ -18,6 +18,7 @@ from envoy.command import app as envoy_app
 from envoy.config import EnvoySettings
 from federation.client.command import app as federation_app
 from federation.client.profile import Profile
+from federation.data.partitions import partition_names
 from federation.runtime.settings import load_settings
 
 if TYPE_CHECKING:
@@ -86,6 +87,34 @@ def check_arguments(command: click.Command, arguments: list[str]) -> None:
 def test_commands_in_the_documents_exist_with_their_options(line: str) -> None:
     command, arguments = find_command(shlex.split(line))
     check_arguments(command, arguments)
+
+
+def simulations() -> set[tuple[str, int, str]]:
+    """Folder, number of sites and division of every command in a shell block that simulates an example."""
+    found = set()
+    for line in commands():
+        if re.match(r"federation (simulate|sweep) examples/", line):
+            command, arguments = find_command(shlex.split(line))
+            given = command.make_context("federation", arguments).params
+            found.add((str(given["folder"]), given["sites"] or 10, given["partition"] or "iid"))
+    return found
+
+
+@pytest.mark.needs_torch
+def test_the_data_of_simulations_in_the_documents_can_be_divided_as_they_say() -> None:
+    from federation.simulation.population import shards_of, site_names
+    from federation.training.importing import load_experiment
+
+    asked = simulations()
+    assert asked
+    for folder, sites, partition in asked:
+        parts = shards_of(load_experiment(ROOT / folder), site_names(sites), None, partition, 0)
+        assert len(parts) == sites
+
+
+def test_every_partition_is_in_the_documents() -> None:
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert [form for form in partition_names() if f"`{form}`" not in page] == []
 
 
 @pytest.mark.parametrize(

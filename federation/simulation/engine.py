@@ -2,8 +2,8 @@
 
 Rules:
 
-1. Events happen in the order of `federation.simulation.agenda`. Work is done when it is ordered, whatever its simulated
-   time: what decides is the time at which its answer would have come.
+1. Events happen in the order of `federation.simulation.agenda`; what sites do, and when it shows, is that of
+   `federation.simulation.site_work`.
 2. The next event is taken only when every action of the last one is done, so nothing overlaps but workers' own work.
 3. Deadlines are simulated seconds. They pass while answers are awaited only if a time model or a script is given:
    without one nobody asked for stragglers, and the default times are merely reported.
@@ -20,36 +20,32 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from federation.algorithms.server import count_sites
-from federation.errors import PlanError, TaskError, UpdateRejectedError
-from federation.names import RoundNumber
+from federation.errors import PlanError, UpdateRejectedError
 from federation.rounds import events
 from federation.rounds.admission import NormWindow, check_norm
 from federation.rounds.asynchronous import AsyncMachine
 from federation.rounds.events import Phase
-from federation.simulation.admission import Admission
 from federation.simulation.agenda import Agenda
-from federation.simulation.bench import EvaluateOrder, KeepOrder, TrainOrder
 from federation.simulation.book import RoundBook, Update
 from federation.simulation.roles import NoSpans
-from federation.simulation.under_way import Flight, UnderWay
+from federation.simulation.site_work import SiteWork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
-    from federation.names import Attempt, SiteName
+    from federation.names import RoundNumber, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.history import RoundRecord
-    from federation.simulation.bench import EvaluateAnswer, Failure, TrainAnswer
+    from federation.simulation.bench import Failure
     from federation.simulation.executors import Executor
     from federation.simulation.models import Models
     from federation.simulation.roles import Machine, Spans, Tampering
-    from federation.simulation.script import Fate, Script
+    from federation.simulation.script import Script
     from federation.simulation.times import TimeModel
-    from federation.tensors.buffers import Array
+    from federation.simulation.under_way import UnderWay
 
 
 class Engine:
@@ -98,24 +94,30 @@ class Engine:
         self.book = RoundBook(byzantine=spec.plan.byzantine)
         self.absent: dict[SiteName, int] = {}
         self.norms = NormWindow()
-        self.failures: list[tuple[RoundNumber, SiteName, Failure]] = []
+        self._spans = profile or NoSpans()
         self._spec = spec
         self._machine = machine
         self._sites = sites
         self._models = models
-        self._executor = executor
         self._times = times
         self._script = script
+        self._work = SiteWork(
+            spec=spec,
+            machine=machine,
+            sites=sites,
+            models=models,
+            executor=executor,
+            times=times,
+            script=script,
+            agenda=self.agenda,
+            book=self.book,
+            spans=self._spans,
+            tampering=tampering,
+        )
         self._on_commit = on_commit
         self._is_stopping = is_stopping
-        self._spans = profile or NoSpans()
-        self._tampering = tampering
-        self._admission = Admission(spec)
         self._actions: deque[events.Action] = deque()
-        self._leaving: dict[SiteName, int] = {}
-        self._updates: dict[SiteName, Update] = {}
         self._combined: dict[SiteName, Update] = {}
-        self._free = list(range(executor.arena.layout.slots - 1, -1, -1))
         self._round_began = 0.0
         self._finish: events.Finish | None = None
         self._unwritten: Callable[[], None] | None = None
@@ -149,69 +151,18 @@ class Engine:
             return events.Finish("failed", f"round {self._machine.round}: {error}", True)
         return self._finish
 
-    # --- what is under way
+    @property
+    def failures(self) -> list[tuple[RoundNumber, SiteName, Failure]]:
+        """What failed at sites, in the order of their answers."""
+        return self._work.failures
 
     def under_way(self) -> UnderWay:
         """Return what goes on beyond the round that is being committed; to be asked while it is."""
-        machine = self._machine
-        if not isinstance(machine, AsyncMachine):
-            return UnderWay()
-        training = machine.training
-        rows = self.agenda.of(training)
-        coming = {site: (at, event) for at, site, _, event in rows if not isinstance(event, events.TaskOverdue)}
-        overdue_at = {
-            site: at
-            for at, site, _, event in rows
-            if isinstance(event, events.TaskOverdue) and (event.round, event.attempt) == machine.task_of(site)
-        }
-        flights = [self._flight(site, machine.task_of(site), *coming[site]) for site in training]
-        flights += [self._flight(site, machine.task_of(site), None, None) for site in machine.waiting]
-        needed = {flight.round for flight in flights if flight.payloads}
-        versions = {number: model for number, model in self._models.versions.items() if number in needed}
-        flights = [
-            replace(flight, is_overdue=flight.site in machine.overdue, overdue_at=overdue_at.get(flight.site))
-            for flight in flights
-        ]
-        return UnderWay(flights=tuple(flights), versions=versions)
-
-    def _flight(
-        self, site: SiteName, task: tuple[RoundNumber, Attempt], at: float | None, event: events.Event | None
-    ) -> Flight:
-        flight = Flight(site=site, round=task[0], attempt=task[1], at=at, event=event, back=self._leaving.get(site, 0))
-        update = self._updates.get(site)
-        if update is None:
-            return flight
-        sizes = update.trained.payload_bytes
-        return replace(
-            flight,
-            trained=update.trained,
-            norm=update.norm,
-            has_pending=update.has_pending,
-            payloads={
-                name: bytes(payload.bytes())
-                for name, payload in self._executor.arena.payloads(update.slot, sizes).items()
-            },
-        )
+        return self._work.under_way()
 
     def resume(self, under_way: UnderWay) -> None:
         """Go on with what an earlier run left; before `run`, with a machine that knows of it."""
-        self._models.versions.update(under_way.versions)
-        for flight in under_way.flights:
-            site = flight.site
-            if flight.back:
-                self._leaving[site] = flight.back
-            if flight.at is not None and flight.event is not None:
-                self.agenda.resume_end(flight.at, site, flight.event)
-            if flight.overdue_at is not None:
-                self.agenda.note(flight.overdue_at, site, events.TaskOverdue(site, flight.round, flight.attempt))
-            if flight.trained is None:
-                continue
-            slot = self._free.pop()
-            for name, data in flight.payloads.items():
-                self._executor.arena.update(slot, name)[: len(data)] = data
-            self._updates[site] = Update(
-                site, flight.round, flight.attempt, slot, flight.trained, flight.norm, flight.has_pending
-            )
+        self._work.resume(under_way)
 
     # --- events in
 
@@ -236,7 +187,7 @@ class Engine:
     def _arrived(self, site: SiteName, number: int, event: events.Event) -> events.Event | None:
         """Return what an event means now that it happens; None if nothing: it answers a task that was over before."""
         if isinstance(event, events.SiteLost):
-            back = self._leaving.pop(site, None)
+            back = self._work.leaving.pop(site, None)
             if back is None:
                 return None
             self.absent[site] = back
@@ -244,9 +195,9 @@ class Engine:
             return event
         elif not self.agenda.means_something(site, number):
             return None
-        elif isinstance(event, events.UpdateAdmitted) and site in self._updates:
+        elif isinstance(event, events.UpdateAdmitted) and site in self._work.updates:
             try:
-                check_norm(self._updates[site].norm, self._spec.plan, self.norms)
+                check_norm(self._work.updates[site].norm, self._spec.plan, self.norms)
             except UpdateRejectedError as error:
                 return events.UpdateRefused(site, str(error), error.norm)
         return event
@@ -262,15 +213,15 @@ class Engine:
         elif isinstance(action, events.StopTimer):
             self.agenda.stop_timer()
         elif isinstance(action, events.AskTrain):
-            return self._train(action)
+            return self._work.train(action, when_given=self._write_down)
         elif isinstance(action, events.AskEvaluate):
-            self._evaluate(action)
+            self._work.evaluate(action)
         elif isinstance(action, events.Combine):
             self._combine(action)
         elif isinstance(action, events.Commit):
             return self._commit(action)
         elif isinstance(action, events.SendVerdicts):
-            self._settle(action)
+            self._work.settle(action)
         elif isinstance(action, events.RecordMiss):
             self._actions.extend(self._machine.step(events.MissRecorded()))
         elif isinstance(action, events.Finish):
@@ -279,131 +230,9 @@ class Engine:
             raise RuntimeError(f"nobody releases sites in a simulation, but the machine says {action}")
         return False
 
-    def _train(self, action: events.AskTrain) -> bool:
-        fates: dict[SiteName, Fate] = {}
-        downs: dict[SiteName, int] = {}
-        orders = []
-        self._models.keep_version(action.round)
-        for site in action.sites:
-            fates[site] = self._script.fate(seed=self._spec.plan.seed, round_number=action.round, site=site)
-            if not fates[site].end:
-                orders.append(
-                    TrainOrder(
-                        site,
-                        action.round,
-                        action.attempt,
-                        self._models.generation,
-                        self._free.pop(),
-                        self._models.has_optimizer,
-                    )
-                )
-        # Longest first, so that workers finish together.
-        orders.sort(key=lambda order: -self._sites[order.site])
-        slots = {order.site: order.slot for order in orders}
-        with self._spans.span("train"):
-            answers: Iterable[TrainAnswer] = self._executor.train(orders)
-            if self._write_down():
-                return True
-            for site, fate in fates.items():
-                downs[site] = self.book.send(site, self._models.sent, self._models.sent_step)
-                if fate.end:
-                    self._end_of(site, fate, downs[site], action)
-            self._executor.foresee(self._machine.foresee(), RoundNumber(action.round + 1))
-            if self._tampering is not None:
-                answers = self._tampered(self._tampering, action, list(answers), slots)
-            for answer in answers:
-                self._take(answer, action, slots[answer.site], fates[answer.site], downs[answer.site])
-        return False
-
-    def _tampered(
-        self, tampering: Tampering, action: events.AskTrain, answers: list[TrainAnswer], slots: Mapping[SiteName, int]
-    ) -> Iterable[TrainAnswer]:
-        updates = [
-            Update(answer.site, action.round, action.attempt, slots[answer.site], answer.trained, 0.0, False)
-            for answer in sorted(answers, key=lambda row: row.site)
-            if answer.trained is not None
-        ]
-        total = count_sites(self._models.total, len(self._machine.connected), self._spec.plan)
-
-        def rule(deltas: Mapping[SiteName, Array]) -> Array:
-            return self._models.outcome(action.round, updates, deltas, total)
-
-        return tampering.tamper(action.round, answers, slots, rule)
-
-    def _end_of(self, site: SiteName, fate: Fate, down: int, action: events.AskTrain) -> None:
-        """What a script says instead of an answer; it shows once the site would have begun."""
-        at = self.agenda.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
-        if fate.end == "lose":
-            self._leaving[site] = fate.back
-            self.book.held.pop(site, None)
-            self.agenda.note_loss(at, site, events.SiteLost(site, "lost by the script"), action)
-        else:
-            self.agenda.note_end(at, site, events.SiteFailed(site, "failed by the script"), action)
-
-    def _take(self, answer: TrainAnswer, action: events.AskTrain, slot: int, fate: Fate, down: int) -> None:
-        site, trained = answer.site, answer.trained
-        if trained is None:
-            assert answer.failure is not None  # noqa: S101 - an answer is one or the other
-            self._free.append(slot)
-            self._fail(action.round, site, answer.failure)
-            at = self.agenda.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
-            self.agenda.note_end(at, site, events.SiteFailed(site, answer.failure.error_class), action)
-            return
-        at = self.agenda.clock + fate.delay_s
-        at += self._times.training_s(
-            site=site,
-            seed=self._spec.plan.seed,
-            bytes_down=down,
-            bytes_up=sum(trained.payload_bytes.values()),
-            oracle_calls=trained.oracle_calls,
-        )
-        event: events.Event = events.UpdateAdmitted(site, asked_round=action.round)
-        norm = 0.0
-        try:
-            # The site's worker looked already; where it found something wrong, or an update is another since, so do we.
-            if answer.norm is not None and self._tampering is None:
-                norm = answer.norm
-            else:
-                payloads = self._executor.arena.payloads(slot, trained.payload_bytes)
-                norm = self._admission.check(payloads, trained.examples)
-        except TaskError as error:
-            if self._tampering is not None and site in self._tampering.sites:
-                event = events.UpdateRefused(site, error.traceback)
-            else:
-                event = events.SiteFailed(site, error.error_class)
-        except UpdateRejectedError as error:
-            event = events.UpdateRefused(site, str(error), error.norm)
-        if isinstance(event, events.SiteFailed):
-            self._free.append(slot)
-        else:
-            self._updates[site] = Update(site, action.round, action.attempt, slot, trained, norm, answer.has_pending)
-        self.agenda.note_end(at, site, event, action)
-
-    def _fail(self, round_number: RoundNumber, site: SiteName, failure: Failure) -> None:
-        self.failures.append((round_number, site, failure))
-
-    def _evaluate(self, action: events.AskEvaluate) -> None:
-        sent, step = self._models.candidate_sent, self._models.candidate_step
-        downs = {site: self.book.send(site, sent, step) for site in action.sites}
-        at = {site: self.agenda.clock + self._times.evaluation_s(bytes_down=down) for site, down in downs.items()}
-        generation = self._models.next_generation
-        orders = [EvaluateOrder(site, action.round, generation) for site in action.sites]
-        with self._spans.span("evaluate"):
-            answers: Iterable[EvaluateAnswer] = self._executor.evaluate(orders)
-            for answer in answers:
-                event: events.Event
-                if answer.worked is not None:
-                    worked = answer.worked
-                    event = events.SiteEvaluated(answer.site, worked.examples, worked.metrics)
-                else:
-                    assert answer.failure is not None  # noqa: S101 - an answer is one or the other
-                    self._fail(action.round, answer.site, answer.failure)
-                    event = events.SiteFailed(answer.site, answer.failure.error_class)
-                self.agenda.note_evaluation(at[answer.site], answer.site, event)
-
     def _combine(self, action: events.Combine) -> None:
         self.agenda.pass_time(self._times.server_s)
-        self._combined = {site: self._updates[site] for site in action.sites}
+        self._combined = {site: self._work.updates[site] for site in action.sites}
         total = count_sites(self._models.total, len(self._machine.connected), self._spec.plan)
         with self._spans.span("combine"):
             try:
@@ -427,7 +256,8 @@ class Engine:
         self.agenda.forget_evaluations()
         with self._spans.span("commit"):
             self._models.commit()
-            self._settle_counted()
+            # Before the round is recorded: a checkpoint has both its model and the state of its sites, or neither.
+            self._work.promote(list(self._combined.values()))
             on_record = self._on_commit(action)
         page = self.book.close()
 
@@ -461,19 +291,3 @@ class Engine:
         for site in sorted(site for site, back in self.absent.items() if back <= round_number):
             del self.absent[site]
             self._actions.extend(self._machine.step(events.SiteReady(site)))
-
-    def _settle_counted(self) -> None:
-        """Promote the state of sites that counted before the round is recorded: a checkpoint has both or neither."""
-        self._keep([update for update in self._combined.values()], counted=True)
-
-    def _settle(self, action: events.SendVerdicts) -> None:
-        """Drop what did not count; what did was promoted with the commit. Their slots are free again."""
-        updates = [self._updates.pop(site) for site in action.reasons if site in self._updates]
-        self._keep([row for row in updates if action.reasons[row.site]], counted=False)
-        self._free.extend(row.slot for row in updates)
-        self._models.forget_versions({row.round for row in self._updates.values()})
-
-    def _keep(self, updates: Sequence[Update], *, counted: bool) -> None:
-        orders = [KeepOrder(row.site, row.round, row.attempt, counted) for row in updates if row.has_pending]
-        if orders:
-            self._executor.keep(orders)

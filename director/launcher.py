@@ -38,16 +38,25 @@ class LaunchOrder:
     folder: Path
 
 
+class Ending(Protocol):
+    """How an aggregator ended; its text is for people."""
+
+    @property
+    def is_disk_full(self) -> bool:
+        """Whether it ended for want of room, which starting it again does not mend by itself."""
+        ...
+
+
 class AggregatorProcess(Protocol):
     """A started aggregator, wherever it runs."""
 
-    async def wait(self) -> object:
-        """Return how it ended, once it has; its text is for people."""
+    async def wait(self) -> Ending:
+        """Return how it ended, once it has."""
 
     def kill(self) -> None:
         """End it at once."""
 
-    async def stop(self, grace_s: float) -> object:
+    async def stop(self, grace_s: float) -> Ending:
         """Ask it to end, and end it after `grace_s` seconds; return how it ended."""
 
     def release(self) -> None:

@@ -4,7 +4,8 @@ Rules, in order:
 
 1. An aggregator that ends while its experiment is not over has crashed: it is started again with the next epoch,
    after a wait that doubles, at most `max_restarts` times without a round committed in between; then the experiment
-   fails.
+   fails. One that ended because its disk is full is started again as long as it takes: to fail would throw away the
+   rounds that are committed, and no other start would do better.
 2. Once its experiment is over an aggregator gets `end_s` to leave by itself and is stopped after that. Its folder
    then keeps its logs only.
 3. Draining stops aggregators and leaves their experiments running in the database; releasing leaves both running.
@@ -16,7 +17,7 @@ import asyncio
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from director import lifecycle
 from director.launcher import LaunchOrder
@@ -67,6 +68,11 @@ class _Run:
     granted: Epoch | None
     trouble: str = ""  # why it cannot be looked after, as its owner was told
     over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class _Ended(NamedTuple):
+    how: str
+    is_disk_full: bool
 
 
 class Aggregators:
@@ -183,8 +189,7 @@ class Aggregators:
 
     async def _keep_running(self, run: _Run) -> None:
         """Return when the experiment is over and its aggregator has left, or when the director drains."""
-        crashes = 0
-        rounds_seen = 0
+        crashes = without_room = rounds_seen = 0
         while not self._draining:
             try:
                 found = await self._database.relaxed(experiments.get, run.experiment)
@@ -194,23 +199,25 @@ class Aggregators:
                 found = await self._database.relaxed(experiments.get, run.experiment)
                 if not self._is_wanted(found):
                     return
-                crashes = 1 if found.rounds_done > rounds_seen else crashes + 1
+                if found.rounds_done > rounds_seen:
+                    crashes = without_room = 0
                 rounds_seen = found.rounds_done
-                await self._note_crash(found, crashes, ended)
+                crashes, without_room = crashes + (not ended.is_disk_full), without_room + ended.is_disk_full
+                await self._note_crash(found, crashes, ended, is_news=not ended.is_disk_full or without_room == 1)
                 if crashes > self._patience.max_restarts:
-                    reason = f"its aggregator ended {crashes} times without finishing a round; last: {ended}"
+                    reason = f"its aggregator ended {crashes} times without finishing a round; last: {ended.how}"
                     await self._give_up(run.experiment, reason)
                     return
             except StorageError as error:
                 # Not the aggregator's fault, so nothing is counted: look again when disk or database may be back.
                 _log.error("experiment cannot be looked after", experiment=run.experiment, reason=str(error))
                 await self._note_trouble(run, str(error))
-            await self._back_off(run, max(1, crashes))
+            await self._back_off(run, max(1, crashes + without_room))
 
     def _is_wanted(self, found: ExperimentRecord) -> bool:
         return not self._draining and found.state in lifecycle.ACTIVE
 
-    async def _launch_and_watch(self, run: _Run, found: ExperimentRecord) -> str:
+    async def _launch_and_watch(self, run: _Run, found: ExperimentRecord) -> _Ended:
         """Start the aggregator unless it runs; return how it ended, or why it could not be started."""
         if run.process is None:
             try:
@@ -218,7 +225,7 @@ class Aggregators:
             except StorageError:
                 raise
             except FederationError as error:
-                return f"it could not be started: {error}"
+                return _Ended(f"it could not be started: {error}", is_disk_full=False)
         return await self._watch(run)
 
     async def _launch(self, run: _Run, found: ExperimentRecord) -> None:
@@ -233,7 +240,7 @@ class Aggregators:
         run.trouble = ""
         _log.info("aggregator started", experiment=found.id, epoch=epoch)
 
-    async def _watch(self, run: _Run) -> str:
+    async def _watch(self, run: _Run) -> _Ended:
         """Return how the run's process ended; once the experiment is over see to it that it does."""
         process = run.process
         if process is None:
@@ -248,7 +255,8 @@ class Aggregators:
             if not leaving.done():
                 _log.warning("aggregator did not leave by itself", experiment=run.experiment)
                 await process.stop(self._patience.end_s)
-            return str(await leaving)
+            ending = await leaving
+            return _Ended(str(ending), is_disk_full=ending.is_disk_full)
         finally:
             leaving.cancel()
             over.cancel()
@@ -259,10 +267,13 @@ class Aggregators:
         wait_s = min(self._patience.restart_s * 2 ** (crashes - 1), self._patience.restart_max_s)
         await pause(self._clock, wait_s, run.over.wait())
 
-    async def _note_crash(self, found: ExperimentRecord, crashes: int, ended: str) -> None:
-        _log.error("aggregator ended", experiment=found.id, epoch=found.epoch, crashes=crashes, how=ended)
+    async def _note_crash(self, found: ExperimentRecord, crashes: int, ended: _Ended, *, is_news: bool) -> None:
+        _log.error("aggregator ended", experiment=found.id, epoch=found.epoch, crashes=crashes, how=ended.how)
         self._metrics.child_restarts_total.labels(kind="aggregator").inc()
-        text = f"the aggregator of epoch {found.epoch} ended: {ended}"
+        if not is_news:
+            return
+        again = "; it is started again until there is room" if ended.is_disk_full else ""
+        text = f"the aggregator of epoch {found.epoch} ended: {ended.how}{again}"
         await self._database.transact(events.append_text, found.id, kind="audit", text=text, at=self._clock.now())
 
     async def _note_trouble(self, run: _Run, reason: str) -> None:

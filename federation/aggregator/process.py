@@ -41,7 +41,7 @@ from federation.storage.spool import Spool
 from federation.telemetry import logs
 from federation.telemetry.http import MonitoringServer
 from federation.telemetry.metrics import Metrics
-from federation.v1 import aggregator_pb2
+from federation.v1 import aggregator_pb2, director_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -216,8 +216,12 @@ class Aggregator:
             folder = self.config.folder / "artifacts"
             exported = await self._on_disk(self._export, folder, finish, checkpoints)
             if transfers is not None:
+
+                def tell(text: str) -> None:
+                    supervision.event(director_pb2.Event(kind="audit", text=text))
+
                 for path, round_number in exported:
-                    await transfers.upload(path.name, path, round_number)
+                    await transfers.upload(path.name, path, round_number, tell=tell)
             await farewell
             await supervision.ended(finish, self._ledger.standpoint.end_sequence)
         finally:

@@ -1,8 +1,8 @@
 """Files between aggregator and director: the spec and the initial model down, models and history up.
 
-A cut transfer is tried again with backoff, a download from where it stopped. How long is the caller's to say: it
-cancels when its lease is over. What is fetched comes before there is a session with the director, so here a cut is what
-says that the director is lost, and every piece that it is there.
+A cut transfer is tried again with backoff, a download from where it stopped; so is an upload for which the director has
+no room. How long is the caller's to say: it cancels when its lease is over. What is fetched comes before there is a
+session with the director, so here a cut is what says that the director is lost, and every piece that it is there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, TypeVar
 
-from federation.errors import TransportError
+from federation.errors import StorageError, TransportError
 from federation.names import Digest
 from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
@@ -80,17 +80,36 @@ class Transfers:
             raise
         await asyncio.to_thread(download.finish)
 
-    async def upload(self, name: str, path: Path, round_number: int) -> None:
+    async def upload(
+        self, name: str, path: Path, round_number: int, *, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Upload an artifact; the director replaces an earlier one of that name.
 
+        While the director has no room for it this waits: all rounds are over, and nothing is left but to keep them.
+
+        Args:
+            name: of the artifact.
+            path: its file.
+            round_number: round it is of; 0: of none.
+            tell: told, once, that the director's storage does not take it.
+
         Raises:
-            FederationError: the director does not take it.
+            FederationError: the director does not take it, for another reason.
         """
         nbytes, digest = await asyncio.to_thread(_measure, path)
         artifact = director_pb2.Artifact(name=name, bytes=nbytes, digest=digest, round=round_number)
 
+        has_told = False
+
         async def once() -> None:
-            await self._connect().client_stream("UploadArtifact", _upload_requests(artifact, path))
+            nonlocal has_told
+            try:
+                await self._connect().client_stream("UploadArtifact", _upload_requests(artifact, path))
+            except StorageError as error:
+                if not has_told:
+                    has_told = True
+                    tell(f"the director does not take {name}, and that is tried again: {error}")
+                raise TransportError(str(error)) from error
 
         await self._persist(f"uploading {name}", once)  # by now the session tells whether the director is there
         self._log.info("artifact uploaded", artifact=name, bytes=nbytes)

@@ -37,7 +37,7 @@ from federation.runtime.records import (
     ExitRecord,
     ExitStatus,
     ProcessIdentity,
-    is_disk_full,
+    full_disk_of,
     read_exit_record,
     write_atomically,
     write_exit_record,
@@ -189,7 +189,7 @@ class Child:
             code, number = (returned, None) if returned >= 0 else (None, -returned)
         self._unwatch()
         record = read_exit_record(self.folder)
-        full_disk = self.folder if record is None and is_disk_full(self.folder) else None
+        full_disk = full_disk_of(self.folder, record)
         self._ended.set_result(ExitStatus(code=code, signal=number, record=record, full_disk=full_disk))
 
     def _unwatch(self) -> None:

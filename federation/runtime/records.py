@@ -18,6 +18,7 @@ from federation.errors import StorageError
 IDENTITY_FILE = "process.json"
 EXIT_FILE = "exit.json"
 _DEAD_STATES = ("Z", "X", "x")
+_DISK_FULL, _STORAGE = "DiskFullError", "StorageError"
 _FULL_BYTES = 1 << 20
 """Fewer free bytes than these are none: a log line and a record want some, and who failed for want of more gave some
 back as it ended."""
@@ -168,13 +169,15 @@ def read_exit_record(folder: Path) -> ExitRecord | None:
         return None
 
 
-def is_disk_full(folder: Path) -> bool:
-    """Tell whether the disk of a folder has no room, which may be why a process left no record there."""
+def full_disk_of(folder: Path, record: ExitRecord | None) -> Path | None:
+    """Return the folder if its disk has no room and that may be why a process ended with this record, or with none."""
+    if record is not None and record.error_class not in (_DISK_FULL, _STORAGE):
+        return None
     try:
         status = os.statvfs(folder)
     except (OSError, AttributeError):  # it is gone; or this is Windows, which starts no children
-        return False
-    return status.f_bavail * status.f_frsize < _FULL_BYTES
+        return None
+    return folder if status.f_bavail * status.f_frsize < _FULL_BYTES else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,13 +188,18 @@ class ExitStatus:
         code: exit code; None if a signal ended it, or if it was adopted and nobody could tell us.
         signal: number of the signal that ended it, or None.
         record: what it wrote itself, or None.
-        full_disk: the folder for its record, if there is none and no room for one; else None.
+        full_disk: the folder for its record, if its disk has no room and it left none or one of storage; else None.
     """
 
     code: int | None
     signal: int | None
     record: ExitRecord | None
     full_disk: Path | None = None
+
+    @property
+    def is_disk_full(self) -> bool:
+        """Whether it ended for want of room, which starting it again does not mend by itself."""
+        return self.full_disk is not None or (self.record is not None and self.record.error_class == _DISK_FULL)
 
     def __str__(self) -> str:
         if self.signal is not None:
@@ -201,9 +209,8 @@ class ExitStatus:
                 how = f"ended by signal {self.signal}"
         else:
             how = "exit code unknown" if self.code is None else f"exit code {self.code}"
-        if self.full_disk is not None:
-            return f"{how} (it could not write why: the disk of {self.full_disk} is full)"
         if self.record is None:
-            return how
+            full = f" (it could not write why: {self.full_disk} is on a full disk)" if self.full_disk else ""
+            return how + full
         said = ": ".join(part for part in (self.record.outcome, self.record.error_class, self.record.reason) if part)
         return f"{how} ({said})"

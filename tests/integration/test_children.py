@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
-RECORD = json.dumps({"outcome": "failed", "error_class": "DiskFullError", "reason": "no room", "at": 1.0})
+RECORD = json.dumps({"outcome": "failed", "error_class": "KeyError", "reason": "patient 17", "at": 1.0})
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
 )

@@ -64,25 +64,38 @@ def pki(tmp_path: Path) -> Pki:
     return Pki(tmp_path / "identities", authority)
 
 
+class ScriptedEnding(str):
+    """How one ended, for people."""
+
+    is_disk_full = False
+
+
+class FullDisk(ScriptedEnding):
+    is_disk_full = True
+
+
 class ScriptedProcess:
     """An aggregator process in name only; the test says when it ends."""
 
     def __init__(self, order: LaunchOrder) -> None:
         self.order = order
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[ScriptedEnding] = asyncio.get_running_loop().create_future()
         self.stopped = False
 
-    def end(self, how: str = "exited with 1") -> None:
+    def end(self, how: str = "exited with 1", kind: type[ScriptedEnding] = ScriptedEnding) -> None:
         if not self.ended.done():
-            self.ended.set_result(how)
+            self.ended.set_result(kind(how))
 
-    async def wait(self) -> str:
+    def end_without_room(self) -> None:
+        self.end("DiskFullError: no room for 400 bytes", FullDisk)
+
+    async def wait(self) -> ScriptedEnding:
         return await asyncio.shield(self.ended)
 
     def kill(self) -> None:
         self.end("killed")
 
-    async def stop(self, grace_s: float) -> str:
+    async def stop(self, grace_s: float) -> ScriptedEnding:
         self.stopped = True
         self.end("stopped")
         return await self.wait()

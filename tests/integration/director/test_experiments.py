@@ -308,6 +308,21 @@ async def test_an_aggregator_that_keeps_crashing_fails_the_experiment(
     assert "ended 3 times without finishing a round; last: exited with 1" in events[-1].transition.reason
 
 
+async def test_an_aggregator_without_room_on_its_disk_is_started_again_as_long_as_it_takes(
+    world: Any, make_package: Any, make_shard: Any
+) -> None:
+    await world.attend("north", make_shard())
+    experiment = await make_package().submit(world)
+    for _ in range(5):  # two restarts are what a crash has
+        (await world.launcher.next()).end_without_room()
+    aggregator = await world.supervise(await world.launcher.next())
+    await aggregator.welcomed()
+    await aggregator.end()
+    seen = await world.until_state(experiment, pb.EXPERIMENT_STATE_COMPLETED)
+    (text,) = [event.text for event in seen if event.kind == "audit"]
+    assert text.endswith("no room for 400 bytes; it is started again until there is room")
+
+
 async def test_reports_and_statuses_become_the_experiment_and_repeat_without_harm(
     world: Any, make_package: Any, make_shard: Any
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from federation.aggregator.transfers import Transfers
-from federation.errors import TransportError
+from federation.errors import StorageError, TransportError
 from federation.names import ExperimentId
 from federation.runtime.orphans import Lease
 from federation.testing.clock import FakeClock
@@ -82,3 +82,35 @@ async def test_a_slow_line_that_still_brings_something_is_a_director_that_is_the
     finally:
         task.cancel()
         await asyncio.wait({task})
+
+
+class FullStore:
+    """Stands for a director without room for so many tries, and keeps what it takes after them."""
+
+    def __init__(self, tries: int) -> None:
+        self.tries = tries
+        self.taken = b""
+
+    async def client_stream(self, _: str, requests: AsyncIterator[Any]) -> None:
+        sent = b"".join([request.chunk.data async for request in requests])
+        self.tries -= 1
+        if self.tries >= 0:
+            raise StorageError("the server's storage failed; its operator finds the reason in its log")
+        self.taken = sent
+
+
+async def test_results_that_the_director_has_no_room_for_wait_until_it_has(tmp_path: Path) -> None:
+    clock = FakeClock()
+    store, told = FullStore(3), list[str]()
+    transfers = Transfers(lambda: store, ExperimentId("trial-00000001"), Lease(600, clock), clock)  # type: ignore[arg-type,return-value]
+    (tmp_path / "last.safetensors").write_bytes(DATA)
+    task = asyncio.create_task(transfers.upload("last.safetensors", tmp_path / "last.safetensors", 2, tell=told.append))
+    for _ in range(3):
+        await clock.until_waiting()
+        clock.advance(10)
+    await task
+    assert store.taken == DATA
+    assert told == [
+        "the director does not take last.safetensors, and that is tried again: "
+        "the server's storage failed; its operator finds the reason in its log"
+    ]

@@ -76,7 +76,7 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path) -> 
         (ExitStatus(code=None, signal=None, record=None), "exit code unknown"),
         (
             ExitStatus(code=120, signal=None, record=None, full_disk=Path("/srv")),
-            "exit code 120 (it could not write why: the disk of /srv is full)",
+            "exit code 120 (it could not write why: /srv is on a full disk)",
         ),
         (
             ExitStatus(code=None, signal=None, record=ExitRecord(outcome="completed", at=1.0)),
@@ -90,6 +90,13 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path) -> 
 )
 def test_a_status_says_how_it_ended(status: ExitStatus, text: str) -> None:
     assert str(status) == text
+
+
+def test_what_ended_for_want_of_room_is_known_with_and_without_a_record() -> None:
+    full, other = (ExitRecord(outcome="fault", error_class=name, at=1.0) for name in ("DiskFullError", "StorageError"))
+    assert ExitStatus(code=1, signal=None, record=full).is_disk_full
+    assert ExitStatus(code=120, signal=None, record=None, full_disk=Path("/srv")).is_disk_full
+    assert not ExitStatus(code=1, signal=None, record=other).is_disk_full
 
 
 def test_resident_memory_is_plausible() -> None:

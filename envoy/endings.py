@@ -5,6 +5,7 @@
 2. ``stopped`` on our request: it is at rest, and the next start of the envoy goes on with it.
 3. Anything else is a crash: it is started again, after a growing delay, so many times in a row; a round done in between
    makes the count start anew. Then the participation has failed with ``CollaboratorDied``.
+4. One that ended because its disk is full is started again as long as it takes, and is no crash.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Again:
 Ending = Over | AtRest | Again
 
 
-def judge(record: ExitRecord | None, how: str, *, asked: bool, crashes: int, max_restarts: int) -> Ending:
+def judge(
+    record: ExitRecord | None, how: str, *, asked: bool, crashes: int, max_restarts: int, is_disk_full: bool = False
+) -> Ending:
     """Return what the end of a collaborator means.
 
     Args:
@@ -52,6 +55,7 @@ def judge(record: ExitRecord | None, how: str, *, asked: bool, crashes: int, max
         asked: we had asked it to stop.
         crashes: crashes in a row before this end.
         max_restarts: how many of them are mended by starting again.
+        is_disk_full: it ended for want of room.
     """
     if record is not None and record.outcome in (FINISHED, FAILED):
         return Over(outcome=record.outcome, error_class=record.error_class, reason=record.reason)
@@ -59,7 +63,7 @@ def judge(record: ExitRecord | None, how: str, *, asked: bool, crashes: int, max
         return Over(outcome=FAILED, error_class=record.error_class, reason=record.reason)
     if asked:
         return AtRest()
-    if crashes >= max_restarts:
+    if crashes >= max_restarts and not is_disk_full:
         return Over(
             outcome=FAILED, error_class=DIED, reason=f"the collaborator ended {crashes + 1} times in a row: {how}"
         )

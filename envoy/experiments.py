@@ -2,22 +2,26 @@
 
 In order: open the manifest (`federation.bundle`), ask policy (`admission`), spend the signature's nonce, fetch and
 open the bundle (`fetching`), answer, run a collaborator (`spawning`), report its end. Each step is recorded before the
-next begins (`participation`), so a restart goes on where it stopped and a repeated assignment is answered alike. One
-that comes while the experiment is being withdrawn is answered once it has left.
+next begins (`participation`), so a restart goes on where it stopped and a repeated assignment is answered alike; that
+it is over counts even where a full disk does not take it. One that comes while the experiment is being withdrawn is
+answered once it has left.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from envoy import admission, endings, fetching, messages, released
 from envoy.participation import Participation, ParticipationStore, Stage, is_same_request
 from envoy.spawning import Collaborator, Collaborators
 from federation import bundle
-from federation.errors import ConflictError, FederationError, NotFoundError
+from federation.errors import ConflictError, FederationError, NotFoundError, StorageError
 from federation.names import ExperimentId, FederationName, check_name
+from federation.runtime.backoff import Backoff
+from federation.runtime.clock import pause
+from federation.runtime.records import full_disk_of
 from federation.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -70,6 +74,7 @@ class Experiments:
     clock: Clock
     metrics: Metrics
     _jobs: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _asked: dict[str, director_pb2.Assignment] = field(default_factory=dict)  # the newest of those being considered
     _leaving: dict[str, bool] = field(default_factory=dict)  # those being withdrawn; whether somebody asked meanwhile
     _details: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -123,6 +128,7 @@ class Experiments:
         elif experiment in self._leaving:
             self._leaving[experiment] = True
         elif record is None or (record.stage is Stage.REFUSED and not record.refused_by_owner):
+            self._asked[experiment] = assignment
             self._begin(experiment, self._consider(assignment))
         elif record.stage.is_over:
             self.tell(self._word_on(record))
@@ -141,7 +147,7 @@ class Experiments:
         experiment = messages.final_word_on(request)
         record = self.store.get(experiment) if experiment else None
         if record is not None and record.stage.is_over and not record.reported:
-            self.store.update(record.experiment, reported=True)
+            self._conclude(replace(record, reported=True))
 
     # What the owner asks (control.Owner).
 
@@ -196,6 +202,13 @@ class Experiments:
         self._jobs[experiment] = self.supervisor.job(f"assignment-{experiment}", work)
 
     async def _consider(self, assignment: director_pb2.Assignment) -> None:
+        """Come to an answer, and give it. A full disk is none: it is waited for, and the director is told so."""
+        backoff = Backoff(first_s=1.0, most_s=60.0)
+        while not await self._is_settled(self._asked.get(assignment.experiment, assignment)):
+            await pause(self.clock, backoff.next_s())
+        self._asked.pop(assignment.experiment, None)
+
+    async def _is_settled(self, assignment: director_pb2.Assignment) -> bool:
         experiment = ExperimentId(assignment.experiment)
         before = self.store.get(experiment)
         record = Participation(
@@ -212,10 +225,10 @@ class Experiments:
             decision = admission.decide(self._request(record, assignment, verified), self.settings.admission_policy)
             if decision.verdict is admission.Verdict.REFUSED:
                 self._refuse(record, decision.reason)
-                return
+                return True
             if decision.verdict is admission.Verdict.PENDING:
                 self._hold(record, decision.reason)
-                return
+                return True
             manifest = verified.manifest
             self.nonces.accept(manifest.nonce, experiment=experiment, not_after=manifest.not_after)
             self.store.save(messages.at_stage(record, Stage.ACCEPTED))
@@ -223,14 +236,19 @@ class Experiments:
             await fetching.fetch(self.director, experiment, manifest, folder, clock=self.clock, metrics=self.metrics)
             await asyncio.to_thread(fetching.unpack, manifest, folder, self.settings.limits.max_bundle_bytes)
         except FederationError as error:
+            if isinstance(error, StorageError) and full_disk_of(self.store.folder, None) is not None:
+                _log.warning("experiment %s has to wait for room: %s", experiment, error, experiment=experiment)
+                self.tell(messages.pending(experiment, "the site's disk is full; it answers once there is room"))
+                return False
             _log.warning("experiment %s cannot run here: %s", experiment, error, experiment=experiment)
             self._refuse(record, messages.sayable(error))
-            return
+            return True
         accepted = self.store.get(experiment)
         if accepted is not None and accepted.stage is Stage.ACCEPTED:
             _log.info("experiment %s is accepted", experiment, experiment=experiment, submitter=manifest.submitter)
             self._start(accepted)
             self.tell(messages.accepted(experiment))
+        return True
 
     def _open(self, assignment: director_pb2.Assignment) -> VerifiedManifest:
         signed = bundle.SignedManifest(
@@ -291,7 +309,7 @@ class Experiments:
 
     def _refuse(self, record: Participation, reason: str) -> None:
         decision = admission.refused(reason)
-        record = self.store.save(messages.at_stage(record, Stage.REFUSED, decision.reason))
+        record = self._conclude(messages.at_stage(record, Stage.REFUSED, decision.reason))
         _log.info("experiment %s is refused: %s", record.experiment, decision.reason, experiment=record.experiment)
         self.store.clean(record.experiment)
         self._count()
@@ -313,13 +331,18 @@ class Experiments:
     async def _ended(self, experiment: ExperimentId, over: endings.Over) -> None:
         status = self._details.pop(experiment, {})
         detail = str(status.get("detail", "")) if self.settings.policy.release_tracebacks else ""
-        record = self.store.update(
-            experiment,
-            stage=Stage.ENDED,
-            outcome=over.outcome,
-            reason=over.reason,
-            error_class=over.error_class,
-            detail=detail,
+        record = self.store.get(experiment)
+        if record is None:
+            raise RuntimeError(f"{experiment} ran here, and nothing is remembered of it")
+        record = self._conclude(
+            replace(
+                record,
+                stage=Stage.ENDED,
+                outcome=over.outcome,
+                reason=over.reason,
+                error_class=over.error_class,
+                detail=detail,
+            )
         )
         how = over.reason or over.error_class or "done"
         _log.info("experiment %s %s here: %s", experiment, over.outcome, how, experiment=experiment)
@@ -336,6 +359,7 @@ class Experiments:
             self.tell(self._word_on(record))
 
     async def _stop(self, experiment: ExperimentId, reason: str) -> None:
+        self._asked.pop(experiment, None)
         job = self._jobs.pop(experiment, None)
         if job is not None and not job.done():
             job.cancel()
@@ -347,13 +371,25 @@ class Experiments:
         # What ended by its own last word meanwhile keeps its outcome.
         if record is not None and not record.stage.is_over:
             _log.info("experiment %s was withdrawn: %s", experiment, reason, experiment=experiment)
-            await self._leave(self.store.update(experiment, stage=Stage.ENDED, reason=reason, reported=True))
+            await self._leave(self._conclude(replace(record, stage=Stage.ENDED, reason=reason, reported=True)))
+
+    def _conclude(self, record: Participation) -> Participation:
+        """Remember what is over. Whoever waits for it is told, whatever the disk says."""
+        try:
+            return self.store.conclude(record, keeps_files=self.settings.keep_workspaces)
+        except StorageError as error:
+            name = record.experiment
+            _log.error("that %s is over could not be written down: %s", name, error, experiment=name)
+            return record
 
     async def _leave(self, record: Participation) -> None:
         """Release what may leave, and remove the rest."""
         self._details.pop(record.experiment, None)
         if self.settings.policy.release_logs:
-            await self._release(record.experiment)
+            try:
+                await self._release(record.experiment)
+            except StorageError as error:
+                _log.error("the last lines of %s are not released: %s", record.experiment, error)
         if not self.settings.keep_workspaces:
             await asyncio.to_thread(self.store.clean, record.experiment)
         self._count()

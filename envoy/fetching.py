@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from io import FileIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 from federation.bundle import packing
 from federation.errors import BundleError, LimitError, MalformedMessageError, TransportError
@@ -21,6 +21,7 @@ from federation.v1 import director_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from pathlib import Path
 
     from federation.bundle.manifest import Manifest
     from federation.runtime.clock import Clock
@@ -141,23 +142,25 @@ async def _fetch_rest(stub: Stub, experiment: str, total: int, path: Path, metri
         async with stub.server_stream("FetchBundle", request) as replies:
             async for reply in replies:
                 data = _checked(reply, offset, total)
-                await asyncio.to_thread(_append, file, data)
+                await asyncio.to_thread(_append, file, path, data)
                 offset += len(data)
                 received.inc(len(data))
         if offset != total:
             raise TransportError(f"the bundle ended after {offset} of {total} bytes")
 
 
-def _open_to_append(path: Path, total: int) -> IO[bytes]:
+def _open_to_append(path: Path, total: int) -> FileIO:
     with translated(path, total):
         if path.exists() and path.stat().st_size > total:
             path.unlink()  # of another bundle: ours has not so many bytes
-        return open(path, "ab")
+        return FileIO(path, "ab")  # unbuffered: a full disk shows where it is written, not where it is closed
 
 
-def _append(file: IO[bytes], data: bytes) -> None:
-    with translated(Path(file.name), len(data)):
-        file.write(data)
+def _append(file: FileIO, path: Path, data: bytes) -> None:
+    left = memoryview(data)
+    with translated(path, len(data)):
+        while left:
+            left = left[file.write(left) :]
 
 
 def _checked(reply: director_pb2.FetchBundleReply, offset: int, total: int) -> bytes:

@@ -146,9 +146,16 @@ class ParticipationStore:
         return [record for record in self.all() if record.stage is stage]
 
     def folder_of(self, experiment: str) -> Path:
-        """Return the experiment's folder, made if missing."""
+        """Return the experiment's folder, made if missing.
+
+        Raises:
+            StorageError: the disk refused.
+        """
         folder = self.folder / check_name(experiment, "experiment id")
-        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{folder} cannot be made: {error.strerror or error}") from error
         return folder
 
     def save(self, record: Participation) -> Participation:
@@ -160,6 +167,25 @@ class ParticipationStore:
         write_atomically(self.folder_of(record.experiment) / _RECORD, record.to_json())
         self._all[record.experiment] = record
         return record
+
+    def conclude(self, record: Participation, *, keeps_files: bool) -> Participation:
+        """Write that a participation is over; over it is, even if the disk does not take it: a restart finds out anew.
+
+        Args:
+            record: refused or ended.
+            keeps_files: what else is in the experiment's folder may not go to make room.
+
+        Raises:
+            StorageError: the disk refused, also once the rest of the folder had made room.
+        """
+        self._all[record.experiment] = record
+        try:
+            return self.save(record)
+        except StorageError:
+            if keeps_files:
+                raise
+            self.clean(record.experiment)
+            return self.save(record)
 
     def update(self, experiment: str, **changes: Any) -> Participation:
         """Change fields of a record and save it.

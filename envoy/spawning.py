@@ -4,7 +4,7 @@ Rules:
 
 1. One collaborator per experiment. What a process finds in its exit folder decides (`endings`), not who started it.
 2. An envoy that starts first looks whether the collaborator of its predecessor still runs, and adopts it.
-3. A crash is mended by starting again after a growing delay, a bounded number of times.
+3. A crash is mended by starting again after a growing delay, a bounded number of times; a full disk is waited for.
 4. Stopping goes by the local socket, which carries the reason, and by signal if the line is not there.
 """
 
@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from envoy import endings
-from federation.errors import FederationError, TransportError
+from federation.errors import FederationError, StorageError, TransportError
 from federation.runtime import children
 from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
-from federation.runtime.records import read_exit_record, write_atomically
+from federation.runtime.records import full_disk_of, read_exit_record, write_atomically
 from federation.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -130,7 +130,10 @@ class Collaborator:
             self.config = self.config.model_copy(
                 update={"aggregator_address": address, "aggregator_server_name": server_name}
             )
-            self._write_config()
+            try:
+                self._write_config()
+            except StorageError as error:  # it is written again before anybody reads it
+                self._log.warning("where the aggregator of %s is could not be written: %s", self.experiment, error)
         if self._stream is not None:
             try:
                 await self._stream.send({"type": "aggregator", "address": address, "server_name": server_name})
@@ -171,12 +174,23 @@ class Collaborator:
 
     async def _run_once(self) -> endings.Ending:
         if self._child is None or not self._child.is_running:
-            self._child = await self._spawn()
+            try:
+                self._child = await self._spawn()
+            except StorageError as error:
+                if full_disk_of(self.folder, None) is None:
+                    raise
+                self._log.warning("the collaborator of %s has to wait for room: %s", self.experiment, error)
+                return endings.Again()
         status = await self._child.wait()
         ending = endings.judge(
-            status.record, str(status), asked=self._asked, crashes=self._crashes, max_restarts=self.max_restarts
+            status.record,
+            str(status),
+            asked=self._asked,
+            crashes=self._crashes,
+            max_restarts=self.max_restarts,
+            is_disk_full=status.is_disk_full,
         )
-        self._crashes += 1
+        self._crashes += not status.is_disk_full
         log = self._log.warning if isinstance(ending, endings.Again) else self._log.info
         log("the collaborator of %s: %s", self.experiment, status)
         return ending

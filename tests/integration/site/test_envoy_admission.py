@@ -109,6 +109,21 @@ async def test_a_bundle_that_declares_more_than_the_owner_allows_is_not_fetched(
     assert director.fetches == []
 
 
+async def test_a_bundle_that_the_disk_does_not_take_is_refused(make_trial: Any, director: Any, make_host: Any) -> None:
+    trial, host = make_trial(), make_host()
+    director.bundle = trial.archive.read_bytes()
+    host.experiment.mkdir(parents=True)
+    (host.experiment / "bundle.zip").symlink_to("/dev/full")
+    await host.start()
+    session = await director.next_session()
+    session.send(assignment=trial.assignment("127.0.0.1:1"))
+    answer = await session.hear("answer")
+    assert (answer.answer, answer.reason) == (
+        ANSWER.ANSWER_REFUSED, "the site cannot run it now; its owner finds the reason in the envoy's log"
+    )  # fmt: skip
+    assert "no room for" in host.log
+
+
 async def test_a_signature_is_accepted_for_one_experiment_only(
     make_trial: Any, aggregator_of: Any, director: Any, make_host: Any
 ) -> None:

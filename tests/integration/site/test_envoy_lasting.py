@@ -63,6 +63,19 @@ async def test_a_withdrawn_experiment_leaves_nothing_before_the_next_question_is
     assert [path.name for path in here.host.experiment.iterdir()] == ["participation.json"]
 
 
+async def test_an_end_that_the_disk_does_not_take_is_told_all_the_same(attend: Any) -> None:
+    here = await attend()
+    record = here.host.experiment / "participation.json"
+    record.unlink()
+    (record / "in the way").mkdir(parents=True)
+    finish(here.site)
+    assert (await here.session.hear("status")).state == "finished"
+    here.session.send(assignment=here.trial.assignment(here.aggregator.address))
+    assert (await here.session.hear("status")).state == "finished", "in the same session"
+    assert "could not be written down" in here.host.log
+    assert [path.name for path in here.host.experiment.iterdir()] == ["participation.json"]
+
+
 async def test_sigterm_leaves_no_process_and_the_next_start_goes_on(
     attend: Any, wait_for_end: Any, until_gone: Any
 ) -> None:

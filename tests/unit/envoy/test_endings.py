@@ -45,3 +45,7 @@ def _record(outcome: str, error_class: str = "") -> ExitRecord:
 )
 def test_what_an_end_means(record: ExitRecord | None, asked: bool, crashes: int, expected: Ending) -> None:
     assert judge(record, "SIGKILL", asked=asked, crashes=crashes, max_restarts=5) == expected
+
+
+def test_a_full_disk_is_waited_for_however_often_it_was_in_the_way() -> None:
+    assert judge(None, "exit code 1", asked=False, crashes=5, max_restarts=5, is_disk_full=True) == Again()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -84,3 +85,19 @@ def test_whoever_asks_again_is_told_the_same(record: Participation, kind: str, f
     word = messages.word_on(record)
     assert word.WhichOneof("message") == kind
     assert messages.final_word_on(word) == final
+
+
+@pytest.mark.parametrize("keeps_files", [False, True])
+def test_an_end_has_room_once_the_rest_has_gone(tmp_path: Path, *, keeps_files: bool) -> None:
+    store = ParticipationStore(tmp_path)
+    folder = store.folder_of("trial-00000001")
+    full = folder / f".participation.json.{os.getpid()}.tmp"
+    full.mkdir()  # as long as it is there, no record can be written
+    if keeps_files:
+        with pytest.raises(StorageError):
+            store.conclude(_record(Stage.ENDED), keeps_files=True)
+        assert full.exists()
+    else:
+        store.conclude(_record(Stage.ENDED), keeps_files=False)
+        assert ParticipationStore(tmp_path).get("trial-00000001") == _record(Stage.ENDED)
+    assert store.get("trial-00000001") == _record(Stage.ENDED)

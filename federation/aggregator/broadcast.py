@@ -3,20 +3,24 @@
 Rules:
 
 1. A payload of up to 256 KiB is read once and travels inside its task; a larger one is pulled.
-2. A pull begins at any offset and reads one piece ahead in a thread. Pieces have 4 MiB while few sites pull, but
-   for its first, and less when many do, so that what is under way does not grow with the number of sites.
+2. A pull in a call begins at any offset and reads one piece ahead in a thread. Pieces have 4 MiB while few sites pull,
+   but for its first, and less when many do, so that what is under way does not grow with the number of sites.
 3. Sites pull the same payload at nearly the same time: a piece is read and encoded by the first pull that comes to it,
    and the last few are kept for those close behind.
-4. A retired payload is no longer found, but pulls that had begun go on to its end; then its file is closed.
+4. Over a line of its own a large payload goes without all this: a thread reads a block and sends it
+   (`federation.transport.bulk`). The site's word that it has all is that it ends the line.
+5. A retired payload is no longer found, but pulls that had begun go on to its end; then its file is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.errors import MalformedMessageError, NotFoundError
+from federation.transport.lines import BLOCK_BYTES
 from federation.v1 import aggregator_pb2 as pb
 from federation.wire.chunks import CHUNK_BYTES, FIRST_CHUNK_BYTES
 from federation.wire.payloads import BUFFERS, INLINE_BYTES, MODEL, STEP, Payload, payload_to_proto
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from federation.names import Digest, PayloadName
     from federation.storage.checkpoints import ModelFile
     from federation.storage.flat import ScratchFile
+    from federation.transport.bulk import BulkServer
+    from federation.transport.lines import Line
 
 
 SMALL_PIECE_BYTES = 256 << 10
@@ -66,6 +72,17 @@ class Offer:
 
     def _read(self, offset: int, size: int) -> bytes:
         return read_model_message(self._file.pread, offset, size)
+
+    def send(self, offset: int, line: Line) -> None:
+        """Send the bytes from `offset` on over a line, and wait until the other side has them. Blocks.
+
+        Raises:
+            TransportError: the line was cut.
+            StorageError: the disk failed.
+        """
+        for start in range(offset, self.payload.encoded_bytes, BLOCK_BYTES):
+            line.send(self._file.pread(start, min(BLOCK_BYTES, self.payload.encoded_bytes - start)))
+        line.wait_for_end()
 
     def begin(self) -> None:
         """Note a pull."""
@@ -188,6 +205,19 @@ class Offers:
             if ahead is not None:
                 # The thread still reads: the file must stay open until it is done.
                 await asyncio.wait({ahead})
+            offer.end()
+
+    async def send(self, offer: Offer, offset: int, line: Line, lines: BulkServer) -> None:
+        """Send a payload from an offset on over a line of `lines`, to its end.
+
+        Raises:
+            TransportError: the line was cut.
+            StorageError: the disk failed.
+        """
+        offer.begin()
+        try:
+            await lines.carry(line, functools.partial(offer.send, offset, line))
+        finally:
             offer.end()
 
     def _read_ahead(

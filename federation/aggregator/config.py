@@ -45,6 +45,7 @@ class AggregatorConfig(_Frozen):
         roster: sites that may take part, where no director says so.
         listen_host: address to listen at for collaborators.
         ports: first and last port to listen at, tried in order after the one used before; (0, 0): any free one.
+        bulk_ports: likewise, where lines for large payloads are taken (`federation.transport.bulk`); None: nowhere.
         advertised_host: host that collaborators dial; None: `listen_host`.
         monitoring_host: address ``/metrics`` binds to.
         monitoring_port: its port; 0: any free one.
@@ -65,6 +66,7 @@ class AggregatorConfig(_Frozen):
     roster: tuple[FixedSite, ...] = ()
     listen_host: str = "127.0.0.1"
     ports: tuple[int, int] = (0, 0)
+    bulk_ports: tuple[int, int] | None = (0, 0)
     advertised_host: str | None = None
     monitoring_host: str = "127.0.0.1"
     monitoring_port: int = Field(default=0, ge=0, le=65535)
@@ -76,9 +78,9 @@ class AggregatorConfig(_Frozen):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> AggregatorConfig:
-        first, last = self.ports
-        if not 0 <= first <= last <= 65535 or (first == 0) != (last == 0):
-            raise ValueError(f"ports must be a range within 1 to 65535, or 0 and 0 for any; got {first} to {last}")
+        for name, (first, last) in (("ports", self.ports), ("bulk_ports", self.bulk_ports or (0, 0))):
+            if not 0 <= first <= last <= 65535 or (first == 0) != (last == 0):
+                raise ValueError(f"{name} must be a range within 1 to 65535, or 0 and 0 for any; got {first} to {last}")
         try:
             check_name(self.federation, "federation name")
             check_name(self.experiment, "experiment id")

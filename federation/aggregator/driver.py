@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from federation.runtime.clock import Cancellable, Clock
     from federation.storage.spool import Spool
     from federation.telemetry.metrics import Metrics
+    from federation.transport.bulk import BulkServer
 
 _UNLIMITED = 1 << 53
 
@@ -65,11 +66,13 @@ class Driver:
         supervision: whom to report to.
         disk: the one thread that has ledger, checkpoints and spool.
         pool: threads for pieces of payloads.
+        lines: over which large payloads come and go.
         clock: where time comes from.
         metrics: where to count.
         site_grace_s: seconds a site may take to come back.
 
     Attributes:
+        lines: over which large payloads come and go.
         sessions: the sites' sessions.
         uploads: their uploads.
         offers: what they may fetch.
@@ -91,6 +94,7 @@ class Driver:
         supervision: Supervision,
         disk: Executor,
         pool: Executor,
+        lines: BulkServer,
         clock: Clock,
         metrics: Metrics,
         site_grace_s: float,
@@ -98,8 +102,9 @@ class Driver:
         self.experiment = experiment
         self.epoch = epoch
         self.spec = spec
+        self.lines = lines
         self.sessions = Sessions(clock, site_grace_s, self.handle)
-        self.uploads = Uploads(spec, spool, self, disk=disk, pool=pool, clock=clock, metrics=metrics)
+        self.uploads = Uploads(spec, spool, self, disk=disk, pool=pool, lines=lines, clock=clock, metrics=metrics)
         self.offers = Offers(pool)
         self.models = Models(checkpoints, self.offers, disk)
         self.book = RoundBook(clock, metrics, byzantine=spec.plan.byzantine)

@@ -15,6 +15,7 @@ from federation.names import Identity, Role, director_server_name
 from federation.pki.renewal import Renewal
 from federation.telemetry.logs import get_logger
 from federation.transport.authority import Authority
+from federation.transport.bulk import BulkServer
 from federation.transport.channels import open_channel
 from federation.transport.credentials import TlsFiles
 from federation.transport.handlers import method_path
@@ -48,6 +49,7 @@ class Links:
 
     Attributes:
         revocations: certificates that no longer count.
+        lines: where large payloads come and go; not listening before `serve`.
         renewal: keeps the certificate renewed if it is run; None if there is none, or nobody to ask.
         on_renewed: called after each renewal; set by whoever holds a session with the director.
     """
@@ -65,6 +67,10 @@ class Links:
         self._channels: list[grpc.aio.Channel] = []
         self._serial = -1
         self._log = get_logger(__name__).bind(experiment=config.experiment)
+        rules = {method_path(method): frozenset({Role.ENVOY}) for method in _AGGREGATOR.methods}
+        self._authority = Authority(config.federation, rules, clock=clock, revoked=self.revocations)
+        push = method_path(_AGGREGATOR.methods_by_name["PushUpdate"])
+        self.lines = BulkServer(self._authority, push, metrics, tls=self._tls, host=config.listen_host)
         self.on_renewed: Callable[[], None] = lambda: None
         self.renewal = None
         if self._tls is not None and self.has_director:
@@ -105,7 +111,7 @@ class Links:
         return Stub(self._channels[-1], _DIRECTOR, identity=self._identity if self._tls is None else None)
 
     async def serve(self, service: AggregatorService, last_port: int) -> RpcServer:
-        """Start the server for the sites, at the port used before if that is free.
+        """Start the server for the sites, at the port used before if that is free, and take lines.
 
         Args:
             service: what it serves.
@@ -116,6 +122,7 @@ class Links:
         """
         if self._tls is not None:
             self._tls.load()
+        await self._take_lines()
         first, last = self._config.ports
         ports = list(range(first, last + 1))
         if last_port and (not first or first <= last_port <= last):
@@ -135,10 +142,15 @@ class Links:
             "ports, or end what uses them"
         )
 
+    async def _take_lines(self) -> None:
+        if self._config.bulk_ports is None or self._tls is None:
+            return
+        first, last = self._config.bulk_ports
+        if not await self.lines.start(range(first, last + 1)):
+            self._log.warning("no bulk port is free: large payloads travel inside calls", first=first, last=last)
+
     def _make_server(self, port: int) -> RpcServer:
-        rules = {method_path(method): frozenset({Role.ENVOY}) for method in _AGGREGATOR.methods}
-        authority = Authority(self._config.federation, rules, clock=self._clock, revoked=self.revocations)
-        return RpcServer(authority, self._metrics, tls=self._tls, host=self._config.listen_host, port=port)
+        return RpcServer(self._authority, self._metrics, tls=self._tls, host=self._config.listen_host, port=port)
 
     async def _ask_director(self, signing_request: bytes) -> bytes:
         reply = await self.director().unary("Renew", director_pb2.RenewRequest(signing_request=signing_request))

@@ -136,6 +136,7 @@ class Aggregator:
             disk=self._disk,
             pool=self._pool,
             clock=self._clock,
+            lines=self._links.lines,
             metrics=self.metrics,
             site_grace_s=config.site_grace_s,
         )
@@ -190,6 +191,7 @@ class Aggregator:
 
     async def _listen(self, stack: AsyncExitStack, service: AggregatorService, last_port: int) -> None:
         config = self.config
+        stack.push_async_callback(self._links.lines.stop)  # after the server, whose calls use them
         server = await self._links.serve(service, last_port)
         stack.push_async_callback(server.stop, config.stop_grace_s)
         self.address = f"{config.advertised_host or config.listen_host}:{server.port}"

@@ -7,8 +7,10 @@ Rules, in order:
    thread checks the last few while the next are received; a small update is sent whole at once, and all that is done
    with it is done in place, the two short writes into files that are there already too: each way to a thread and back
    costs more than they do.
-3. Pieces are not shorter than `LEAST_CHUNK_BYTES`, but for the last of a payload: each costs us a message.
-4. Order, finite-ness and norm as they arrive (`federation.wire.reception`), digests at the end; what is
+3. Over a line of its own (`federation.transport.bulk`) what is missing of a large update is taken block by block by one
+   thread, and waits for no turn; then the commit comes in the call.
+4. Pieces in a call are not shorter than `LEAST_CHUNK_BYTES`, but for the last of a payload: each costs us a message.
+5. Order, finite-ness and norm as they arrive (`federation.wire.reception`), digests at the end; what is
    compressed is decoded once, for its norm.
 """
 
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from federation.errors import MalformedMessageError, TransportError
 from federation.runtime.batches import Batches
 from federation.storage.spool import UpdateKey
+from federation.transport.lines import BLOCK_BYTES
 from federation.wire.chunks import LEAST_CHUNK_BYTES
 from federation.wire.payloads import DELTA, IDENTITY_CODEC, INLINE_BYTES
 from federation.wire.pieces import MessagePiece
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from federation.runtime.clock import Clock
     from federation.storage.spool import Spool, SpooledUpdate
     from federation.telemetry.metrics import Metrics
+    from federation.transport.bulk import BulkServer, Ticket
+    from federation.transport.lines import Line
     from federation.v1 import aggregator_pb2 as pb
 
     Request = pb.PushUpdateRequest | MessagePiece
@@ -81,6 +86,7 @@ class Receptions:
         spool: where they go.
         disk: the thread in which what may wait for the disk is done.
         pool: threads that check pieces.
+        lines: over which large updates come.
         clock: measures transfers.
         metrics: counts bytes.
     """
@@ -92,6 +98,7 @@ class Receptions:
         *,
         disk: Executor,
         pool: Executor,
+        lines: BulkServer,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -99,6 +106,7 @@ class Receptions:
         self._spool = spool
         self._disk = disk
         self._pool = pool
+        self._lines = lines
         self._clock = clock
         self._metrics = metrics
         self._of: dict[SiteName, Reception] = {}
@@ -125,6 +133,25 @@ class Receptions:
             reception = Reception(announcement, update, payloads, self._clock.monotonic(), is_small)
             self._of[site] = reception
         return reception
+
+    async def read_line(
+        self, reception: Reception, requests: AsyncIterator[Request], ticket: Ticket
+    ) -> pb.UpdateCommit:
+        """Take what is missing over the ticket's line, then the commit.
+
+        Raises:
+            TransportError: the line, or the stream after it, ended before.
+            MalformedMessageError, UpdateRejectedError, StorageError: as `PayloadReception.accept`.
+        """
+        line = await ticket.line
+        await self._lines.carry(line, functools.partial(self._take_all, reception, line))
+        request = await anext(requests, None)
+        if request is None:
+            raise TransportError("the upload ended before its commit: resume it")
+        commit = _content(request)
+        if isinstance(commit, MessagePiece):
+            raise MalformedMessageError("expected the commit, as all bytes came over the line; got a chunk")
+        return commit
 
     async def read(self, reception: Reception, turn: Turn, requests: AsyncIterator[Request]) -> pb.UpdateCommit:
         """Take pieces until the commit, a few ahead of the thread that checks them.
@@ -208,6 +235,18 @@ class Receptions:
             before = payload.held
             payload.accept(piece)
             self._metrics.payload_bytes_total.labels("in", payload.payload.name).inc(payload.held - before)
+
+    def _take_all(self, reception: Reception, line: Line) -> None:
+        """Take what is missing of each payload, in order, from a line; blocks."""
+        block = memoryview(bytearray(BLOCK_BYTES))
+        for index, payload in enumerate(reception.payloads):
+            while missing := payload.payload.encoded_bytes - payload.held:
+                wanted = block[:missing]
+                got = line.receive_into(wanted)
+                if got:
+                    self._accept_all(reception, [MessagePiece(payload.held, wanted[:got], index)])
+                if got < len(wanted):
+                    raise TransportError(f"the line ended {reception.missing} bytes too early: resume the upload")
 
     async def _on_disk(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)

@@ -97,15 +97,21 @@ class AggregatorService:
                 reader.result()  # raised above if it mattered
             self._log.info("session ends", site=site)
 
-    async def PullModel(self, request: pb.PullModelRequest, call: Call) -> AsyncIterator[bytes]:
-        """Stream a payload, as encoded `PullModelReply` messages."""
+    async def PullModel(self, request: pb.PullModelRequest, call: Call) -> AsyncIterator[pb.PullModelReply | bytes]:
+        """Send a payload over a line if the site takes one and there is one, else stream it, encoded by hand."""
         site = SiteName(call.peer.identity.name)
         self._check_experiment(request.experiment)
         self._check_member(site)
         offer = self._driver.offers.find(request.digest)
-        async with contextlib.aclosing(self._driver.offers.pull(offer, request.offset)) as replies:
-            async for reply in replies:
-                yield reply
+        for_line = offer.payload.encoded_bytes - request.offset if request.takes_ticket else 0
+        with self._driver.lines.issue(call.peer, for_line) as ticket:
+            if ticket is not None:
+                yield pb.PullModelReply(ticket=ticket.id)
+                await self._driver.offers.send(offer, request.offset, await ticket.line, self._driver.lines)
+            else:
+                async with contextlib.aclosing(self._driver.offers.pull(offer, request.offset)) as replies:
+                    async for reply in replies:
+                        yield reply
         self._driver.book.sent(site, offer.payload.name, offer.payload.encoded_bytes - request.offset)
         if offer in self._driver.models.for_training:
             self._driver.handle(events.ModelHeld(site))
@@ -145,6 +151,7 @@ class AggregatorService:
             plan_digest=self._spec_digest,
             base=payload_to_proto(self._driver.models.base.payload),
             takes_updates=True,
+            bulk_port=self._driver.lines.port,
         )
 
     def _late_verdicts(self, site: SiteName, hello: pb.SiteHello) -> list[pb.ParticipateReply]:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from federation.runtime.clock import Clock
     from federation.storage.spool import Spool, UpdateKey
     from federation.telemetry.metrics import Metrics
+    from federation.transport.bulk import BulkServer, Ticket
     from federation.transport.calls import Call
 
 
@@ -83,13 +84,15 @@ class OpenRound(Protocol):
 class _Stream:
     """One update on its way, and the task that its header says it answers; `done` once it has let go of the spool.
 
-    `call` is None for one that came in its site's session, which goes on.
+    `call` is None for one that came in its site's session, which goes on. `takes_ticket`: its sender would send it over
+    a line of its own.
     """
 
     site: SiteName
     asking: Asking
     call: Call | None
     done: asyncio.Event
+    takes_ticket: bool
 
     def end(self, error: FederationError) -> bool:
         """End its call; False if it has none: it is here whole, and is looked at once more before it counts."""
@@ -111,6 +114,7 @@ class Uploads:
         round_: the round in progress.
         disk: the one thread that has spool, journal and checkpoints.
         pool: threads that check pieces.
+        lines: over which large updates come.
         clock: measures transfers.
         metrics: counts admissions, refusals and bytes.
 
@@ -127,6 +131,7 @@ class Uploads:
         *,
         disk: Executor,
         pool: Executor,
+        lines: BulkServer,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -136,13 +141,15 @@ class Uploads:
         self._spool = spool
         self._round = round_
         self._disk = disk
-        self._pool = pool
+        self._lines = lines
         self._clock = clock
         self._metrics = metrics
         self._locks: defaultdict[SiteName, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._streams: dict[SiteName, _Stream] = {}
         self._in_spool: set[_Stream] = set()
-        self._receptions = Receptions(self._plans, spool, disk=disk, pool=pool, clock=clock, metrics=metrics)
+        self._receptions = Receptions(
+            self._plans, spool, disk=disk, pool=pool, lines=lines, clock=clock, metrics=metrics
+        )
         self._announced: dict[SiteName, UpdateKey] = {}
         self._before = 0
         self._turns = Turns(clock)
@@ -233,11 +240,12 @@ class Uploads:
             MalformedMessageError: it breaks the protocol.
             StorageError: there was no room for it.
         """
-        announcement = self._announcement(site, await _read_header(requests))
+        header, takes_ticket = await _read_header(requests)
+        announcement = self._announcement(site, header)
         older = self._streams.get(site)
         if older is not None:
             older.end(TransportError("superseded by a newer upload of the same site"))
-        stream = _Stream(site, asking_of(announcement), call, asyncio.Event())
+        stream = _Stream(site, asking_of(announcement), call, asyncio.Event(), takes_ticket)
         self._streams[site] = stream
         try:
             async with self._locks[site]:
@@ -317,18 +325,30 @@ class Uploads:
         self._announced[site] = key_of(site, announcement)
         self._round.handle(ModelHeld(site))
         reception = await self._receptions.begin(site, announcement)
-        held = reception.held
+        holding = pb.UpdateHolding(bytes=reception.held, piece_bytes=CHUNK_BYTES)
         turn = Turn(self._turns, reception.missing)
-        try:
-            if not reception.is_small:
-                await turn.take()  # a sender that does not know what is held sends nothing yet
-            piece_bytes = CROWD_PIECE_BYTES if self._is_crowd else CHUNK_BYTES
-            yield pb.PushUpdateReply(holding=pb.UpdateHolding(bytes=held, admitted=False, piece_bytes=piece_bytes))
-            commit = await self._receptions.read(reception, turn, requests)
-        finally:
-            turn.release()
+        with self._ticket(stream, reception) as ticket:
+            try:
+                if ticket is not None:
+                    holding.ticket = ticket.id
+                elif not reception.is_small:
+                    await turn.take()  # a sender that does not know what is held sends nothing yet
+                if self._is_crowd:
+                    holding.piece_bytes = CROWD_PIECE_BYTES
+                yield pb.PushUpdateReply(holding=holding)
+                if ticket is not None:
+                    commit = await self._receptions.read_line(reception, requests, ticket)
+                else:
+                    commit = await self._receptions.read(reception, turn, requests)
+            finally:
+                turn.release()
         digests = await self._admit(stream, reception, commit)
         yield pb.PushUpdateReply(result=pb.UpdateResult(admitted=True, digests=digests))
+
+    def _ticket(self, stream: _Stream, reception: Reception) -> contextlib.AbstractContextManager[Ticket | None]:
+        if stream.call is None or not stream.takes_ticket:
+            return contextlib.nullcontext()
+        return self._lines.issue(stream.call.peer, reception.missing)
 
     def _check(self, site: SiteName, announcement: UpdateAnnouncement) -> None:
         """Rule 3, first half."""
@@ -403,9 +423,10 @@ class Uploads:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
 
 
-async def _read_header(requests: AsyncIterator[Request]) -> pb.UpdateHeader:
+async def _read_header(requests: AsyncIterator[Request]) -> tuple[pb.UpdateHeader, bool]:
+    """Return the header, and whether its sender takes a ticket."""
     async for request in requests:
         if isinstance(request, MessagePiece) or not request.HasField("header"):
             break
-        return request.header
+        return request.header, request.takes_ticket
     raise MalformedMessageError("an upload begins with its header")

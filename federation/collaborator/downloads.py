@@ -1,6 +1,7 @@
 """Getting a payload: from the task itself if it is small, else by `PullModel`, resumed where it was cut.
 
-The whole is checked by its BLAKE3 digest before a trainer sees it; pieces come as they were sent, over TLS. What the
+What the aggregator gives a ticket for comes over a line of its own (`federation.transport.bulk`), else in the call. The
+whole is checked by its BLAKE3 digest before a trainer sees it; pieces come as they were sent, over TLS. What the
 site holds already, by digest, is not fetched again. A model that a step leads to, from one that the site holds, is made
 from the step, and is that model if its digest says so; if not, or without the model before, it is fetched whole. Memory
 is a few chunks.
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING
 
 from federation.collaborator import exchange as files
 from federation.collaborator.stepping import make_model
-from federation.collaborator.threads import in_thread
 from federation.errors import LimitError, MalformedMessageError, StorageError, TransportError
 from federation.runtime.backoff import Backoff
 from federation.runtime.batches import Batches
 from federation.runtime.clock import pause
+from federation.runtime.threads import in_thread
 from federation.tensors.digest import payload_digest
+from federation.transport.lines import BLOCK_BYTES
 from federation.v1 import aggregator_pb2
 from federation.wire.chunks import ChunkReceiver
 from federation.wire.pieces import MessagePiece, read_model_piece
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from federation.plan import ExperimentSpec
     from federation.runtime.clock import Clock
     from federation.telemetry.metrics import Metrics
+    from federation.transport.lines import Line
     from federation.wire.chunks import Piece
     from federation.wire.payloads import Payload
 
@@ -181,16 +184,40 @@ class Downloads:
 
     async def _pull_rest(self, link: Link, receiver: ChunkReceiver, digest: Digest, descriptor: int) -> None:
         """Fetch from where the receiver is; some chunks are checked and written while the next ones come."""
-        request = aggregator_pb2.PullModelRequest(experiment=self.experiment, digest=digest, offset=receiver.received)
+        bulk = link.bulk if link.bulk is not None and link.bulk.is_usable else None
+        request = aggregator_pb2.PullModelRequest(
+            experiment=self.experiment, digest=digest, offset=receiver.received, takes_ticket=bulk is not None
+        )
         storing: Batches[Piece] = Batches(functools.partial(_store_all, receiver, descriptor))
         try:
             async with link.stub.server_stream("PullModel", request, read=read_model_piece) as replies:
                 async for reply in replies:
+                    if bulk is not None and not isinstance(reply, MessagePiece) and reply.ticket:
+                        store = functools.partial(_store_from, receiver, descriptor)
+                        await bulk.carry(reply.ticket, receiver.total - receiver.received, store)
+                        continue
                     piece = reply if isinstance(reply, MessagePiece) else reply.chunk
                     await storing.put(piece, len(piece.data))
             await storing.finish()
         finally:
             await storing.settle()  # should the line be cut, what came before is good
+
+
+def _store_from(receiver: ChunkReceiver, descriptor: int, line: Line) -> None:
+    """Store what is missing, from a line; blocks.
+
+    Raises:
+        TransportError: it was cut.
+        StorageError: the disk refused.
+    """
+    block = memoryview(bytearray(BLOCK_BYTES))
+    while missing := receiver.total - receiver.received:
+        wanted = block[:missing]
+        got = line.receive_into(wanted)
+        if got:
+            _store(receiver, descriptor, MessagePiece(receiver.received, wanted[:got]))
+        if got < len(wanted):
+            raise TransportError(f"the line ended {receiver.total - receiver.received} bytes too early")
 
 
 def _store_all(receiver: ChunkReceiver, descriptor: int, chunks: Sequence[Piece]) -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from federation.errors import TransportError
+from federation.transport.lines import Line, NoLineError, carried
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from federation.names import Epoch
+    from federation.transport.lines import BulkAddress
     from federation.transport.methods import BidiCall, Stub
     from federation.v1 import aggregator_pb2
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +30,48 @@ class Link:
         call: the session's stream.
         epoch: epoch of the aggregator.
         takes_updates: small updates may go through the session.
+        bulk: where lines for large payloads are dialled; None: there are none.
     """
 
     stub: Stub
     call: BidiCall
     epoch: Epoch
     takes_updates: bool = False
+    bulk: BulkDialler | None = None
+
+
+class BulkDialler:
+    """Dials lines of one session, until one is not to be had: then the bytes travel in the calls.
+
+    Args:
+        address: where.
+    """
+
+    def __init__(self, address: BulkAddress) -> None:
+        self.is_usable = True
+        self._address = address
+
+    async def carry(self, ticket: bytes, nbytes: int, work: Callable[[Line], None]) -> None:
+        """Dial, and run what reads or writes so many bytes over the line in a thread.
+
+        Raises:
+            TransportError: there is no line to be had, and `is_usable` is false from now on; or it was cut.
+            FederationError: as `work`.
+        """
+        line = Line()
+
+        def dial_and_work() -> None:
+            self._address.dial(line, ticket, nbytes)
+            work(line)
+
+        try:
+            await carried(line, dial_and_work)
+        except NoLineError as error:
+            self.is_usable = False
+            _log.warning("large payloads travel inside calls, which is slower: %s", error)
+            raise
+        finally:
+            line.close()
 
 
 class LinkHolder:

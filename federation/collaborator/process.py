@@ -42,8 +42,9 @@ from federation.storage.retained import Retention
 from federation.telemetry import logs
 from federation.telemetry.http import MonitoringServer
 from federation.telemetry.metrics import Metrics
-from federation.transport.channels import open_channel
+from federation.transport.channels import open_channel, split_address
 from federation.transport.credentials import TlsFiles
+from federation.transport.lines import BulkAddress
 from federation.transport.methods import Stub
 from federation.v1 import aggregator_pb2, trainer_pb2
 from federation.wire.schemas import schema_to_proto
@@ -142,6 +143,13 @@ class _Place:
         self.serial = self.tls.facts().serial if self.tls is not None else 0
         return open_channel(self.address, server_name=self.server_name, tls=self.tls)
 
+    def bulk_address(self, port: int) -> BulkAddress | None:
+        """Return where lines are dialled."""
+        if self.tls is None:
+            return None
+        host, _ = split_address(self.address)
+        return BulkAddress(host, port, server_name=self.server_name, tls=self.tls)
+
     def has_newer_certificate(self) -> bool:
         """Whether the files hold another certificate than the last channel was opened with."""
         if self.tls is None or not self.serial:
@@ -206,6 +214,7 @@ def _assemble(config: CollaboratorConfig, place: _Place, metrics: Metrics, clock
 
     session = Session(
         open_channel=place.dial,
+        bulk_address=place.bulk_address,
         make_stub=lambda channel: Stub(channel, _SERVICE, identity=identity if place.tls is None else None),
         experiment=config.experiment,
         initial_base=Digest(bytes.fromhex(config.initial_base)),

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.collaborator import tasks, work
-from federation.collaborator.link import Link
+from federation.collaborator.link import BulkDialler, Link
 from federation.collaborator.ordering import UnsignedPlanError
 from federation.errors import ConflictError, FederationError, MalformedMessageError, PeerError, StaleRoundError
 from federation.names import Digest, Epoch
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from federation.collaborator.desk import Desk
     from federation.collaborator.link import LinkHolder
     from federation.runtime.clock import Clock
+    from federation.transport.lines import BulkAddress
     from federation.transport.methods import BidiCall, Stub
     from federation.wire.payloads import Payload
 
@@ -70,6 +71,7 @@ class Session:
 
     Attributes:
         open_channel: opens a channel to where the aggregator is now.
+        bulk_address: returns where lines are dialled, at this port of where the aggregator is now; None without TLS.
         make_stub: makes calls of the aggregator's service over a channel.
         experiment: id.
         initial_base: digest of the tensors that stay at the sites, as signed.
@@ -80,6 +82,7 @@ class Session:
     """
 
     open_channel: Callable[[], grpc.aio.Channel]
+    bulk_address: Callable[[int], BulkAddress | None]
     make_stub: Callable[[grpc.aio.Channel], Stub]
     experiment: str
     initial_base: Digest
@@ -187,8 +190,18 @@ class Session:
         except BaseException:
             await channel.close()
             raise
-        link = Link(stub=stub, call=call, epoch=Epoch(welcome.epoch), takes_updates=welcome.takes_updates)
+        link = Link(
+            stub=stub,
+            call=call,
+            epoch=Epoch(welcome.epoch),
+            takes_updates=welcome.takes_updates,
+            bulk=self._dialler(welcome.bulk_port),
+        )
         return _Opened(channel, link)
+
+    def _dialler(self, port: int) -> BulkDialler | None:
+        address = self.bulk_address(port) if 0 < port < 65536 else None
+        return BulkDialler(address) if address is not None else None
 
     async def _hold(self, opened: _Opened) -> tuple[aggregator_pb2.Finish | None, _Opened | None]:
         """Take part in one session; return the aggregator's last word, or the session that follows a renewal."""

@@ -5,10 +5,13 @@
    All other updates have a call of their own, as follows.
 2. Header first, with the id that was stored with the update: what the server holds counts for the same id only.
 3. Small updates are sent whole at once; for larger ones the server's word on what it holds comes first.
-4. Chunks are read at positions, a few ahead of the one on the wire, and checked if the update was not checked before
+4. Where the server gives a ticket, what is missing goes over a line of its own (`federation.transport.bulk`), read and
+   checked a block at a time, while the call is watched: a refusal ends the line. If no line is to be had,
+   the next call takes no ticket.
+5. Chunks are read at positions, a few ahead of the one on the wire, and checked if the update was not checked before
    (`federation.collaborator.protection`); then its digests, as far as they were taken. A large update has none yet: the
    aggregator takes it, and tells it once the update is admitted (docs/adr/0014-the-receiver-digests-an-update.md).
-5. A cut, or a server that is busy or has not asked yet, means again after a delay, which a new connection ends at once.
+6. A cut, or a server that is busy or has not asked yet, means again after a delay, which a new connection ends at once.
    An aggregator that was restarted asks its sites anew: being asked again ends the delay too, unless the server is
    busy. A newer asking or the verdict ends our trying. Any other refusal is final for this update.
 """
@@ -17,13 +20,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from federation.collaborator import exchange as files
 from federation.collaborator.protection import OutgoingPayload
-from federation.collaborator.threads import in_thread, started
 from federation.errors import (
     FederationError,
     LimitError,
@@ -35,6 +38,8 @@ from federation.errors import (
 from federation.runtime.backoff import Backoff
 from federation.runtime.batches import BATCH_BYTES
 from federation.runtime.clock import pause
+from federation.runtime.threads import in_thread, started
+from federation.transport.lines import BLOCK_BYTES
 from federation.v1 import aggregator_pb2
 from federation.wire.chunks import CHUNK_BYTES, LEAST_CHUNK_BYTES, cut
 from federation.wire.payloads import INLINE_BYTES
@@ -42,7 +47,7 @@ from federation.wire.pieces import read_update_message
 from federation.wire.schemas import check_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from federation.collaborator.link import Link, LinkHolder
     from federation.names import Digest
@@ -50,8 +55,11 @@ if TYPE_CHECKING:
     from federation.storage.retained import RetainedUpdate
     from federation.telemetry.metrics import Metrics
     from federation.tensors import TensorSchema
+    from federation.transport.lines import Line
     from federation.transport.methods import BidiCall
 
+_STATUS_S = 2.0
+"""How long the call that a cut line belongs to may take to say why."""
 NOT_YET = frozenset({Refusal.NOT_ASKED, Refusal.STALE_EPOCH})
 """Refusals of an aggregator that was restarted and has not come as far as we have."""
 
@@ -142,7 +150,8 @@ class Uploads:
         call = link.stub.bidi("PushUpdate")
         try:
             # Should a write not be taken, the next read raises what the server says.
-            await call.try_write(aggregator_pb2.PushUpdateRequest(header=header))
+            bulk = link.bulk if link.bulk is not None and link.bulk.is_usable else None
+            await call.try_write(aggregator_pb2.PushUpdateRequest(header=header, takes_ticket=bulk is not None))
             holding = None
             offsets: Sequence[int] = [0] * len(update.files)
             chunk_bytes = CHUNK_BYTES
@@ -152,12 +161,17 @@ class Uploads:
                     return ()
                 offsets = holding.bytes
                 chunk_bytes = _chunk_bytes(holding)
+                if bulk is not None and holding.ticket:
+                    work = functools.partial(_write_missing, update, sources, offsets)
+                    missing = sum(file.nbytes for file in update.files) - sum(offsets)
+                    reply = await _watched(call, bulk.carry(holding.ticket, missing, work), _commit(update))
+                    return await _result(call, update, reply)
             await self._send_payloads(call, update, _pieces(update, sources, offsets, chunk_bytes))
             if holding is None:
                 holding = await _holding(call, update)
                 if holding.admitted:
                     return ()
-            return await _result(call, update)
+            return await _result(call, update, await call.read())
         finally:
             call.cancel()
 
@@ -233,6 +247,44 @@ def _pieces(
             yield read_update_message(source.pread, index, position, size)
 
 
+def _write_missing(
+    update: RetainedUpdate, sources: Sequence[OutgoingPayload], offsets: Sequence[int], line: Line
+) -> None:
+    """Send what is missing over a line; blocks, errors as `OutgoingPayload.pread` and `Line.send`."""
+    for file, source, offset in zip(update.files, sources, offsets, strict=True):
+        for position in range(offset, file.nbytes, BLOCK_BYTES):
+            line.send(source.pread(position, min(BLOCK_BYTES, file.nbytes - position)))
+
+
+async def _watched(call: BidiCall, sending: Coroutine[Any, Any, None], commit: aggregator_pb2.UpdateCommit) -> Any:
+    """Send over a line, then the commit, and return the next reply; whatever the call ends with ends the sending.
+
+    Raises:
+        FederationError: what the call ended with; else as `sending`.
+    """
+    reading = asyncio.ensure_future(call.read())
+    task = asyncio.ensure_future(sending)
+    try:
+        await asyncio.wait({reading, task}, return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            error = task.exception()
+            if isinstance(error, TransportError):  # why it was cut the call may know, in a moment
+                await asyncio.wait({reading}, timeout=_STATUS_S)
+            elif error is None:
+                await call.try_write(aggregator_pb2.PushUpdateRequest(commit=commit))
+                return await reading
+        if not reading.done():
+            await task
+        reply = await reading
+        if reply is not None:
+            raise MalformedMessageError("the aggregator gave a result before it had all of the update")
+        raise TransportError("the aggregator ended the upload without a result")
+    finally:
+        for each in (task, reading):
+            each.cancel()
+        await asyncio.gather(task, reading, return_exceptions=True)
+
+
 async def _holding(call: BidiCall, update: RetainedUpdate) -> aggregator_pb2.UpdateHolding:
     reply = await call.read()
     if reply is None or reply.WhichOneof("message") != "holding":
@@ -249,8 +301,15 @@ async def _holding(call: BidiCall, update: RetainedUpdate) -> aggregator_pb2.Upd
     return holding
 
 
-async def _result(call: BidiCall, update: RetainedUpdate) -> tuple[Digest, ...]:
+async def _result(
+    call: BidiCall, update: RetainedUpdate, reply: aggregator_pb2.PushUpdateReply | None
+) -> tuple[Digest, ...]:
     """Read to the result, and to the end after it; a refusal is the error that the call ends with.
+
+    Args:
+        call: the upload.
+        update: what was sent.
+        reply: the first after it.
 
     Returns:
         The digests it gives.
@@ -259,7 +318,6 @@ async def _result(call: BidiCall, update: RetainedUpdate) -> tuple[Digest, ...]:
         MalformedMessageError: it does not admit, or gives digests of something else.
     """
     while True:
-        reply = await call.read()
         if reply is None:
             raise TransportError("the aggregator ended the upload without a result")
         if reply.WhichOneof("message") == "result":
@@ -273,6 +331,7 @@ async def _result(call: BidiCall, update: RetainedUpdate) -> tuple[Digest, ...]:
             if digests and len(digests) != len(update.files):
                 raise MalformedMessageError(f"{len(digests)} digests of an update of {len(update.files)} payloads")
             return tuple(check_digest(digest, f"payload {index}") for index, digest in enumerate(digests))
+        reply = await call.read()
 
 
 @contextlib.contextmanager

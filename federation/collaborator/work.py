@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 from federation.collaborator import exchange as files
 from federation.collaborator import protection
 from federation.collaborator.ordering import Asking
-from federation.collaborator.threads import in_thread, started
 from federation.compression import load_codec, max_payload_bytes
 from federation.errors import FederationError, Refusal, StorageError, TaskError, UpdateRejectedError
 from federation.names import Digest, Epoch, PayloadName
+from federation.runtime.threads import in_thread, started
 from federation.storage.retained import RetainedFile, RetainedUpdate, file_digest
 from federation.telemetry.logs import get_logger
 from federation.v1 import aggregator_pb2, trainer_pb2

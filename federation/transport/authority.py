@@ -49,6 +49,8 @@ class CallRefusal(Enum):
     WRONG_ROLE = "wrong_role"
     NOT_ITSELF = "not_itself"
     """The service found that the caller acts for somebody else."""
+    NO_TICKET = "no_ticket"
+    """A line (`federation.transport.bulk`) with a ticket that nobody waits for."""
     TOO_MANY_CALLS = "too_many_calls"
     MALFORMED = "malformed"
 

@@ -139,20 +139,22 @@ class ParticipateReply(_message.Message):
     def __init__(self, welcome: _Optional[_Union[SessionWelcome, _Mapping]] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., sealed: _Optional[_Union[SealedMessage, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., refused: _Optional[_Union[UpdateResult, _Mapping]] = ...) -> None: ...
 
 class SessionWelcome(_message.Message):
-    __slots__ = ("protocol", "epoch", "round", "plan_digest", "base", "takes_updates")
+    __slots__ = ("protocol", "epoch", "round", "plan_digest", "base", "takes_updates", "bulk_port")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     TAKES_UPDATES_FIELD_NUMBER: _ClassVar[int]
+    BULK_PORT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     epoch: int
     round: int
     plan_digest: bytes
     base: _tensors_pb2.PayloadDescriptor
     takes_updates: bool
-    def __init__(self, protocol: _Optional[int] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., base: _Optional[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]] = ..., takes_updates: _Optional[bool] = ...) -> None: ...
+    bulk_port: int
+    def __init__(self, protocol: _Optional[int] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., base: _Optional[_Union[_tensors_pb2.PayloadDescriptor, _Mapping]] = ..., takes_updates: _Optional[bool] = ..., bulk_port: _Optional[int] = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("kind", "round", "epoch", "payloads", "inline", "deadline_s", "attempt", "verdict")
@@ -209,30 +211,36 @@ class Finish(_message.Message):
     def __init__(self, outcome: _Optional[str] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class PullModelRequest(_message.Message):
-    __slots__ = ("experiment", "digest", "offset")
+    __slots__ = ("experiment", "digest", "offset", "takes_ticket")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TAKES_TICKET_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     digest: bytes
     offset: int
-    def __init__(self, experiment: _Optional[str] = ..., digest: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+    takes_ticket: bool
+    def __init__(self, experiment: _Optional[str] = ..., digest: _Optional[bytes] = ..., offset: _Optional[int] = ..., takes_ticket: _Optional[bool] = ...) -> None: ...
 
 class PullModelReply(_message.Message):
-    __slots__ = ("chunk",)
+    __slots__ = ("chunk", "ticket")
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
     chunk: _tensors_pb2.Chunk
-    def __init__(self, chunk: _Optional[_Union[_tensors_pb2.Chunk, _Mapping]] = ...) -> None: ...
+    ticket: bytes
+    def __init__(self, chunk: _Optional[_Union[_tensors_pb2.Chunk, _Mapping]] = ..., ticket: _Optional[bytes] = ...) -> None: ...
 
 class PushUpdateRequest(_message.Message):
-    __slots__ = ("header", "chunk", "commit")
+    __slots__ = ("header", "chunk", "commit", "takes_ticket")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
+    TAKES_TICKET_FIELD_NUMBER: _ClassVar[int]
     header: UpdateHeader
     chunk: UpdateChunk
     commit: UpdateCommit
-    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[UpdateChunk, _Mapping]] = ..., commit: _Optional[_Union[UpdateCommit, _Mapping]] = ...) -> None: ...
+    takes_ticket: bool
+    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[UpdateChunk, _Mapping]] = ..., commit: _Optional[_Union[UpdateCommit, _Mapping]] = ..., takes_ticket: _Optional[bool] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
     __slots__ = ("experiment", "attempt", "epoch", "round", "payloads", "examples", "metrics", "train_seconds", "model_digest", "steps", "update_id", "oracle_calls", "peak_memory")
@@ -304,16 +312,18 @@ class PushUpdateReply(_message.Message):
     def __init__(self, holding: _Optional[_Union[UpdateHolding, _Mapping]] = ..., result: _Optional[_Union[UpdateResult, _Mapping]] = ...) -> None: ...
 
 class UpdateHolding(_message.Message):
-    __slots__ = ("bytes", "admitted", "admitted_update_id", "piece_bytes")
+    __slots__ = ("bytes", "admitted", "admitted_update_id", "piece_bytes", "ticket")
     BYTES_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
     PIECE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
     bytes: _containers.RepeatedScalarFieldContainer[int]
     admitted: bool
     admitted_update_id: bytes
     piece_bytes: int
-    def __init__(self, bytes: _Optional[_Iterable[int]] = ..., admitted: _Optional[bool] = ..., admitted_update_id: _Optional[bytes] = ..., piece_bytes: _Optional[int] = ...) -> None: ...
+    ticket: bytes
+    def __init__(self, bytes: _Optional[_Iterable[int]] = ..., admitted: _Optional[bool] = ..., admitted_update_id: _Optional[bytes] = ..., piece_bytes: _Optional[int] = ..., ticket: _Optional[bytes] = ...) -> None: ...
 
 class UpdateResult(_message.Message):
     __slots__ = ("admitted", "reason", "detail", "update_id", "digests")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def session_with(clock: FakeClock, links: LinkHolder, open_channel: Any, make_stub: Any, desk: Any) -> Session:
     return Session(
         open_channel=open_channel,
+        bulk_address=lambda _: None,
         make_stub=make_stub,
         experiment="trial-00000001",
         initial_base=Digest(bytes(32)),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from concurrent.futures import Executor
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -24,24 +25,30 @@ async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwa
         return await asyncio.shield(work)
 
 
+def started(
+    function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+) -> contextlib.AbstractAsyncContextManager[asyncio.Future[_T]]:
+    """Run `function` in one of the event loop's threads meanwhile; as `started_in`."""
+    return started_in(None, functools.partial(function, *args, **kwargs))
+
+
 @contextlib.asynccontextmanager
-async def started(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> AsyncIterator[asyncio.Future[_T]]:
-    """Run `function` in a thread meanwhile; does not leave before the thread has, whatever cancels or is raised.
+async def started_in(pool: Executor | None, work: Callable[[], _T]) -> AsyncIterator[asyncio.Future[_T]]:
+    """Run `work` in a thread of `pool` meanwhile; does not leave before the thread has, whatever cancels or is raised.
 
     Whoever awaits the future that is given shields it: a future that was cancelled says nothing about its thread.
     """
-    loop = asyncio.get_running_loop()
-    work = loop.run_in_executor(None, functools.partial(function, *args, **kwargs))
+    job = asyncio.get_running_loop().run_in_executor(pool, work)
     try:
-        yield work
+        yield job
     finally:
         was_cancelled = False
-        while not work.done():
+        while not job.done():
             try:
-                await asyncio.wait({work})
+                await asyncio.wait({job})
             except asyncio.CancelledError:
                 was_cancelled = True
-        if not work.cancelled():
-            work.exception()  # looked at, so that nobody warns about it
+        if not job.cancelled():
+            job.exception()  # looked at, so that nobody warns about it
         if was_cancelled:
             raise asyncio.CancelledError

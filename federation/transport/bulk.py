@@ -1,0 +1,285 @@
+"""Lines for large payloads: mutual TLS, a ticket, then bytes one way and nothing else (docs/adr/0015-bulk-lines.md).
+
+Rules:
+
+1. A call authorises, announces, limits and ends a transfer. It issues a ticket to its caller: random, good once, for
+   the certificate of the call, as long as the call holds it. When the ticket is given back, its line is closed.
+2. Who dials says the ticket, and how many bytes are to come or to be fetched; one byte answers that both are right.
+   Before that a line is refused, and counted, if its certificate may not call the method (the same `Authority` as for
+   calls), if nobody waits for its ticket, or if the ticket is another's. A refusal does not use the ticket up.
+3. A stranger costs little: its handshake waits in the event loop, for `GREETING_S` at most, and of such there are at
+   most `MOST_GREETINGS`; further ones are closed.
+4. A line blocks whoever reads or writes it, so it has a thread; `carried` runs one, and cuts the line if its caller is
+   cancelled. The event loop meanwhile does nothing else to it. There are at most `MOST_LINES`, and of one peer
+   `MOST_OF_ONE`; beyond them no ticket is issued, and the bytes travel in the call.
+5. How many bytes there are both ends know: an end that comes early is a cut, whatever TLS says of it, and so is a line
+   on which nothing moves for `STALL_S`. Who fetches ends the line once it has all, and who sends waits for that.
+6. Whatever goes wrong before the answering byte means that there is no line to be had here (`NoLineError`); after it,
+   that this one was cut (`TransportError`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from federation.errors import FederationError, TransportError
+from federation.runtime.clock import pause
+from federation.telemetry.logs import get_logger
+from federation.transport.authority import CallRefusal, RefusedCallError
+from federation.transport.credentials import following_context
+from federation.transport.lines import (
+    ALPN,
+    GREETING,
+    LEAST_BYTES,
+    STALL_S,
+    TICKET_BYTES,
+    WELCOME,
+    Line,
+    carried,
+    check_protocol,
+    configure,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from federation.telemetry.metrics import Metrics
+    from federation.transport.authority import Authority, Peer
+    from federation.transport.credentials import TlsFiles
+
+_T = TypeVar("_T")
+
+MOST_LINES = 32
+MOST_OF_ONE = 4
+MOST_GREETINGS = 64
+GREETING_S = 10.0
+CLAIM_S = 30.0
+"""How long a ticket waits for its line."""
+_ACCEPT_AGAIN_S = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """What a call gives its caller, to be said on the line.
+
+    Attributes:
+        id: the words.
+        peer: who may say them, and with which certificate.
+        nbytes: how many bytes go over the line.
+        line: the line on which they were said; `TransportError` if nobody did in time.
+    """
+
+    id: bytes
+    peer: Peer
+    nbytes: int
+    line: asyncio.Future[Line] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def has_line(self) -> bool:
+        """Whether its line has come."""
+        return self.line.done() and not self.line.cancelled() and self.line.exception() is None
+
+    def lapse(self) -> None:
+        """Wait for the line no longer, if it has not come."""
+        if not self.line.done():
+            self.line.set_exception(TransportError("nobody said the ticket in time"))
+            self.line.exception()  # whoever waits looks at it; perhaps nobody does
+
+
+class BulkServer:
+    """Where lines arrive. Issues no tickets before `start` has found a port.
+
+    Args:
+        authority: who may call what.
+        method: full name of a method: who may call it may dial.
+        metrics: where refusals are counted.
+        tls: certificate files; None: there are no lines.
+        host: address to listen at.
+
+    Attributes:
+        port: where it listens; 0 while it does not.
+    """
+
+    def __init__(self, authority: Authority, method: str, metrics: Metrics, *, tls: TlsFiles | None, host: str) -> None:
+        self.port = 0
+        self._authority = authority
+        self._method = method
+        self._metrics = metrics
+        self._tls = tls
+        self._host = host
+        self._log = get_logger(__name__)
+        self._tickets: dict[bytes, Ticket] = {}
+        self._greetings: set[asyncio.Task[None]] = set()
+        self._accepting: asyncio.Task[None] | None = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    async def start(self, ports: Sequence[int]) -> int:
+        """Listen at the first of `ports` that is free, and return it; 0 if none is, or there is no TLS.
+
+        Raises:
+            ConfigurationError: the certificate files are not usable.
+        """
+        if self._tls is None:
+            return 0
+        context = following_context(self._tls, ALPN)
+        listener = next(filter(None, (self._listen(port) for port in ports)), None)
+        if listener is None:
+            return 0
+        self.port = listener.getsockname()[1]
+        self._pool = ThreadPoolExecutor(MOST_LINES, thread_name_prefix="line")
+        self._accepting = asyncio.create_task(self._accept(listener, context), name="bulk/accept")
+        return self.port
+
+    async def stop(self) -> None:
+        """Close everything; calls that hold tickets have ended."""
+        self.port = 0
+        tasks = {*self._greetings, *([self._accepting] if self._accepting else [])}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    @contextlib.contextmanager
+    def issue(self, peer: Peer, nbytes: int) -> Iterator[Ticket | None]:
+        """Issue a ticket for as long as the context lasts; None: there is no line to be had for so many bytes now."""
+        theirs = sum(ticket.peer.identity == peer.identity for ticket in self._tickets.values())
+        if not self.port or nbytes <= LEAST_BYTES or len(self._tickets) >= MOST_LINES or theirs >= MOST_OF_ONE:
+            yield None
+            return
+        ticket = Ticket(secrets.token_bytes(TICKET_BYTES), peer, nbytes)
+        self._tickets[ticket.id] = ticket
+        timer = self._authority.clock.timer(CLAIM_S, ticket.lapse)
+        try:
+            yield ticket
+        finally:
+            timer.cancel()
+            del self._tickets[ticket.id]
+            ticket.lapse()
+            if ticket.has_line:
+                ticket.line.result().close()
+
+    async def carry(self, line: Line, work: Callable[[], _T]) -> _T:
+        """Run what reads or writes a line of this server in a thread, as `carried`."""
+        return await carried(line, work, self._pool)
+
+    def _listen(self, port: int) -> socket.socket | None:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        try:
+            listener = socket.create_server((self._host, port), family=family, backlog=MOST_GREETINGS)
+        except OSError as error:
+            self._log.info("bulk port not free", port=port, reason=str(error))
+            return None
+        listener.setblocking(False)
+        return listener
+
+    async def _accept(self, listener: socket.socket, context: Callable[[], ssl.SSLContext]) -> None:
+        with listener:
+            while True:
+                try:
+                    plain, _ = await asyncio.get_running_loop().sock_accept(listener)
+                except OSError as error:  # too many open files; or whoever dialled was gone at once
+                    self._log.warning("a line could not be accepted", reason=str(error))
+                    await pause(self._authority.clock, _ACCEPT_AGAIN_S)
+                    continue
+                if len(self._greetings) >= MOST_GREETINGS:
+                    plain.close()
+                    self._count(CallRefusal.HANDSHAKE)
+                    continue
+                greeting = asyncio.create_task(self._greet(plain, context), name="bulk/greet")
+                self._greetings.add(greeting)
+                greeting.add_done_callback(self._greetings.discard)
+
+    async def _greet(self, plain: socket.socket, context: Callable[[], ssl.SSLContext]) -> None:
+        """Rules 2 and 3: hand the line to whoever waits for its ticket, or close it."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(plain.close)  # once it is wrapped, this does nothing
+            try:
+                async with asyncio.timeout(GREETING_S):
+                    configure(plain)
+                    secured = context().wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+                    stack.callback(secured.close)
+                    await _when_ready(secured, secured.do_handshake)
+                    check_protocol(secured)
+                    said, nbytes = GREETING.unpack(await _read(secured, GREETING.size))
+                    ticket = self._find(said, nbytes, secured)
+                    secured.send(WELCOME)
+            except RefusedCallError as error:
+                self._count(error.refusal)
+                self._log.warning("line refused", reason=str(error))
+                return
+            except (OSError, TimeoutError, FederationError) as error:
+                self._count(CallRefusal.HANDSHAKE)
+                self._log.info("line refused", reason=str(error) or "it said no ticket in time")
+                return
+            stack.pop_all()
+            secured.settimeout(STALL_S)
+            ticket.line.set_result(Line(secured))  # nothing was awaited since it was found
+
+    def _find(self, said: bytes, nbytes: int, secured: ssl.SSLSocket) -> Ticket:
+        peer = self._authority.authorise(self._method, _auth_context(secured))
+        ticket = self._tickets.get(said)
+        if ticket is None or ticket.line.done():
+            raise RefusedCallError(CallRefusal.NO_TICKET, f"nobody waits for the ticket that {peer.identity} gave")
+        if ticket.peer.fingerprint != peer.fingerprint:
+            raise RefusedCallError(
+                CallRefusal.NOT_ITSELF,
+                f"{peer.identity} gave a ticket that was issued to {ticket.peer.identity}, or to another certificate",
+            )
+        if ticket.nbytes != nbytes:
+            raise RefusedCallError(
+                CallRefusal.MALFORMED, f"{peer.identity} says {nbytes} bytes, the ticket is for {ticket.nbytes}"
+            )
+        return ticket
+
+    def _count(self, refusal: CallRefusal) -> None:
+        self._metrics.refused_calls_total.labels(reason=refusal.value).inc()
+
+
+async def _read(secured: ssl.SSLSocket, nbytes: int) -> bytes:
+    data = b""
+    while len(data) < nbytes:
+        part = await _when_ready(secured, lambda: secured.recv(nbytes - len(data)))  # noqa: B023  # called at once
+        if not part:
+            raise ConnectionAbortedError("the line ended before its ticket")
+        data += part
+    return data
+
+
+async def _when_ready(secured: ssl.SSLSocket, step: Callable[[], _T]) -> _T:
+    """Return what `step` returns once the socket lets it."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return step()
+        except ssl.SSLWantReadError:
+            add, remove = loop.add_reader, loop.remove_reader
+        except ssl.SSLWantWriteError:
+            add, remove = loop.add_writer, loop.remove_writer
+        ready = asyncio.Event()
+        add(secured, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            remove(secured)
+
+
+def _auth_context(secured: ssl.SSLSocket) -> dict[str, list[bytes]]:
+    """Say of a connection what gRPC says of one, for the authority."""
+    der = secured.getpeercert(binary_form=True)
+    version = secured.version()
+    names: Any = (secured.getpeercert() or {}).get("subjectAltName", ())
+    uris = [value.encode() for kind, value in names if kind == "URI"]
+    return {
+        "x509_pem_cert": [ssl.DER_cert_to_PEM_cert(der).encode()] if der else [],
+        "ssl_tls_version": [version.encode()] if version else [],
+        "peer_spiffe_id": uris if len(uris) == 1 else [],
+    }

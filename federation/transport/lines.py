@@ -1,0 +1,209 @@
+"""One end of a line for a large payload, and how it is dialled; the rules are those of `federation.transport.bulk`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+from federation.errors import TransportError
+from federation.runtime.threads import started_in
+from federation.transport.credentials import client_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Executor
+
+    from federation.transport.credentials import TlsFiles
+
+_T = TypeVar("_T")
+
+ALPN = "federation-bulk/1"
+BLOCK_BYTES = 1 << 20
+"""What is read, checked and written at a time: it stays in a core's cache. Of 256 KiB, Python has four times as much to
+do."""
+LEAST_BYTES = 4 << 20
+"""What fits in one chunk of a call is not worth a handshake."""
+DIAL_S = 5.0
+STALL_S = 60.0
+TICKET_BYTES = 16
+GREETING = struct.Struct(f"!{TICKET_BYTES}sQ")
+WELCOME = b"\x01"
+_KEEPALIVE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 60, 10, 2  # as calls: a vanished peer shows within 80 s
+
+
+class NoLineError(TransportError):
+    """A line could not be dialled: the bytes have to travel in the call."""
+
+
+class Line:
+    """One end of a line. For one thread at a time, but for `cut`, which any may call."""
+
+    def __init__(self, secured: ssl.SSLSocket | None = None) -> None:
+        self._secured = secured
+        self._socket: socket.socket | None = secured
+        self._is_cut = False
+        self._changing = threading.Lock()  # a number that was closed may be another file's the moment after
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Send bytes; blocks until they are under way.
+
+        Raises:
+            TransportError: the line was cut.
+        """
+        with _as_transport_error():
+            self._open().sendall(data)
+
+    def receive_into(self, view: memoryview) -> int:
+        """Fill `view`; blocks. Returns how many bytes came: fewer only if the line ended."""
+        # Once for each record, of 16 KiB: `recv_into` is twice as long on its way to it.
+        read: Callable[[int, memoryview], int] = self._open().read  # type: ignore[assignment]  # with a buffer: a count
+        got = 0
+        with contextlib.suppress(OSError):
+            while got < len(view) and not self._is_cut and (nbytes := read(len(view) - got, view[got:])):
+                got += nbytes
+        return got
+
+    def wait_for_end(self) -> None:
+        """Return once the other side, which has all it wanted, has ended the line; blocks.
+
+        Raises:
+            TransportError: the line was cut instead, or something came.
+        """
+        with _as_transport_error():
+            came = self._open().recv(1)
+        if came or self._is_cut:
+            raise TransportError("the line was cut before the other side had all")
+
+    def cut(self) -> None:
+        """Make whoever reads or writes the line find it ended."""
+        with self._changing:
+            self._is_cut = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    # Of the plain socket: that of TLS would take away what the other thread is using.
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give the line up; nobody may be reading or writing it."""
+        with self._changing:
+            self._is_cut = True
+            if self._socket is not None:
+                self._socket.close()
+
+    def take(self, opened: socket.socket) -> None:
+        """Go on with this socket, in place of the one before.
+
+        Raises:
+            TransportError: the line was cut.
+        """
+        with self._changing:
+            if self._is_cut:
+                opened.close()
+                raise TransportError("the line was cut on this side")
+            self._socket = opened
+            self._secured = opened if isinstance(opened, ssl.SSLSocket) else None
+
+    def _open(self) -> ssl.SSLSocket:
+        if self._secured is None:
+            raise TransportError("the line was not dialled")
+        return self._secured
+
+
+class BulkAddress:
+    """Where lines of one server are dialled, and as whom.
+
+    Args:
+        host: name or address.
+        port: bulk port of the server.
+        server_name: DNS name its certificate must carry.
+        tls: our certificate files; read here.
+
+    Raises:
+        ConfigurationError: they are not usable.
+    """
+
+    def __init__(self, host: str, port: int, *, server_name: str, tls: TlsFiles) -> None:
+        self._host = host
+        self._port = port
+        self._server_name = server_name
+        self._context = client_context(tls, ALPN)
+
+    def dial(self, line: Line, ticket: bytes, nbytes: int) -> None:
+        """Open `line` with a ticket, for so many bytes. Blocks for seconds at most; `Line.cut` ends it.
+
+        Raises:
+            NoLineError: there is no line to be had at this address.
+        """
+        try:
+            plain = self._connect(line)
+            secured = self._context.wrap_socket(plain, server_hostname=self._server_name, do_handshake_on_connect=False)
+            line.take(secured)
+            secured.do_handshake()
+            check_protocol(secured)
+            secured.sendall(GREETING.pack(ticket, nbytes))
+            if secured.recv(1) != WELCOME:
+                raise ConnectionRefusedError("the line was refused")
+            secured.settimeout(STALL_S)
+        except OSError as error:
+            raise NoLineError(f"no line to {self._host}:{self._port} ({self._server_name}): {error}") from error
+
+    def _connect(self, line: Line) -> socket.socket:
+        failure: OSError = OSError("the name has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM):
+            plain = socket.socket(family, kind, protocol)
+            plain.settimeout(DIAL_S)
+            line.take(plain)
+            try:
+                plain.connect(address)
+            except OSError as error:
+                plain.close()
+                failure = error
+            else:
+                configure(plain)
+                return plain
+        raise failure
+
+
+async def carried(line: Line, work: Callable[[], _T], pool: Executor | None = None) -> _T:
+    """Run what reads or writes a line in a thread; if the caller is cancelled, cut the line and wait for the thread."""
+    async with started_in(pool, work) as job:
+        try:
+            return await asyncio.shield(job)
+        finally:
+            if not job.done():
+                line.cut()
+
+
+def check_protocol(secured: ssl.SSLSocket) -> None:
+    """Check that the other side means a line: Python's TLS goes on without an agreement.
+
+    Raises:
+        ConnectionRefusedError: it does not.
+    """
+    if secured.selected_alpn_protocol() != ALPN:
+        raise ConnectionRefusedError(f"the other side does not speak {ALPN}")
+
+
+def configure(plain: socket.socket) -> None:
+    """Send without delay, and notice a peer that vanished."""
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+    # Keepalive says nothing while bytes of ours are not acknowledged.
+    longest_s = _KEEPALIVE_S + _KEEPALIVE_INTERVAL_S * _KEEPALIVE_PROBES
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, longest_s * 1000)
+
+
+@contextlib.contextmanager
+def _as_transport_error() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TransportError(f"the line was cut: {error}") from error

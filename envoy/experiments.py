@@ -13,12 +13,11 @@ import asyncio
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from envoy import admission, endings, fetching, messages, released
+from envoy import admission, considering, endings, fetching, messages, released
 from envoy.participation import Participation, ParticipationStore, Stage, is_same_request
 from envoy.spawning import Collaborator, Collaborators
-from federation import bundle
 from federation.errors import ConflictError, FederationError, NotFoundError, StorageError
-from federation.names import ExperimentId, FederationName, check_name
+from federation.names import ExperimentId, check_name
 from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
 from federation.runtime.records import full_disk_of
@@ -220,7 +219,7 @@ class Experiments:
         )
         try:
             await self.catalogue.described.wait()  # before, there is nothing to compare with
-            verified = await asyncio.to_thread(self._open, assignment)
+            verified = await asyncio.to_thread(considering.open_assignment, assignment, self.settings, self.clock.now())
             record = messages.signed_by(record, verified)
             decision = admission.decide(self._request(record, assignment, verified), self.settings.admission_policy)
             if decision.verdict is admission.Verdict.REFUSED:
@@ -250,33 +249,13 @@ class Experiments:
             self.tell(messages.accepted(experiment))
         return True
 
-    def _open(self, assignment: director_pb2.Assignment) -> VerifiedManifest:
-        signed = bundle.SignedManifest(
-            manifest=assignment.manifest, signature=assignment.signature, signing_key=assignment.signing_key
-        )
-        verified = bundle.open_manifest(
-            signed, federation=FederationName(self.settings.federation), now=self.clock.now()
-        )
-        fetching.check_size(verified.manifest, assignment.bundle_bytes, self.settings.limits.max_bundle_bytes)
-        return verified
-
     def _request(
         self, record: Participation, assignment: director_pb2.Assignment, verified: VerifiedManifest
     ) -> admission.Request:
-        manifest = verified.manifest
-        spec = manifest.spec
-        return admission.Request(
-            submitter=manifest.submitter,
-            seen_as=assignment.submitted_by,
-            fingerprint=verified.fingerprint,
-            pinned=self.known().get(manifest.submitter),
-            rounds=spec.plan.rounds,
-            rule=spec.plan.rule,
-            bundle_digest=manifest.bundle_digest.hex(),
-            shard_kind=spec.shard,
-            sample_shape=spec.sample_shape,
-            target_shape=spec.target_shape,
-            shards=tuple(assignment.shards),
+        return considering.request_of(
+            assignment,
+            verified,
+            pinned=self.known().get(verified.manifest.submitter),
             approved=record.approved,
             running=sum(other.experiment != record.experiment for other in self.store.at(Stage.ACCEPTED)),
             offered=self.catalogue.offered,

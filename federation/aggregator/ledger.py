@@ -11,7 +11,7 @@ Lines, by kind:
 - ``released``: an operator let a site out of quarantine, for the how-manieth time.
 - ``ended``: how the experiment ended.
 
-The journal is the truth. Model files are durable before the line that names them; `federation.aggregator.checkpoints`
+The journal is the truth. Model files are durable before the line that names them; `federation.aggregator.model_files`
 writes over one that no line names.
 """
 

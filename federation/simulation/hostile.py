@@ -112,7 +112,7 @@ def poisoned(threat: Threat, shards: Mapping[SiteName, Shard], seed: int) -> dic
 
 
 class HostileSites:
-    """Writes the updates of hostile sites. Implements `federation.simulation.engine.Tampering`.
+    """Writes the updates of hostile sites. Implements `federation.simulation.roles.Tampering`.
 
     Args:
         threat: who and how.

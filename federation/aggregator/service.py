@@ -3,7 +3,8 @@
 Who calls is the certificate's say (role envoy, name = site). Rules:
 
 1. A session begins with a hello for this experiment, this spec and a common protocol. The welcome comes first, then the
-   verdict on an update the site still keeps, then, once the site is ready, tasks.
+   verdict on an update the site still keeps, then, once the site is ready, tasks. Before it is ready a site says
+   nothing but that it never will be.
 2. What answers a task is checked against that task; an answer to an earlier one is ignored, for it may have crossed the
    next task on the way. What cannot mean anything ends the session.
 3. A sealed message is passed on unread to a site that has a session now, with the sender's name.
@@ -174,7 +175,7 @@ class AggregatorService:
                 return
             if kind == "ready":
                 self._on_ready(session, request.ready)
-            elif session.bounds is None:
+            elif session.bounds is None and not (kind == "failed" and request.failed.permanent):
                 raise MalformedMessageError(f"{kind} before ready: a site says that it is ready first")
             elif kind == "evaluated":
                 self._on_evaluated(session.site, request.evaluated)

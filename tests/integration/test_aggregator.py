@@ -67,6 +67,27 @@ async def test_what_a_site_was_sent_to_evaluate_is_not_sent_again_to_train_from_
         await site.vanish()
 
 
+async def test_a_site_that_comes_back_and_cannot_even_prepare_says_so_and_the_round_goes_on_without_it(tmp_path):
+    built = stage(tmp_path, rounds=1, quorum=1, minimum_sites=1, evaluate_every=0)
+    async with built.aggregator() as running:
+        a, b = (built.site(name, running.address) for name in ("site-a", "site-b"))
+        for site in (a, b):
+            await site.connect()
+            await site.ready()
+        task, _ = [await site.next_task() for site in (a, b)]
+        await b.cut()
+        await b.connect()
+        failed = pb.TaskFailure(kind=pb.TASK_KIND_TRAIN, epoch=1, error_class="TrainerDied", permanent=True)
+        await b.say(pb.ParticipateRequest(failed=failed))
+        await a.answer(task)
+        assert (await b.hear()).finish.outcome == "completed"
+        for site in (a, b):
+            await site.vanish()
+        await running.ended()
+    (row,) = [row for row in history(built)["rounds"][0]["sites"] if row["site"] == "site-b"]
+    assert (row["outcome"], row["reason"]) == ("failed", "TrainerDied")
+
+
 async def test_the_best_model_is_kept_though_later_ones_are_worse(tmp_path):
     class Drifting(HonestSite):
         def loss(self, model):

@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,13 +28,13 @@ from federation.wire.payloads import BUFFERS, INLINE_BYTES, MODEL, STEP, Payload
 from federation.wire.pieces import read_model_message
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from federation.names import Digest, PayloadName
     from federation.storage.checkpoints import ModelFile
     from federation.storage.flat import ScratchFile
-    from federation.transport.bulk import BulkServer
+    from federation.transport.bulk import BulkServer, Ticket
     from federation.transport.lines import Line
 
 
@@ -83,6 +84,15 @@ class Offer:
         for start in range(offset, self.payload.encoded_bytes, BLOCK_BYTES):
             line.send(self._file.pread(start, min(BLOCK_BYTES, self.payload.encoded_bytes - start)))
         line.wait_for_end()
+
+    @contextlib.contextmanager
+    def pulled(self) -> Iterator[None]:
+        """Keep the file open for a pull."""
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
 
     def begin(self) -> None:
         """Note a pull."""
@@ -207,18 +217,15 @@ class Offers:
                 await asyncio.wait({ahead})
             offer.end()
 
-    async def send(self, offer: Offer, offset: int, line: Line, lines: BulkServer) -> None:
-        """Send a payload from an offset on over a line of `lines`, to its end.
+    async def send(self, offer: Offer, offset: int, ticket: Ticket, lines: BulkServer) -> None:
+        """Send a payload from an offset on over the line that a ticket of `lines` gets, to its end.
 
         Raises:
-            TransportError: the line was cut.
+            TransportError: nobody said the ticket in time, or the line was cut.
             StorageError: the disk failed.
         """
-        offer.begin()
-        try:
-            await lines.carry(line, functools.partial(offer.send, offset, line))
-        finally:
-            offer.end()
+        line = await ticket.line
+        await lines.carry(line, functools.partial(offer.send, offset, line))
 
     def _read_ahead(
         self, offer: Offer, offset: int, most: int = CHUNK_BYTES

@@ -105,10 +105,10 @@ class AggregatorService:
         self._check_member(site)
         offer = self._driver.offers.find(request.digest)
         for_line = offer.payload.encoded_bytes - request.offset if request.takes_ticket else 0
-        with self._driver.lines.issue(call.peer, for_line) as ticket:
+        with offer.pulled(), self._driver.lines.issue(call.peer, for_line) as ticket:
             if ticket is not None:
                 yield pb.PullModelReply(ticket=ticket.id)
-                await self._driver.offers.send(offer, request.offset, await ticket.line, self._driver.lines)
+                await self._driver.offers.send(offer, request.offset, ticket, self._driver.lines)
             else:
                 async with contextlib.aclosing(self._driver.offers.pull(offer, request.offset)) as replies:
                     async for reply in replies:

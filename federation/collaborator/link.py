@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from federation.errors import TransportError
-from federation.transport.lines import Line, NoLineError, carried
+from federation.transport.lines import Line, LineRefusedError, NoLineError, carried
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +40,10 @@ class Link:
     bulk: BulkDialler | None = None
 
 
+MOST_REFUSED = 3
+"""Lines refused in a row; one may be so because its call had just ended."""
+
+
 class BulkDialler:
     """Dials lines of one session, until one is not to be had: then the bytes travel in the calls.
 
@@ -50,25 +54,30 @@ class BulkDialler:
     def __init__(self, address: BulkAddress) -> None:
         self.is_usable = True
         self._address = address
+        self._refused = 0
 
     async def carry(self, ticket: bytes, nbytes: int, work: Callable[[Line], None]) -> None:
         """Dial, and run what reads or writes so many bytes over the line in a thread.
 
         Raises:
-            TransportError: there is no line to be had, and `is_usable` is false from now on; or it was cut.
+            NoLineError, LineRefusedError: there is no line to be had; if that is to stay so, `is_usable` is false.
+            TransportError: it was cut.
             FederationError: as `work`.
         """
         line = Line()
 
         def dial_and_work() -> None:
             self._address.dial(line, ticket, nbytes)
+            self._refused = 0
             work(line)
 
         try:
             await carried(line, dial_and_work)
-        except NoLineError as error:
-            self.is_usable = False
-            _log.warning("large payloads travel inside calls, which is slower: %s", error)
+        except (NoLineError, LineRefusedError) as error:
+            self._refused += isinstance(error, LineRefusedError)
+            if isinstance(error, NoLineError) or self._refused >= MOST_REFUSED:
+                self.is_usable = False
+                _log.warning("large payloads travel inside calls, which is slower: %s", error)
             raise
         finally:
             line.close()

@@ -182,6 +182,7 @@ class Session:
             try:
                 await call.write(aggregator_pb2.ParticipateRequest(hello=self._hello()))
                 welcome = self._welcome(await call.read())
+                bulk = self._dialler(welcome.bulk_port)
             except BaseException:
                 call.cancel()
                 raise
@@ -195,7 +196,7 @@ class Session:
             call=call,
             epoch=Epoch(welcome.epoch),
             takes_updates=welcome.takes_updates,
-            bulk=self._dialler(welcome.bulk_port),
+            bulk=bulk,
         )
         return _Opened(channel, link)
 

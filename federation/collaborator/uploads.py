@@ -39,7 +39,7 @@ from federation.runtime.backoff import Backoff
 from federation.runtime.batches import BATCH_BYTES
 from federation.runtime.clock import pause
 from federation.runtime.threads import in_thread, started
-from federation.transport.lines import BLOCK_BYTES
+from federation.transport.lines import BLOCK_BYTES, NoLineError
 from federation.v1 import aggregator_pb2
 from federation.wire.chunks import CHUNK_BYTES, LEAST_CHUNK_BYTES, cut
 from federation.wire.payloads import INLINE_BYTES
@@ -268,7 +268,8 @@ async def _watched(call: BidiCall, sending: Coroutine[Any, Any, None], commit: a
         await asyncio.wait({reading, task}, return_when=asyncio.FIRST_COMPLETED)
         if not reading.done():
             error = task.exception()
-            if isinstance(error, TransportError):  # why it was cut the call may know, in a moment
+            if isinstance(error, TransportError) and not isinstance(error, NoLineError):
+                # Why it was cut the call may know, in a moment.
                 await asyncio.wait({reading}, timeout=_STATUS_S)
             elif error is None:
                 await call.try_write(aggregator_pb2.PushUpdateRequest(commit=commit))

@@ -8,7 +8,7 @@ Rules:
    Before that a line is refused, and counted, if its certificate may not call the method (the same `Authority` as for
    calls), if nobody waits for its ticket, or if the ticket is another's. A refusal does not use the ticket up.
 3. A stranger costs little: its handshake waits in the event loop, for `GREETING_S` at most, and of such there are at
-   most `MOST_GREETINGS`; further ones are closed.
+   most `MOST_GREETINGS`; for a further one, the one that was longest silent is closed. A site is through in moments.
 4. A line blocks whoever reads or writes it, so it has a thread; `carried` runs one, and cuts the line if its caller is
    cancelled. The event loop meanwhile does nothing else to it. There are at most `MOST_LINES`, and of one peer
    `MOST_OF_ONE`; beyond them no ticket is issued, and the bytes travel in the call.
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import secrets
 import socket
 import ssl
@@ -50,6 +51,7 @@ from federation.transport.lines import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from federation.runtime.clock import Cancellable
     from federation.telemetry.metrics import Metrics
     from federation.transport.authority import Authority, Peer
     from federation.transport.credentials import TlsFiles
@@ -116,7 +118,8 @@ class BulkServer:
         self._host = host
         self._log = get_logger(__name__)
         self._tickets: dict[bytes, Ticket] = {}
-        self._greetings: set[asyncio.Task[None]] = set()
+        self._greetings: dict[asyncio.Task[None], Cancellable] = {}
+        self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._pool: ThreadPoolExecutor | None = None
 
@@ -134,6 +137,7 @@ class BulkServer:
             return 0
         self.port = listener.getsockname()[1]
         self._pool = ThreadPoolExecutor(MOST_LINES, thread_name_prefix="line")
+        self._listener = listener
         self._accepting = asyncio.create_task(self._accept(listener, context), name="bulk/accept")
         return self.port
 
@@ -145,6 +149,8 @@ class BulkServer:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        if self._listener is not None:
+            self._listener.close()  # here, as a task that was cancelled at once has never run
         if self._pool is not None:
             self._pool.shutdown()
 
@@ -172,53 +178,63 @@ class BulkServer:
         return await carried(line, work, self._pool)
 
     def _listen(self, port: int) -> socket.socket | None:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        try:
-            listener = socket.create_server((self._host, port), family=family, backlog=MOST_GREETINGS)
-        except OSError as error:
-            self._log.info("bulk port not free", port=port, reason=str(error))
-            return None
-        listener.setblocking(False)
-        return listener
+        for host, options in _places(self._host):
+            try:
+                listener = socket.create_server((host, port), backlog=MOST_GREETINGS, **options)
+            except OSError as error:
+                self._log.info("bulk port not free", host=host, port=port, reason=str(error))
+                continue
+            listener.setblocking(False)
+            return listener
+        return None
 
     async def _accept(self, listener: socket.socket, context: Callable[[], ssl.SSLContext]) -> None:
-        with listener:
-            while True:
-                try:
-                    plain, _ = await asyncio.get_running_loop().sock_accept(listener)
-                except OSError as error:  # too many open files; or whoever dialled was gone at once
-                    self._log.warning("a line could not be accepted", reason=str(error))
-                    await pause(self._authority.clock, _ACCEPT_AGAIN_S)
-                    continue
-                if len(self._greetings) >= MOST_GREETINGS:
-                    plain.close()
-                    self._count(CallRefusal.HANDSHAKE)
-                    continue
-                greeting = asyncio.create_task(self._greet(plain, context), name="bulk/greet")
-                self._greetings.add(greeting)
-                greeting.add_done_callback(self._greetings.discard)
+        while True:
+            try:
+                plain, _ = await _when_ready(listener, listener.accept)
+            except OSError as error:  # too many open files; or whoever dialled was gone at once
+                self._log.warning("a line could not be accepted", reason=str(error))
+                await pause(self._authority.clock, _ACCEPT_AGAIN_S)
+                continue
+            plain.setblocking(False)
+            self._begin(plain, context)
+            await asyncio.sleep(0)  # others have their turn however many dial
+
+    def _begin(self, plain: socket.socket, context: Callable[[], ssl.SSLContext]) -> None:
+        """Rule 3: who is not through in time, or makes way for others, is cancelled."""
+        waiting = [task for task in self._greetings if not task.cancelling()]
+        if len(waiting) >= MOST_GREETINGS:
+            waiting[0].cancel()
+        task = asyncio.create_task(self._greet(plain, context), name="bulk/greet")
+        self._greetings[task] = self._authority.clock.timer(GREETING_S, task.cancel)
+        task.add_done_callback(functools.partial(self._over, plain))
+
+    def _over(self, plain: socket.socket, greeting: asyncio.Task[None]) -> None:
+        plain.close()  # once it is wrapped, this does nothing
+        self._greetings.pop(greeting).cancel()
+        if greeting.cancelled():
+            self._count(CallRefusal.HANDSHAKE)
+            self._log.info("line refused", reason="it said no ticket in time")
 
     async def _greet(self, plain: socket.socket, context: Callable[[], ssl.SSLContext]) -> None:
-        """Rules 2 and 3: hand the line to whoever waits for its ticket, or close it."""
+        """Rule 2: hand the line to whoever waits for its ticket, or close it."""
         with contextlib.ExitStack() as stack:
-            stack.callback(plain.close)  # once it is wrapped, this does nothing
             try:
-                async with asyncio.timeout(GREETING_S):
-                    configure(plain)
-                    secured = context().wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
-                    stack.callback(secured.close)
-                    await _when_ready(secured, secured.do_handshake)
-                    check_protocol(secured)
-                    said, nbytes = GREETING.unpack(await _read(secured, GREETING.size))
-                    ticket = self._find(said, nbytes, secured)
-                    secured.send(WELCOME)
+                configure(plain)
+                secured = context().wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+                stack.callback(secured.close)
+                await _when_ready(secured, secured.do_handshake)
+                check_protocol(secured)
+                said, nbytes = GREETING.unpack(await _read(secured, GREETING.size))
+                ticket = self._find(said, nbytes, secured)
+                secured.send(WELCOME)
             except RefusedCallError as error:
                 self._count(error.refusal)
                 self._log.warning("line refused", reason=str(error))
                 return
-            except (OSError, TimeoutError, FederationError) as error:
+            except (OSError, FederationError) as error:
                 self._count(CallRefusal.HANDSHAKE)
-                self._log.info("line refused", reason=str(error) or "it said no ticket in time")
+                self._log.info("line refused", reason=str(error))
                 return
             stack.pop_all()
             secured.settimeout(STALL_S)
@@ -254,22 +270,29 @@ async def _read(secured: ssl.SSLSocket, nbytes: int) -> bytes:
     return data
 
 
-async def _when_ready(secured: ssl.SSLSocket, step: Callable[[], _T]) -> _T:
+async def _when_ready(opened: socket.socket, step: Callable[[], _T]) -> _T:
     """Return what `step` returns once the socket lets it."""
     loop = asyncio.get_running_loop()
     while True:
         try:
             return step()
-        except ssl.SSLWantReadError:
+        except (ssl.SSLWantReadError, BlockingIOError):
             add, remove = loop.add_reader, loop.remove_reader
         except ssl.SSLWantWriteError:
             add, remove = loop.add_writer, loop.remove_writer
         ready = asyncio.Event()
-        add(secured, ready.set)
+        add(opened, ready.set)
         try:
             await ready.wait()
         finally:
-            remove(secured)
+            remove(opened)
+
+
+def _places(host: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where to listen, and how, first choice first: as gRPC, anywhere means every family of addresses."""
+    if host in {"0.0.0.0", "::"} and socket.has_dualstack_ipv6():  # noqa: S104  # the operator's choice
+        yield "::", {"family": socket.AF_INET6, "dualstack_ipv6": True}
+    yield host, {"family": socket.AF_INET6 if ":" in host else socket.AF_INET}
 
 
 def _auth_context(secured: ssl.SSLSocket) -> dict[str, list[bytes]]:

@@ -287,7 +287,7 @@ def _context(material: TlsMaterial, side: int, alpn: str) -> ssl.SSLContext:
     context = ssl.SSLContext(side)
     context.set_alpn_protocols([alpn])
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(cadata=material.authority.decode("ascii"))
+    context.load_verify_locations(cadata=material.authority.decode("ascii", "ignore"))  # text may stand beside it
     with _in_memory(material.certificate + b"\n" + material.key) as path:
         context.load_cert_chain(path)
     return context

@@ -26,6 +26,9 @@ ALPN = "federation-bulk/1"
 BLOCK_BYTES = 1 << 20
 """What is read, checked and written at a time: it stays in a core's cache. Of 256 KiB, Python has four times as much to
 do."""
+_PART_BYTES = 1 << 18
+"""What must be under way within `STALL_S`: Python counts the time of one call, not since something moved. So a line
+moves 4 KiB a second, or it stalls."""
 LEAST_BYTES = 4 << 20
 """What fits in one chunk of a call is not worth a handshake."""
 DIAL_S = 5.0
@@ -38,6 +41,10 @@ _KEEPALIVE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 60, 10, 2  # as calls: 
 
 class NoLineError(TransportError):
     """A line could not be dialled: the bytes have to travel in the call."""
+
+
+class LineRefusedError(TransportError):
+    """Lines there are, but nobody waits for this ticket any more: its call may have ended the moment before."""
 
 
 class Line:
@@ -55,8 +62,10 @@ class Line:
         Raises:
             TransportError: the line was cut.
         """
+        view, secured = memoryview(data), self._open()
         with _as_transport_error():
-            self._open().sendall(data)
+            for start in range(0, len(view), _PART_BYTES):
+                secured.sendall(view[start : start + _PART_BYTES])
 
     def receive_into(self, view: memoryview) -> int:
         """Fill `view`; blocks. Returns how many bytes came: fewer only if the line ended."""
@@ -138,6 +147,8 @@ class BulkAddress:
 
         Raises:
             NoLineError: there is no line to be had at this address.
+            LineRefusedError: there is, but not for this ticket.
+            TransportError: it was cut on this side.
         """
         try:
             plain = self._connect(line)
@@ -146,8 +157,11 @@ class BulkAddress:
             secured.do_handshake()
             check_protocol(secured)
             secured.sendall(GREETING.pack(ticket, nbytes))
-            if secured.recv(1) != WELCOME:
-                raise ConnectionRefusedError("the line was refused")
+            welcome = secured.recv(1)
+            if not welcome:
+                raise LineRefusedError(f"{self._host}:{self._port} ({self._server_name}) refused the line")
+            if welcome != WELCOME:
+                raise ConnectionRefusedError("the other side does not say what it should")
             secured.settimeout(STALL_S)
         except OSError as error:
             raise NoLineError(f"no line to {self._host}:{self._port} ({self._server_name}): {error}") from error
@@ -155,7 +169,11 @@ class BulkAddress:
     def _connect(self, line: Line) -> socket.socket:
         failure: OSError = OSError("the name has no address")
         for family, kind, protocol, _, address in socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM):
-            plain = socket.socket(family, kind, protocol)
+            try:
+                plain = socket.socket(family, kind, protocol)
+            except OSError as error:  # this machine has no such addresses
+                failure = error
+                continue
             plain.settimeout(DIAL_S)
             line.take(plain)
             try:

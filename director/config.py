@@ -65,6 +65,14 @@ class AggregatorsSection(_Section):
         default=0, description="First port of the range they may use; 0 lets the system choose. Default: 0."
     )
     last_port: Port = Field(default=0, description="Last port of the range; with first_port. Default: 0.")
+    bulk_first_port: Port = Field(
+        default=0,
+        description="First port of a second range, for the lines that large payloads travel on. 0: any free port where "
+        "first_port is 0 too; else none, and they travel inside calls, which is slower. Default: 0.",
+    )
+    bulk_last_port: Port = Field(
+        default=0, description="Last port of the second range; with bulk_first_port. Default: 0."
+    )
     director: str = Field(
         default="",
         description="host:port at which they reach the director, if not at the listening address. Default: that one.",
@@ -91,15 +99,29 @@ class AggregatorsSection(_Section):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        if bool(self.first_port) is not bool(self.last_port) or self.first_port > self.last_port:
+        calls, bulk = (self.first_port, self.last_port), (self.bulk_first_port, self.bulk_last_port)
+        self._check_range("port", calls)
+        self._check_range("bulk port", bulk)
+        if bulk[0] and calls[0] <= bulk[1] and bulk[0] <= calls[1]:
             raise ValueError(
-                f"the port range is {self.first_port} to {self.last_port}: give both, the first not above the last"
-            )
-        if self.first_port and self.last_port - self.first_port + 1 < self.max_running:
-            raise ValueError(
-                f"ports {self.first_port} to {self.last_port} are fewer than max_running, {self.max_running}"
+                f"the bulk port range {bulk[0]} to {bulk[1]} overlaps the port range {calls[0]} to {calls[1]}: "
+                "an aggregator listens at one of each, so name two ranges apart"
             )
         return self
+
+    def _check_range(self, name: str, ports: tuple[int, int]) -> None:
+        first, last = ports
+        if bool(first) is not bool(last) or first > last:
+            raise ValueError(f"the {name} range is {first} to {last}: give both, the first not above the last")
+        if first and last - first + 1 < self.max_running:
+            raise ValueError(f"{name}s {first} to {last} are fewer than max_running, {self.max_running}")
+
+    @property
+    def bulk_ports(self) -> tuple[int, int] | None:
+        """First and last port for the lines of large payloads; (0, 0): any free one; None: there are no lines."""
+        if self.first_port and not self.bulk_first_port:
+            return None  # a firewall knows the first range and no other
+        return self.bulk_first_port, self.bulk_last_port
 
 
 class TlsSection(_Section):

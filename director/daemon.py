@@ -89,6 +89,8 @@ async def run(settings: DirectorSettings, shutdown: Shutdown) -> None:
     """
     async with serving(settings) as director:
         _log.info("director runs", federation=settings.federation, port=director.port, metrics=director.metrics_port)
+        if without := without_lines(settings):
+            _log.warning("no ports for bulk lines", reason=without)
         notify_ready(address=_own_address(settings, director.port))
         await shutdown.draining.wait()
         notify_stopping()
@@ -295,7 +297,21 @@ def check(settings: DirectorSettings) -> list[str]:
         lines.append("INSECURE: no TLS, loopback only")
     lines.append(f"database is {check_url(settings.database_url)}")
     lines.append(f"at most {settings.aggregators.max_running} experiments run at once")
+    if without := without_lines(settings):
+        lines.append(without)
     return lines
+
+
+def without_lines(settings: DirectorSettings) -> str:
+    """Say that large payloads have no ports to travel faster at, and what to do; empty if they have, or without TLS."""
+    section = settings.aggregators
+    if settings.listen.insecure or section.bulk_ports is not None:
+        return ""
+    return (
+        f"large payloads travel inside calls, which is slower: aggregators may use ports {section.first_port} to "
+        f"{section.last_port} and no others; name a second range, bulk_first_port and bulk_last_port of [aggregators], "
+        "and open it in the firewall"
+    )
 
 
 def make_folders(settings: DirectorSettings) -> None:

@@ -171,6 +171,7 @@ def aggregator_configuration(
             director_address=director_address(),
             listen_host=section.host,
             ports=(section.first_port, section.last_port),
+            bulk_ports=section.bulk_ports,
             advertised_host=section.advertised_host or None,
             monitoring_host=settings.metrics.host,
             orphan_s=section.orphan_s,

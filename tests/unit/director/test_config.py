@@ -9,7 +9,13 @@ from typer.testing import CliRunner
 
 from director.command import BAD_CONFIGURATION, app, describe_settings
 from director.config import DirectorSettings, read_settings
+from director.daemon import without_lines
+from director.enrolment import aggregator_configuration
+from director.launcher import LaunchOrder
+from federation.aggregator.config import AggregatorConfig
 from federation.errors import ConfigurationError
+from federation.names import Epoch, ExperimentId
+from federation.testing.clock import FakeClock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +42,19 @@ def test_paths_are_relative_to_the_file_and_defaults_live_in_the_state_folder(tm
         ('federation = "No Such"\n', "federation name 'No Such' is not valid"),
         ('federation = "test"\n[aggregators]\nfirst_port = 9\n', "port range is 9 to 0: give both"),
         ('federation = "test"\n[aggregators]\nfirst_port = 9\nlast_port = 10\n', "fewer than max_running, 4"),
+        (
+            'federation = "test"\n[aggregators]\nbulk_last_port = 9\n',
+            "bulk port range is 0 to 9: give both",
+        ),
+        (
+            'federation = "test"\n[aggregators]\nbulk_first_port = 9\nbulk_last_port = 10\n',
+            "bulk ports 9 to 10 are fewer than max_running, 4",
+        ),
+        (
+            'federation = "test"\n[aggregators]\n'
+            "first_port = 10\nlast_port = 19\nbulk_first_port = 19\nbulk_last_port = 28\n",
+            "the bulk port range 19 to 28 overlaps the port range 10 to 19",
+        ),
         ('federation = "test"\n[listen]\nport = 70000\n', "listen.port"),
     ],
 )
@@ -43,6 +62,30 @@ def test_a_setting_that_cannot_be_used_is_named_with_its_place(tmp_path: Path, t
     with pytest.raises(ConfigurationError) as caught:
         read_settings(write(tmp_path, text))
     assert said in str(caught.value)
+
+
+CALLS = {"first_port": 8450, "last_port": 8459}
+BULK = {"bulk_first_port": 8460, "bulk_last_port": 8469}
+
+
+@pytest.mark.parametrize(
+    ("ports", "bulk_ports"),
+    [
+        pytest.param({}, (0, 0), id="any"),
+        pytest.param(CALLS, None, id="calls fixed"),
+        pytest.param(BULK, (8460, 8469), id="lines fixed"),
+        pytest.param({**CALLS, **BULK}, (8460, 8469), id="both fixed"),
+    ],
+)
+def test_an_aggregator_takes_lines_only_where_the_firewall_may_let_them_in(
+    tmp_path: Path, ports: dict[str, int], bulk_ports: tuple[int, int] | None
+) -> None:
+    settings = DirectorSettings(federation="test", aggregators=ports)
+    configure = aggregator_configuration(settings, None, FakeClock(), lambda: "127.0.0.1:8443")
+    order = LaunchOrder(experiment=ExperimentId("one"), epoch=Epoch(1), folder=tmp_path)
+    assert AggregatorConfig.model_validate_json(configure(order)).bulk_ports == bulk_ports
+    said = without_lines(settings)
+    assert ("8450 to 8459" in said and "bulk_first_port" in said) if bulk_ports is None else not said
 
 
 def test_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

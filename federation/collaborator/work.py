@@ -117,9 +117,12 @@ class Work:
             path = await self.downloads.single(files.BASE, base, {})
             self.trainer.order.base_file = str(path)
         for plan in self.spec.uploads():
-            # An encoded payload is cut to its size each round: room for it would be given back at once.
-            room = plan.schema.nbytes if plan.codec == payloads.IDENTITY_CODEC else 0
-            await in_thread(_make_room, self.exchange.path(self.exchange.sent(plan.name)), room)
+            # An encoded payload is cut to its size each round: room for it would be given back at once. Nor may what is
+            # kept be cut: an earlier process's update lies there, and waits to be sent or for its verdict.
+            is_encoded = plan.codec != payloads.IDENTITY_CODEC
+            if not (is_encoded and self.retained is not None):
+                room = 0 if is_encoded else plan.schema.nbytes
+                await in_thread(_make_room, self.exchange.path(self.exchange.sent(plan.name)), room)
         with self._in_trainer():
             self.shard = await self.trainer.prepare()
         return self.shard

@@ -24,11 +24,12 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.mark.parametrize(
-    ("elements", "told"),
+    ("elements", "told", "compression"),
     [
-        pytest.param(8, False, id="digested as it is kept"),
-        pytest.param(CHUNK_BYTES // 4, False, id="not digested"),
-        pytest.param(CHUNK_BYTES // 4, True, id="digest told as it was admitted"),
+        pytest.param(8, False, "identity", id="digested as it is kept"),
+        pytest.param(8, False, "top_k:0.5", id="encoded"),
+        pytest.param(CHUNK_BYTES // 4, False, "identity", id="not digested"),
+        pytest.param(CHUNK_BYTES // 4, True, "identity", id="digest told as it was admitted"),
     ],
 )
 async def test_a_killed_collaborator_sends_its_kept_update_again_without_training(
@@ -38,10 +39,11 @@ async def test_a_killed_collaborator_sends_its_kept_update_again_without_trainin
     wait_for_end: Any,
     until_gone: Any,
     elements: int,
+    compression: str,
     *,
     told: bool,
 ) -> None:
-    trial = make_trial("open('trainings', 'a').write('x')", elements=elements)
+    trial = make_trial("open('trainings', 'a').write('x')", elements=elements, compression=compression)
     aggregator, site = await aggregator_of(trial), make_site(trial)
     aggregator.tells_digests = told
     child = await site.start(aggregator.address)

@@ -60,7 +60,8 @@ class Task:
 
 experiment = Experiment(
     name="trial", model=lambda: {{"w": np.zeros({elements}, np.float32)}}, task=Task(), shard="numbers",
-    plan=Plan(rounds={rounds}, sites={sites}, minimum_sites={sites}, downlink={downlink!r}),
+    plan=Plan(rounds={rounds}, sites={sites}, minimum_sites={sites}, downlink={downlink!r},
+              compression={compression!r}),
 )
 """
 
@@ -131,14 +132,16 @@ def pack_trial(
     sites: int = 1,
     rounds: int = 3,
     downlink: str = "identity",
+    compression: str = "identity",
 ) -> Trial:
     """Write, build and pack an experiment in a folder."""
     folder = tmp_path / "experiment"
     folder.mkdir()
     train, evaluate = (textwrap.indent(textwrap.dedent(body).strip(), " " * 8).lstrip() for body in (train, evaluate))
     source = EXPERIMENT_SOURCE.format(
-        train=train, evaluate=evaluate, elements=elements, sites=sites, rounds=rounds, downlink=downlink
-    )
+        train=train, evaluate=evaluate, elements=elements, sites=sites, rounds=rounds, downlink=downlink,
+        compression=compression,
+    )  # fmt: skip
     (folder / "experiment.py").write_text(source)
     spec, arrays = load_experiment(folder).build()
     packed = bundle.pack(folder, tmp_path / "bundle.zip")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,32 +58,38 @@ def weighted_sum(
     return {site: float(factor) for site, factor in zip(base.sites, each, strict=True)}
 
 
-def summing(factors: Sequence[float]) -> Callable[[Iterable[Array], Array, Scratch], None]:
-    """Return what fills a row with Σ_i factors_i rows_i for `fold_columns`: in float64, in the order of the rows.
+def common_factor(factors: Sequence[float], dtype: np.dtype[Any]) -> float | None:
+    """Return what Σ_i factors_i rows_i multiplies its sum by, once; None: it multiplies each row before it is added.
 
-    Equal factors multiply the sum, once, unless the rows are float64, whose sum may be too large for it.
+    Args:
+        factors: at least one.
+        dtype: of the rows. The sum of float64 rows may be too large for float64 where the result is not.
     """
-    equal = factors[0] if len(set(factors)) == 1 else None
+    return factors[0] if dtype != np.float64 and len(set(factors)) == 1 else None
+
+
+def summing(factors: Sequence[float]) -> Callable[[Iterable[Array], Array, Scratch], None]:
+    """Return what fills a row with Σ_i factors_i rows_i for `fold_columns`: in float64, in the order of the rows."""
 
     def work(rows: Iterable[Array], out: Array, scratch: Scratch) -> None:
-        common = equal
+        """Fill `out` from rows of one dtype; a row may lie in the memory of the one before, so each is taken once."""
+        rest = iter(rows)
+        first = next(rest)
+        common = common_factor(factors, first.dtype)
         term = scratch.array("term", (min(_BLOCK_ELEMENTS, out.size),))
         blocks = [slice(start, start + _BLOCK_ELEMENTS) for start in range(0, out.size, _BLOCK_ELEMENTS)]
-        for index, (row, factor) in enumerate(zip(rows, factors, strict=True)):
-            if row.dtype == np.float64:
-                common = None
+        for block in blocks:
+            np.copyto(out[block], first[block])
+            if common is None:
+                np.multiply(out[block], factors[0], out=out[block])
+        for row, factor in zip(rest, factors[1:], strict=True):
             for block in blocks:
                 part, values = out[block], row[block]
-                if common is not None and index:
-                    np.add(part, values, out=part)
-                    continue
-                target = term[: part.size] if index else part
-                # Widened first, then multiplied in place: twice as fast as a multiplication that casts as it goes.
-                np.copyto(target, values)
                 if common is None:
-                    np.multiply(target, factor, out=target)
-                if index:
-                    np.add(part, target, out=part)
+                    # Widened first, then multiplied in place: twice as fast as a multiplication that casts as it goes.
+                    np.copyto(term[: part.size], values)
+                    values = np.multiply(term[: part.size], factor, out=term[: part.size])
+                np.add(part, values, out=part)
         if common is not None:
             for block in blocks:
                 np.multiply(out[block], common, out=out[block])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from federation.aggregation.linear import common_factor
 from federation.aggregation.mean import WeightedMean, normalised
 from federation.aggregation.rule import RuleReport
 from federation.aggregation.tiles import TILE_ELEMENTS, Tile
@@ -80,11 +81,14 @@ def average(
     rows = np.empty((len(updates), piece.elements), dtype=piece.dtype.numpy)
     for update, row in zip(updates, rows, strict=True):
         update.delta.pread_into(0, row.view(np.uint8).data)
-    terms = rows.astype(np.float64)
-    np.multiply(terms, np.array(shares)[:, np.newaxis], out=terms)
+    terms, common = rows.astype(np.float64), common_factor(shares, rows.dtype)
+    if common is None:
+        np.multiply(terms, np.array(shares)[:, np.newaxis], out=terms)
     change = terms[0]
     for term in terms[1:]:  # in name order; NumPy's own sum of a column may take another
         np.add(change, term, out=change)
+    if common is not None:
+        np.multiply(change, common, out=change)
     scoring.take(sites, rows, change)
     rounder = Rounder(piece.elements)
     x = rounder.read(model, piece)

@@ -166,14 +166,15 @@ def test_fedavg_is_what_it_was_to_the_bit() -> None:
     assert combined.weights == tuple(map(float, EXAMPLES))
 
 
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
 @pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.FLOAT64])
 def test_a_small_model_is_combined_at_once_to_the_bits_of_the_longer_way(
-    dtype: DType, monkeypatch: pytest.MonkeyPatch
+    dtype: DType, weighting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = TensorSchema.of(
         [TensorSpec(name="w", dtype=dtype, shape=(130, 70)), TensorSpec(name="b", dtype=dtype, shape=(7,))]
     )
-    spec = spec_of(FedAvg(), small)
+    spec = spec_of(FedAvg(), small, weighting=weighting)
     updates = updates_of(spec)[0]
     assert small_models.is_small(small, load_aggregation(spec.plan), len(updates))
     at_once = combine(FedAvg(), spec, updates[::-1])[0]

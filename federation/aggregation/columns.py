@@ -113,18 +113,24 @@ def gather_columns(source: TileSource, work: Callable[[Array, Scratch], T], thre
         yield from values
 
 
-def read_rows(source: TileSource, piece: Tile, scratch: Scratch) -> Array:
-    """Return rows of a piece, sites x elements, float32 or float64, in scratch memory; half precision is widened."""
+def read_rows(source: TileSource, piece: Tile, scratch: Scratch, *, room: int = 0) -> Array:
+    """Return rows of a piece, sites x elements, float32 or float64, in scratch memory; half precision is widened.
+
+    Args:
+        source: the updates.
+        piece: of a tile.
+        scratch: holds the rows.
+        room: so many rows more follow, for the caller.
+    """
     dtype = np.dtype(np.float64 if piece.dtype is DType.FLOAT64 else np.float32)
-    rows = scratch.array("rows", (len(source.sites), piece.elements), dtype)
-    if piece.dtype.numpy == dtype:
-        for site, row in enumerate(rows):
-            source.read(site, piece, row)
-        return rows
-    own = scratch.array("raw", (piece.nbytes,), np.uint8).view(piece.dtype.numpy)
-    for site, row in enumerate(rows):
-        source.read(site, piece, own)
-        np.copyto(row, own)
+    rows = scratch.array("rows", (len(source.sites) + room, piece.elements), dtype)
+    own = None
+    if piece.dtype.numpy != dtype:
+        own = scratch.array("raw", (piece.nbytes,), np.uint8).view(piece.dtype.numpy)
+    for site, row in enumerate(rows[: len(source.sites)]):
+        source.read(site, piece, row if own is None else own)
+        if own is not None:
+            np.copyto(row, own)
     return rows
 
 
@@ -233,12 +239,13 @@ class _Pass:
         if self._is_fold and self._watched is None:
             self._work(_rows_in_turn(self._base, piece, scratch), out, scratch)
             return [], []
-        rows = read_rows(self._base, piece, scratch)
+        rows = read_rows(self._base, piece, scratch, room=0 if self._watched is None else 1)
+        updates = rows[: len(self._base.sites)]
         values: list[Any] = []
         seen: list[Any] = []
         for start in range(0, piece.elements, self._part):
             part = slice(start, start + self._part)
-            values.append(self._work(self._mix(rows[:, part], scratch), out[part], scratch))
+            values.append(self._work(self._mix(updates[:, part], scratch), out[part], scratch))
             if self._watched is not None:
                 seen.append(self._watched.look(rows[:, part], out[part], scratch))
         return values, seen

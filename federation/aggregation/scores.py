@@ -45,7 +45,7 @@ ROUNDING = 1e-6
 PAIR_ROUNDING = 5e-4
 """Of blocks of thousands of float32 products of rows that are not centred: twice the worst that was found of equal
 updates, those whose elements all have one size."""
-APART = 1 / 32
+APART = 1 / 16
 """Least squared distance of an update to a, over the larger squared length of the two, that uncentred products tell."""
 _PRODUCT_ROWS, _PRODUCT_SIZE = 32, 32 * 256 * 32
 """Rows of one product, and its multiplications: the most that OpenBLAS leaves to the calling thread. Other threads of
@@ -87,25 +87,34 @@ class SiteScores:
             aggregate: the rule's elements at the same place, float64.
         """
         step = columns_of_piece(len(self._sites))
+        dtype = np.dtype(np.float64 if rows.dtype == np.float64 else np.float32)
         for start in range(0, aggregate.size, step):
             piece = slice(start, start + step)
-            self.take(self.products(rows[:, piece], aggregate[piece], self._scratch))
+            values = aggregate[piece]
+            own = self._scratch.array("rows", (len(rows) + 1, values.size), dtype)
+            np.copyto(own[:-1], rows[:, piece])
+            self.take(self.products(own, values, self._scratch))
 
     def products(self, rows: Array, aggregate: Array, scratch: Scratch) -> Array:
-        """Return what one piece of a tile (`columns_of_piece`) adds to the sums, in any thread; arguments as `add`.
+        """Return what one piece of a tile (`columns_of_piece`) adds to the sums, in any thread.
+
+        Args:
+            rows: (n + 1, elements), float32 or float64; one update's elements in each row but the last, which is
+                overwritten: next to the updates the aggregate takes part in one product.
+            aggregate: as for `add`.
+            scratch: for who calls.
 
         Returns:
             (blocks, ...): of `BLOCK_COLUMNS` each; a piece may as well be handed in as several of them.
         """
-        narrow = np.dtype(np.float64 if rows.dtype == np.float64 else np.float32)
         found = []
         # What overflows is told by the score, not by a warning.
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, aggregate.size, BLOCK_COLUMNS):
                 block = slice(start, start + BLOCK_COLUMNS)
-                products = self._plain(rows[:, block], aggregate[block], narrow, scratch)
+                products = self._plain(rows[:, block], aggregate[block])
                 if products is None:
-                    products = self._centred(rows[:, block], aggregate[block], narrow, scratch)
+                    products = self._centred(rows[:-1, block], aggregate[block], scratch)
                 found.append(products)
         return np.array(found)
 
@@ -115,37 +124,28 @@ class SiteScores:
             for block in products:
                 self._sums += block
 
-    def _plain(self, rows: Array, center: Array, dtype: np.dtype[Any], scratch: Scratch) -> Array | None:
+    def _plain(self, rows: Array, center: Array) -> Array | None:
         """Return the sums of a block from products of rows that are not centred; None if they cannot tell."""
-        count = len(rows)
-        along, middle = np.zeros(count), 0.0
-        between = np.zeros((count, count) if self._has_pairs else count)
-        narrow = scratch.array("center", (center.size,), dtype)
-        np.copyto(narrow, center, casting="same_kind")
-        if rows.dtype != dtype:
-            half, rows = rows, scratch.array("widened", rows.shape, dtype)
-            np.copyto(rows, half)
-        for part, at in zip(self._pieces(rows), self._pieces(narrow[None]), strict=True):
-            along += np.vecdot(part, at).sum(axis=1, dtype=np.float64)
-            middle += float(np.vecdot(at, at).sum(dtype=np.float64))
-            between += _gram(part) if self._has_pairs else _squares(part)
-        lengths = np.diag(between) if self._has_pairs else between
+        np.copyto(rows[-1], center, casting="same_kind")
+        found = self._sums_of(rows)
+        lengths, along, middle = self._diagonal(found)[:-1].copy(), found[-1, :-1].copy(), float(found[-1, -1])
         distances = lengths - 2 * along + middle
         # Also where something is no number.
         if not (distances >= APART * np.maximum(lengths, middle)).all() or not math.isfinite(distances.sum()):
             return None
-        found = np.empty(self._sums.shape)
-        found[:, -1] = middle
         found[-1, :-1] = along - middle
-        found[:-1, :-1] = between - along[:, None] - along + middle if self._has_pairs else distances
+        if self._has_pairs:
+            found[:-1, :-1] += middle - along[:, None] - along
+        else:
+            found[0, :-1] = distances
         return found
 
-    def _centred(self, rows: Array, center: Array, dtype: np.dtype[Any], scratch: Scratch) -> Array:
+    def _centred(self, rows: Array, center: Array, scratch: Scratch) -> Array:
         """Return the sums of a block from products of centred rows."""
         found = np.zeros(self._sums.shape)
         for start in range(0, center.size, self._columns):
             block = slice(start, start + self._columns)
-            products = self._products(rows[:, block], center[block], dtype, scratch)
+            products = self._products(rows[:, block], center[block], rows.dtype, scratch)
             if not np.isfinite(products).all():
                 products = self._products(rows[:, block], center[block], np.dtype(np.float64), scratch)
             found += products
@@ -155,10 +155,17 @@ class SiteScores:
         block = scratch.array("block", (len(self._sites) + 1, center.size), dtype)
         np.copyto(block[-1], center, casting="same_kind")
         np.subtract(rows, block[-1], out=block[:-1], dtype=dtype)
+        return self._sums_of(block)
+
+    def _sums_of(self, rows: Array) -> Array:
+        """Return the sums that the products of rows make, the last one's among them."""
         found = np.zeros(self._sums.shape)
-        for pieces in self._pieces(block):
+        for pieces in self._pieces(rows):
             found += _gram(pieces) if self._has_pairs else _last_row(pieces)
         return found
+
+    def _diagonal(self, sums: Array) -> Array:
+        return np.diag(sums) if self._has_pairs else sums[0]
 
     def _pieces(self, rows: Array) -> Iterator[Array]:
         """Yield rows cut into pieces for one product each, (rows, pieces, columns): the whole ones, then the rest."""
@@ -172,7 +179,7 @@ class SiteScores:
         if len(self._sites) < 2:
             return {}
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            squares, along = (np.diag(self._sums) if self._has_pairs else self._sums[0])[:-1], self._sums[-1, :-1]
+            squares, along = self._diagonal(self._sums)[:-1], self._sums[-1, :-1]
             center = self._sums[-1, -1]
             lengths = np.sqrt(np.maximum(squares + 2 * along + center, 0.0))
             distances = np.sqrt(squares)

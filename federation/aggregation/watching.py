@@ -20,8 +20,8 @@ class WatchedTiles:
 
     Args:
         source: the updates.
-        look: is given rows (sites, columns) of a piece of a tile, the rule's result there, float64, and scratch, in any
-            thread and order; several at once.
+        look: is given rows (sites + 1, columns) of a piece of a tile, the last of which it may write to, the rule's
+            result there, float64, and scratch, in any thread and order; several at once.
         saw: is given what `look` returned, in the order of the pieces, before the rule yields their tile.
 
     Attributes:

@@ -181,6 +181,6 @@ class _Again:
     def _products(self, piece: Tile, values: Array) -> Array:
         scratch = self._scratches.get()
         try:
-            return self._found.products(read_rows(self._source, piece, scratch), values, scratch)
+            return self._found.products(read_rows(self._source, piece, scratch, room=1), values, scratch)
         finally:
             self._scratches.put(scratch)

@@ -36,7 +36,8 @@ def source() -> ArrayTiles:
 
 
 def copy(rows: Array, result: Array, scratch: Scratch) -> Array:
-    return np.vstack([rows, result])
+    rows[-1] = 0  # is its own
+    return np.vstack([rows[:-1], result])
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4, 9])

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from federation.names import Digest, PayloadName
     from federation.storage.checkpoints import ModelFile
     from federation.storage.flat import ScratchFile
+    from federation.telemetry.metrics import Metrics
     from federation.transport.bulk import BulkServer, Ticket
     from federation.transport.lines import Line
 
@@ -151,10 +152,12 @@ class Offers:
 
     Args:
         pool: threads that read.
+        metrics: counts transfers.
     """
 
-    def __init__(self, pool: Executor) -> None:
+    def __init__(self, pool: Executor, metrics: Metrics) -> None:
         self._pool = pool
+        self._metrics = metrics
         self._by_digest: dict[bytes, list[Offer]] = {}
         self._pulls = 0
 
@@ -202,6 +205,7 @@ class Offers:
         if offset > total:
             raise MalformedMessageError(f"offset {offset} is beyond the payload's {total} bytes")
         offer.begin()
+        self._metrics.transfers_total.labels("out", "call").inc()
         self._pulls += 1
         ahead: asyncio.Future[bytes] | None = None
         try:
@@ -225,6 +229,7 @@ class Offers:
             StorageError: the disk failed.
         """
         line = await ticket.line
+        self._metrics.transfers_total.labels("out", "line").inc()
         await lines.carry(line, functools.partial(offer.send, offset, line))
 
     def _read_ahead(

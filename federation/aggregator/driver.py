@@ -105,7 +105,7 @@ class Driver:
         self.lines = lines
         self.sessions = Sessions(clock, site_grace_s, self.handle)
         self.uploads = Uploads(spec, spool, self, disk=disk, pool=pool, lines=lines, clock=clock, metrics=metrics)
-        self.offers = Offers(pool)
+        self.offers = Offers(pool, metrics)
         self.models = Models(checkpoints, self.offers, disk)
         self.book = RoundBook(clock, metrics, byzantine=spec.plan.byzantine)
         self.dispatch = Dispatch(self.sessions, self.book, epoch)

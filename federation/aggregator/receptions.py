@@ -88,7 +88,7 @@ class Receptions:
         pool: threads that check pieces.
         lines: over which large updates come.
         clock: measures transfers.
-        metrics: counts bytes.
+        metrics: counts bytes and transfers.
     """
 
     def __init__(
@@ -144,6 +144,7 @@ class Receptions:
             MalformedMessageError, UpdateRejectedError, StorageError: as `PayloadReception.accept`.
         """
         line = await ticket.line
+        self._metrics.transfers_total.labels("in", "line").inc()
         await self._lines.carry(line, functools.partial(self._take_all, reception, line))
         request = await anext(requests, None)
         if request is None:

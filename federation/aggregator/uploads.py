@@ -116,7 +116,7 @@ class Uploads:
         pool: threads that check pieces.
         lines: over which large updates come.
         clock: measures transfers.
-        metrics: counts admissions, refusals and bytes.
+        metrics: counts admissions, refusals, transfers and bytes.
 
     Attributes:
         expected: payloads of every update, in order.
@@ -339,6 +339,8 @@ class Uploads:
                 if ticket is not None:
                     commit = await self._receptions.read_line(reception, requests, ticket)
                 else:
+                    if stream.call is not None:
+                        self._metrics.transfers_total.labels("in", "call").inc()
                     commit = await self._receptions.read(reception, turn, requests)
             finally:
                 turn.release()

@@ -57,7 +57,7 @@ class Downloads:
         exchange: where payloads go.
         spec: the signed spec.
         links: connection to the aggregator.
-        metrics: bytes fetched.
+        metrics: bytes fetched, and transfers begun.
         clock: for the delay after a cut.
     """
 
@@ -193,36 +193,40 @@ class Downloads:
         request = aggregator_pb2.PullModelRequest(
             experiment=self.experiment, digest=digest, offset=receiver.received, takes_ticket=bulk is not None
         )
+        has_begun = False
         storing: Batches[Piece] = Batches(functools.partial(_store_all, receiver, descriptor))
         try:
             async with link.stub.server_stream("PullModel", request, read=read_model_piece) as replies:
                 async for reply in replies:
                     if bulk is not None and not isinstance(reply, MessagePiece) and reply.ticket:
-                        store = functools.partial(_store_from, receiver, descriptor)
+                        store = functools.partial(self._store_from, receiver, descriptor)
                         await bulk.carry(reply.ticket, receiver.total - receiver.received, store)
                         continue
                     piece = reply if isinstance(reply, MessagePiece) else reply.chunk
+                    if not has_begun:
+                        self.metrics.transfers_total.labels("in", "call").inc()
+                        has_begun = True
                     await storing.put(piece, len(piece.data))
             await storing.finish()
         finally:
             await storing.settle()  # should the line be cut, what came before is good
 
+    def _store_from(self, receiver: ChunkReceiver, descriptor: int, line: Line) -> None:
+        """Store what is missing, from a line; blocks.
 
-def _store_from(receiver: ChunkReceiver, descriptor: int, line: Line) -> None:
-    """Store what is missing, from a line; blocks.
-
-    Raises:
-        TransportError: it was cut.
-        StorageError: the disk refused.
-    """
-    block = memoryview(bytearray(BLOCK_BYTES))
-    while missing := receiver.total - receiver.received:
-        wanted = block[:missing]
-        got = line.receive_into(wanted)
-        if got:
-            _store(receiver, descriptor, MessagePiece(receiver.received, wanted[:got]))
-        if got < len(wanted):
-            raise TransportError(f"the line ended {receiver.total - receiver.received} bytes too early")
+        Raises:
+            TransportError: it was cut.
+            StorageError: the disk refused.
+        """
+        self.metrics.transfers_total.labels("in", "line").inc()
+        block = memoryview(bytearray(BLOCK_BYTES))
+        while missing := receiver.total - receiver.received:
+            wanted = block[:missing]
+            got = line.receive_into(wanted)
+            if got:
+                _store(receiver, descriptor, MessagePiece(receiver.received, wanted[:got]))
+            if got < len(wanted):
+                raise TransportError(f"the line ended {receiver.total - receiver.received} bytes too early")
 
 
 def _store_all(receiver: ChunkReceiver, descriptor: int, chunks: Sequence[Piece]) -> None:

@@ -70,7 +70,7 @@ class Uploads:
 
     Attributes:
         links: connection to the aggregator.
-        metrics: bytes sent.
+        metrics: bytes sent, and transfers begun.
         clock: for the delay after a cut.
         schemas: layout of each payload that travels as it is.
     """
@@ -162,10 +162,11 @@ class Uploads:
                 offsets = holding.bytes
                 chunk_bytes = _chunk_bytes(holding)
                 if bulk is not None and holding.ticket:
-                    work = functools.partial(_write_missing, update, sources, offsets)
+                    work = functools.partial(self._write_over, update, sources, offsets)
                     missing = sum(file.nbytes for file in update.files) - sum(offsets)
                     reply = await _watched(call, bulk.carry(holding.ticket, missing, work), _commit(update))
                     return await _result(call, update, reply)
+            self.metrics.transfers_total.labels("out", "call").inc()
             await self._send_payloads(call, update, _pieces(update, sources, offsets, chunk_bytes))
             if holding is None:
                 holding = await _holding(call, update)
@@ -174,6 +175,15 @@ class Uploads:
             return await _result(call, update, await call.read())
         finally:
             call.cancel()
+
+    def _write_over(
+        self, update: RetainedUpdate, sources: Sequence[OutgoingPayload], offsets: Sequence[int], line: Line
+    ) -> None:
+        """Send what is missing over a line; blocks, errors as `OutgoingPayload.pread` and `Line.send`."""
+        self.metrics.transfers_total.labels("out", "line").inc()
+        for file, source, offset in zip(update.files, sources, offsets, strict=True):
+            for position in range(offset, file.nbytes, BLOCK_BYTES):
+                line.send(source.pread(position, min(BLOCK_BYTES, file.nbytes - position)))
 
     async def _send_payloads(self, call: BidiCall, update: RetainedUpdate, pieces: Iterator[bytes]) -> None:
         """Send what is missing and the commit; stops early, without an error, if the server ended the call."""
@@ -245,15 +255,6 @@ def _pieces(
     for index, (file, source, offset) in enumerate(zip(update.files, sources, offsets, strict=True)):
         for position, size in cut(file.nbytes, offset, chunk_bytes=chunk_bytes):
             yield read_update_message(source.pread, index, position, size)
-
-
-def _write_missing(
-    update: RetainedUpdate, sources: Sequence[OutgoingPayload], offsets: Sequence[int], line: Line
-) -> None:
-    """Send what is missing over a line; blocks, errors as `OutgoingPayload.pread` and `Line.send`."""
-    for file, source, offset in zip(update.files, sources, offsets, strict=True):
-        for position in range(offset, file.nbytes, BLOCK_BYTES):
-            line.send(source.pread(position, min(BLOCK_BYTES, file.nbytes - position)))
 
 
 async def _watched(call: BidiCall, sending: Coroutine[Any, Any, None], commit: aggregator_pb2.UpdateCommit) -> Any:

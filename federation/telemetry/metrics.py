@@ -41,6 +41,9 @@ class Metrics:
         rounds_committed_total: rounds committed.
         payload_bytes_total: bytes of payloads as encoded, and of files (``bundle``, ``model``, ``artifact``), by
             direction (``in``, ``out``) and payload name.
+        transfers_total: transfers of payloads begun by PullModel and PushUpdate, those that go on after a cut again, by
+            direction (``in``, ``out``) and way: ``line``, a connection of its own, or ``call``. What travels inside a
+            session is not counted.
         updates_admitted_total: updates that count; a site that sent its own in the session learns it with the verdict.
         updates_refused_total: updates that do not, by `federation.errors.Refusal`.
         sites: sites by state; an aggregator's are ``joining`` or ``ready``.
@@ -85,6 +88,12 @@ class Metrics:
         )
         self.payload_bytes_total = self._counter(
             "payload_bytes_total", "Bytes of payloads and files moved.", "direction", "payload"
+        )
+        self.transfers_total = self._counter(
+            "transfers_total",
+            "Transfers of payloads begun outside of a session: over a line, or in a call, as those up to 4 MiB all do.",
+            "direction",
+            "way",
         )
 
     def _declare_rounds(self) -> None:

@@ -13,6 +13,7 @@ from federation.aggregator.versions import Versions
 from federation.errors import NotFoundError
 from federation.names import PayloadName, RoundNumber
 from federation.storage.checkpoints import ModelFile, ModelWriter
+from federation.telemetry.metrics import Metrics
 from federation.testing.aggregators import flat_schema
 from federation.wire.payloads import MODEL, OPTIMIZER, Payload
 
@@ -23,7 +24,7 @@ ONE, TWO, THREE = map(RoundNumber, (1, 2, 3))
 @pytest.fixture
 def offers():
     with ThreadPoolExecutor(1) as pool:
-        yield Offers(pool)
+        yield Offers(pool, Metrics())
 
 
 def commit(folder, value):

@@ -80,6 +80,8 @@ class Line:
     def wait_for_end(self) -> None:
         """Return once the other side, which has all it wanted, has ended the line; blocks.
 
+        Before 3.11.9 Python takes a reset for an end, so this says what is likely. Who fetches knows, and fetches on.
+
         Raises:
             TransportError: the line was cut instead, or something came.
         """

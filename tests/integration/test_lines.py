@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from federation.collaborator.link import BulkDialler
 from federation.errors import TransportError
 from federation.names import FederationName, Role
 from federation.pki.authority import CertificateAuthority, issue_identity
@@ -529,3 +530,23 @@ async def test_a_line_that_was_cut_before_it_was_dialled_is_not_dialled(hall: Ha
     with pytest.raises(TransportError, match="cut on this side"):
         await asyncio.to_thread(hall.address(hall.lab.issue(Role.ENVOY, "north")).dial, line, bytes(16), ENOUGH)
     line.close()
+
+
+async def test_a_dialler_takes_refused_tickets_for_cuts_until_the_third_in_a_row(hall: Hall, caplog: Any) -> None:
+    tls = hall.lab.issue(Role.ENVOY, "north")
+    dialler = BulkDialler(hall.address(tls))
+
+    async def refused(times: int) -> None:
+        for _ in range(times):
+            assert dialler.is_usable
+            with pytest.raises(LineRefusedError):
+                await dialler.carry(bytes(16), ENOUGH, lambda _: None)
+
+    await refused(2)
+    with hall.server.issue(hall.peer(tls), ENOUGH) as ticket:
+        await dialler.carry(ticket.id, ENOUGH, lambda _: None)
+    await refused(3)
+    assert not dialler.is_usable
+    assert [record.getMessage()[:25] for record in caplog.records if "inside calls" in record.getMessage()] == [
+        "large payloads travel ins"
+    ]

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation.errors import MalformedMessageError, NotFoundError
-from federation.transport.lines import BLOCK_BYTES
 from federation.v1 import aggregator_pb2 as pb
 from federation.wire.chunks import CHUNK_BYTES, FIRST_CHUNK_BYTES
 from federation.wire.payloads import BUFFERS, INLINE_BYTES, MODEL, STEP, Payload, payload_to_proto
@@ -82,8 +81,8 @@ class Offer:
             TransportError: the line was cut.
             StorageError: the disk failed.
         """
-        for start in range(offset, self.payload.encoded_bytes, BLOCK_BYTES):
-            line.send(self._file.pread(start, min(BLOCK_BYTES, self.payload.encoded_bytes - start)))
+        for start in range(offset, self.payload.encoded_bytes, line.block_bytes):
+            line.send(self._file.pread(start, min(line.block_bytes, self.payload.encoded_bytes - start)))
         line.wait_for_end()
 
     @contextlib.contextmanager

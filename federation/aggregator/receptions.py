@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from federation.errors import MalformedMessageError, TransportError
 from federation.runtime.batches import Batches
 from federation.storage.spool import UpdateKey
-from federation.transport.lines import BLOCK_BYTES
 from federation.wire.chunks import LEAST_CHUNK_BYTES
 from federation.wire.payloads import DELTA, IDENTITY_CODEC, INLINE_BYTES
 from federation.wire.pieces import MessagePiece
@@ -239,7 +238,7 @@ class Receptions:
 
     def _take_all(self, reception: Reception, line: Line) -> None:
         """Take what is missing of each payload, in order, from a line; blocks."""
-        block = memoryview(bytearray(BLOCK_BYTES))
+        block = memoryview(bytearray(line.block_bytes))
         for index, payload in enumerate(reception.payloads):
             while missing := payload.payload.encoded_bytes - payload.held:
                 wanted = block[:missing]

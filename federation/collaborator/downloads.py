@@ -23,7 +23,6 @@ from federation.runtime.batches import Batches
 from federation.runtime.clock import pause
 from federation.runtime.threads import in_thread
 from federation.tensors.digest import payload_digest
-from federation.transport.lines import BLOCK_BYTES
 from federation.v1 import aggregator_pb2
 from federation.wire.chunks import ChunkReceiver
 from federation.wire.pieces import MessagePiece, read_model_piece
@@ -219,7 +218,7 @@ class Downloads:
             StorageError: the disk refused.
         """
         self.metrics.transfers_total.labels("in", "line").inc()
-        block = memoryview(bytearray(BLOCK_BYTES))
+        block = memoryview(bytearray(line.block_bytes))
         while missing := receiver.total - receiver.received:
             wanted = block[:missing]
             got = line.receive_into(wanted)

@@ -39,7 +39,7 @@ from federation.runtime.backoff import Backoff
 from federation.runtime.batches import BATCH_BYTES
 from federation.runtime.clock import pause
 from federation.runtime.threads import in_thread, started
-from federation.transport.lines import BLOCK_BYTES, NoLineError
+from federation.transport.lines import NoLineError
 from federation.v1 import aggregator_pb2
 from federation.wire.chunks import CHUNK_BYTES, LEAST_CHUNK_BYTES, cut
 from federation.wire.payloads import INLINE_BYTES
@@ -182,8 +182,8 @@ class Uploads:
         """Send what is missing over a line; blocks, errors as `OutgoingPayload.pread` and `Line.send`."""
         self.metrics.transfers_total.labels("out", "line").inc()
         for file, source, offset in zip(update.files, sources, offsets, strict=True):
-            for position in range(offset, file.nbytes, BLOCK_BYTES):
-                line.send(source.pread(position, min(BLOCK_BYTES, file.nbytes - position)))
+            for position in range(offset, file.nbytes, line.block_bytes):
+                line.send(source.pread(position, min(line.block_bytes, file.nbytes - position)))
 
     async def _send_payloads(self, call: BidiCall, update: RetainedUpdate, pieces: Iterator[bytes]) -> None:
         """Send what is missing and the commit; stops early, without an error, if the server ended the call."""

@@ -37,6 +37,7 @@ from federation.transport.authority import CallRefusal, RefusedCallError
 from federation.transport.credentials import following_context
 from federation.transport.lines import (
     ALPN,
+    BLOCK_BYTES,
     GREETING,
     LEAST_BYTES,
     STALL_S,
@@ -60,6 +61,9 @@ _T = TypeVar("_T")
 
 MOST_LINES = 32
 MOST_OF_ONE = 4
+FEW_LINES = 4
+SMALL_BLOCK_BYTES = 256 << 10
+"""Size of a block where many lines have one."""
 MOST_GREETINGS = 64
 GREETING_S = 10.0
 CLAIM_S = 30.0
@@ -118,6 +122,7 @@ class BulkServer:
         self._host = host
         self._log = get_logger(__name__)
         self._tickets: dict[bytes, Ticket] = {}
+        self._crowd = self._before = 0  # most tickets since there was none, and before that
         self._greetings: dict[asyncio.Task[None], Cancellable] = {}
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -161,8 +166,11 @@ class BulkServer:
         if not self.port or nbytes <= LEAST_BYTES or len(self._tickets) >= MOST_LINES or theirs >= MOST_OF_ONE:
             yield None
             return
+        if not self._tickets:
+            self._before, self._crowd = self._crowd, 0
         ticket = Ticket(secrets.token_bytes(TICKET_BYTES), peer, nbytes)
         self._tickets[ticket.id] = ticket
+        self._crowd = max(self._crowd, len(self._tickets))
         timer = self._authority.clock.timer(CLAIM_S, ticket.lapse)
         try:
             yield ticket
@@ -176,6 +184,11 @@ class BulkServer:
     async def carry(self, line: Line, work: Callable[[], _T]) -> _T:
         """Run what reads or writes a line of this server in a thread, as `carried`."""
         return await carried(line, work, self._pool)
+
+    @property
+    def _block_bytes(self) -> int:
+        """Size of a line's blocks: where many have lines, as far as can be told from the time before, small."""
+        return BLOCK_BYTES if max(self._crowd, self._before) <= FEW_LINES else SMALL_BLOCK_BYTES
 
     def _listen(self, port: int) -> socket.socket | None:
         for host, options in _places(self._host):
@@ -238,7 +251,9 @@ class BulkServer:
                 return
             stack.pop_all()
             secured.settimeout(STALL_S)
-            ticket.line.set_result(Line(secured))  # nothing was awaited since it was found
+            ticket.line.set_result(
+                Line(secured, block_bytes=self._block_bytes)
+            )  # nothing was awaited since it was found
 
     def _find(self, said: bytes, nbytes: int, secured: ssl.SSLSocket) -> Ticket:
         peer = self._authority.authorise(self._method, _auth_context(secured))

@@ -24,8 +24,7 @@ _T = TypeVar("_T")
 
 ALPN = "federation-bulk/1"
 BLOCK_BYTES = 1 << 20
-"""What is read, checked and written at a time: it stays in a core's cache. Of 256 KiB, Python has four times as much to
-do."""
+"""What is read, checked and written at a time: it stays in a core's cache. Of smaller ones Python has more to do."""
 _PART_BYTES = 1 << 18
 """What must be under way within `STALL_S`: Python counts the time of one call, not since something moved. So a line
 moves 4 KiB a second, or it stalls."""
@@ -48,9 +47,18 @@ class LineRefusedError(TransportError):
 
 
 class Line:
-    """One end of a line. For one thread at a time, but for `cut`, which any may call."""
+    """One end of a line. For one thread at a time, but for `cut`, which any may call.
 
-    def __init__(self, secured: ssl.SSLSocket | None = None) -> None:
+    Args:
+        secured: the connection; None: it is still to be dialled.
+        block_bytes: what it is best read and written by.
+
+    Attributes:
+        block_bytes: likewise.
+    """
+
+    def __init__(self, secured: ssl.SSLSocket | None = None, *, block_bytes: int = BLOCK_BYTES) -> None:
+        self.block_bytes = block_bytes
         self._secured = secured
         self._socket: socket.socket | None = secured
         self._is_cut = False

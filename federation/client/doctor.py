@@ -5,6 +5,8 @@ reached.
 4. TLS stands, with the director's expected name. 5. The director takes us for whom we think we are. 6. The clocks
 agree. 7. The certificates live long enough. 8. The protocol versions overlap. 9. The signing key is there.
 
+Aggregators are left out: silos dial them, not users, and they listen only while an experiment runs.
+
 Each check is a `Finding`. One that fails ends the examination only if nothing after it could be checked.
 """
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import socket
 import threading
 import time
-from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import pytest
@@ -22,6 +22,8 @@ from federation.tensors.digest import payload_digest
 from federation.testing.aggregators import flat_schema
 from federation.testing.clock import FakeClock
 from federation.testing.scripted_sites import Finished
+from federation.transport.authority import Peer
+from federation.transport.bulk import MOST_OF_ONE
 from federation.v1 import aggregator_pb2 as pb
 
 from .cables import DOWN, UP, Cable, LineSite, Place
@@ -64,7 +66,7 @@ def update_of(site, task, elements=ELEMENTS):
     return site.header(task, {"delta": data}, {"loss": 1.0}), {"delta": data}
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def stalled(cable, sending):
     """Have a transfer under way that stalls, and leave it ended."""
     task = asyncio.create_task(sending)
@@ -102,6 +104,22 @@ async def test_without_a_bulk_port_they_go_in_the_calls(tmp_path):
         assert await run_all(site) == ["completed"]
         await running.ended()
     assert site.welcome.bulk_port == 0 and (weight(built) == 0.5).all()
+
+
+async def test_when_all_lines_are_given_out_they_go_in_the_calls(tmp_path):
+    built = build(tmp_path)
+    async with Cable() as cable, built.aggregator() as running:
+        peer = Peer(
+            identity=built.tls_of(Role.ENVOY, "site-a").facts().identity, expires_at=0, serial=0, fingerprint=""
+        )
+        with contextlib.ExitStack() as stack:
+            for _ in range(MOST_OF_ONE):
+                stack.enter_context(running.aggregator.driver.lines.issue(peer, NBYTES))
+            site = made(built, tmp_path, running, cable=cable)
+            assert await run_all(site) == ["completed"]
+        await running.ended()
+    assert site.place.links.current.bulk.is_usable, "there may be one the next time"
+    assert cable.passed == [] and (weight(built) == 0.5).all()
 
 
 @pytest.mark.parametrize("way", ["closed", "plaintext"])
@@ -373,5 +391,5 @@ async def test_a_collaborator_that_stops_while_the_port_never_answers_leaves_at_
                 loading.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await loading
-                with suppress(TransportError):
+                with contextlib.suppress(TransportError):
                     await site.cut()

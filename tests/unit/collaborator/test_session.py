@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from federation.collaborator.link import Link, LinkHolder
 from federation.collaborator.session import Session
+from federation.errors import ConfigurationError
 from federation.names import Digest, Epoch
 from federation.testing.clock import FakeClock
 from federation.testing.dialling import NobodyThere, QuietChannel, QuietStream
@@ -136,5 +137,26 @@ async def test_what_waited_for_a_session_is_said_once_the_site_is_ready_in_the_f
     await second
     await streams[1].has_heard.wait()
     assert [stream.said for stream in streams] == [["hello", "ready", "update"]] * 2
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_session_whose_certificate_files_cannot_be_read_for_lines_is_given_up_whole() -> None:
+    clock, links, stream, closed = FakeClock(), LinkHolder(), Stream(), []
+    stream._replies[0].welcome.bulk_port = 7200
+    session = session_over(lambda: stream, links, clock)
+
+    class Channel(QuietChannel):
+        async def close(self) -> None:
+            closed.append("channel")
+
+    def half_written(_: int) -> NoReturn:
+        raise ConfigurationError("the key is not the certificate's")
+
+    session.open_channel, session.bulk_address = Channel, half_written
+    stream.cancel = lambda: closed.append("call")  # type: ignore[method-assign]
+    running = asyncio.create_task(session.run())
+    await clock.until_waiting()
+    assert closed == ["call", "channel"] and links.current is None
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

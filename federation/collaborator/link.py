@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from federation.names import Epoch
+    from federation.runtime.clock import Clock
     from federation.transport.lines import BulkAddress
     from federation.transport.methods import BidiCall, Stub
     from federation.v1 import aggregator_pb2
@@ -42,25 +43,35 @@ class Link:
 
 MOST_REFUSED = 3
 """Lines refused in a row; one may be so because its call had just ended."""
+AGAIN_S = 600.0
+"""A session may last for weeks, and what was in the way a moment."""
 
 
 class BulkDialler:
-    """Dials lines of one session, until one is not to be had: then the bytes travel in the calls.
+    """Dials lines of one session. Where one is not to be had, the bytes travel in the calls for the next `AGAIN_S`.
 
     Args:
         address: where.
+        clock: tells when to try again.
     """
 
-    def __init__(self, address: BulkAddress) -> None:
-        self.is_usable = True
+    def __init__(self, address: BulkAddress, clock: Clock) -> None:
         self._address = address
+        self._clock = clock
+        self._not_before = clock.monotonic()
         self._refused = 0
+        self._has_warned = False
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a line is to be tried."""
+        return self._clock.monotonic() >= self._not_before
 
     async def carry(self, ticket: bytes, nbytes: int, work: Callable[[Line], None]) -> None:
         """Dial, and run what reads or writes so many bytes over the line in a thread.
 
         Raises:
-            NoLineError, LineRefusedError: there is no line to be had; if that is to stay so, `is_usable` is false.
+            NoLineError, LineRefusedError: there is no line to be had; if that may stay so, `is_usable` is false now.
             TransportError: it was cut.
             FederationError: as `work`.
         """
@@ -69,6 +80,7 @@ class BulkDialler:
         def dial_and_work() -> None:
             self._address.dial(line, ticket, nbytes)
             self._refused = 0
+            self._has_warned = False
             work(line)
 
         try:
@@ -76,8 +88,10 @@ class BulkDialler:
         except (NoLineError, LineRefusedError) as error:
             self._refused += isinstance(error, LineRefusedError)
             if isinstance(error, NoLineError) or self._refused >= MOST_REFUSED:
-                self.is_usable = False
-                _log.warning("large payloads travel inside calls, which is slower: %s", error)
+                self._not_before = self._clock.monotonic() + AGAIN_S
+                level = logging.DEBUG if self._has_warned else logging.WARNING
+                self._has_warned = True
+                _log.log(level, "large payloads travel inside calls, which is slower: %s", error)
             raise
         finally:
             line.close()

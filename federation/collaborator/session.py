@@ -202,7 +202,7 @@ class Session:
 
     def _dialler(self, port: int) -> BulkDialler | None:
         address = self.bulk_address(port) if 0 < port < 65536 else None
-        return BulkDialler(address) if address is not None else None
+        return BulkDialler(address, self.clock) if address is not None else None
 
     async def _hold(self, opened: _Opened) -> tuple[aggregator_pb2.Finish | None, _Opened | None]:
         """Take part in one session; return the aggregator's last word, or the session that follows a renewal."""

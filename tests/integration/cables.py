@@ -130,7 +130,7 @@ class Place:
     links: LinkHolder = field(default_factory=LinkHolder)
 
     def __post_init__(self) -> None:
-        metrics = Metrics()
+        self.metrics = metrics = Metrics()
         self.downloads = Downloads(
             experiment=self.experiment,
             exchange=Exchange(self.folder / "exchange"),
@@ -183,7 +183,9 @@ class LineSite(HonestSite):
             port = self.cable.at(port)
         name = aggregator_server_name(self.meeting.federation, self.meeting.experiment)
         assert self._tls is not None
-        bulk = BulkDialler(BulkAddress("127.0.0.1", port, server_name=name, tls=self._tls)) if port else None
+        bulk = None
+        if port:
+            bulk = BulkDialler(BulkAddress("127.0.0.1", port, server_name=name, tls=self._tls), self.place.clock)
         self.place.links.set(Link(stub=self.stub, call=None, epoch=Epoch(welcome.epoch), bulk=bulk))  # type: ignore[arg-type]
         return welcome
 

@@ -19,7 +19,7 @@ from federation.pki.authority import issue_identity
 from federation.runtime.records import read_exit_record
 from federation.storage.checkpoints import read_model
 from federation.tensors.digest import payload_digest
-from federation.testing.aggregators import flat_schema
+from federation.testing.aggregators import EXPERIMENT, flat_schema
 from federation.testing.clock import FakeClock
 from federation.testing.scripted_sites import Finished
 from federation.transport.authority import Peer
@@ -42,7 +42,7 @@ def build(tmp_path, sites="a", elements=ELEMENTS, **plan):
 def place(built, tmp_path, name="a", **fields):
     folder = tmp_path / f"site-{name}"
     folder.mkdir(exist_ok=True)
-    return Place(folder, built.spec, built.meeting("").experiment, **fields)
+    return Place(folder, built.spec, EXPERIMENT, **fields)
 
 
 def made(built, tmp_path, running, name="a", **options):
@@ -95,15 +95,6 @@ async def test_large_payloads_go_over_lines_and_not_in_the_calls(tmp_path, plan)
     assert (weight(built) == 0.5).all()
     assert cable.total(DOWN) >= 3 * NBYTES and cable.total(UP) >= (2 if plan else 3) * NBYTES
     assert line_threads() == []
-
-
-async def test_without_a_bulk_port_they_go_in_the_calls(tmp_path):
-    built = build(tmp_path)
-    async with built.aggregator(bulk_ports=None) as running:
-        site = made(built, tmp_path, running)
-        assert await run_all(site) == ["completed"]
-        await running.ended()
-    assert site.welcome.bulk_port == 0 and (weight(built) == 0.5).all()
 
 
 async def test_when_all_lines_are_given_out_they_go_in_the_calls(tmp_path):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.collaborator.link import BulkDialler
+from federation.collaborator.link import AGAIN_S, BulkDialler
 from federation.errors import TransportError
 from federation.names import FederationName, Role
 from federation.pki.authority import CertificateAuthority, issue_identity
@@ -534,7 +534,7 @@ async def test_a_line_that_was_cut_before_it_was_dialled_is_not_dialled(hall: Ha
 
 async def test_a_dialler_takes_refused_tickets_for_cuts_until_the_third_in_a_row(hall: Hall, caplog: Any) -> None:
     tls = hall.lab.issue(Role.ENVOY, "north")
-    dialler = BulkDialler(hall.address(tls))
+    dialler = BulkDialler(hall.address(tls), hall.lab.clock)
 
     async def refused(times: int) -> None:
         for _ in range(times):
@@ -550,3 +550,21 @@ async def test_a_dialler_takes_refused_tickets_for_cuts_until_the_third_in_a_row
     assert [record.getMessage()[:25] for record in caplog.records if "inside calls" in record.getMessage()] == [
         "large payloads travel ins"
     ]
+
+
+async def test_a_dialler_that_got_no_line_tries_again_after_a_while_and_warns_once(hall: Hall, caplog: Any) -> None:
+    tls = hall.lab.issue(Role.ENVOY, "north")
+    dialler = BulkDialler(hall.address(tls), hall.lab.clock)
+    port = hall.server.port
+    await hall.server.stop()
+    for _ in range(2):
+        with pytest.raises(NoLineError):
+            await dialler.carry(bytes(16), ENOUGH, lambda _: None)
+        hall.lab.clock.advance(AGAIN_S - 1)
+        assert not dialler.is_usable
+        hall.lab.clock.advance(1)
+        assert dialler.is_usable
+    assert len([record for record in caplog.records if "inside calls" in record.getMessage()]) == 1
+    assert await hall.server.start([port]) == port
+    with hall.server.issue(hall.peer(tls), ENOUGH) as ticket:
+        await dialler.carry(ticket.id, ENOUGH, lambda _: None)

@@ -2,7 +2,7 @@
 
 Rules, in order:
 
-1. A newer upload of a site ends its older one, and waits until that has let go of the spool.
+1. A site has one upload at a time (`federation.aggregator.upload_streams`).
 2. An update that was admitted for this attempt is acknowledged again, whatever is sent.
 3. Task, then claim, are checked before a byte is taken (`federation.rounds.admission`); the bytes as they arrive, in
    one pass (`federation.aggregator.receptions`); norm and digests at the end. Only then is it admitted, in the spool
@@ -21,14 +21,13 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-from collections import defaultdict
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from federation.aggregator.admitted import AdmittedUpdate, expected_payloads, read_admitted
 from federation.aggregator.receptions import Receptions, asking_of, key_of
 from federation.aggregator.turns import CROWD_PIECE_BYTES, Turn, Turns
+from federation.aggregator.upload_streams import CLOSED, UploadStream, UploadStreams
 from federation.aggregator.whole_updates import as_messages, check_whole
 from federation.errors import MalformedMessageError, Refusal, StorageError, TransportError, UpdateRejectedError
 from federation.names import Attempt, RoundNumber
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from federation.aggregator.receptions import Asking, Reception, Request
-    from federation.errors import FederationError
     from federation.names import Digest, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.events import Event
@@ -55,7 +53,6 @@ if TYPE_CHECKING:
     from federation.transport.calls import Call
 
 
-_CLOSED = "the round closed before the update was whole: drop it"
 _NOTHING: Mapping[SiteName, Asking] = MappingProxyType({})
 _ANSWERS_NO_TASK = frozenset({Refusal.UNKNOWN_EXPERIMENT, Refusal.STALE_EPOCH, Refusal.CLOSED_ROUND, Refusal.NOT_ASKED})
 
@@ -78,31 +75,6 @@ class OpenRound(Protocol):
 
     def handle(self, event: Event) -> None:
         """Take in what happened."""
-
-
-@dataclass(eq=False, slots=True)
-class _Stream:
-    """One update on its way, and the task that its header says it answers; `done` once it has let go of the spool.
-
-    `call` is None for one that came in its site's session, which goes on. `takes_ticket`: its sender would send it over
-    a line of its own.
-    """
-
-    site: SiteName
-    asking: Asking
-    call: Call | None
-    done: asyncio.Event
-    takes_ticket: bool
-
-    def end(self, error: FederationError) -> bool:
-        """End its call; False if it has none: it is here whole, and is looked at once more before it counts."""
-        if self.call is None:
-            return False
-        self.call.end(error)
-        return True
-
-    def is_kept(self, but: Mapping[SiteName, Asking]) -> bool:
-        return but.get(self.site) == self.asking
 
 
 class Uploads:
@@ -144,9 +116,7 @@ class Uploads:
         self._lines = lines
         self._clock = clock
         self._metrics = metrics
-        self._locks: defaultdict[SiteName, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._streams: dict[SiteName, _Stream] = {}
-        self._in_spool: set[_Stream] = set()
+        self._streams = UploadStreams(metrics)
         self._receptions = Receptions(
             self._plans, spool, disk=disk, pool=pool, lines=lines, clock=clock, metrics=metrics
         )
@@ -190,32 +160,20 @@ class Uploads:
         Args:
             but: task of each site that goes on: uploads that answer it do too, and only those.
         """
-        for stream in [stream for stream in self._streams.values() if not stream.is_kept(but)]:
-            self._close(stream)
+        self._streams.close(but)
         self._receptions.keep_only(but)
 
     def turn_to(self, sites: Iterable[SiteName], asking: Asking) -> None:
         """End what sites that are given a task still send for another one."""
-        for site in sites:
-            stream = self._streams.get(site)
-            if stream is not None and stream.asking != asking:
-                self._close(stream)
+        self._streams.turn_to(sites, asking)
 
     def interrupt(self, site: SiteName) -> None:
         """End the upload of a site that is lost; it goes on where it was if the site comes back to the same task."""
-        stream = self._streams.pop(site, None)
-        if stream is not None:
-            stream.end(TransportError("the session of this site is lost: join again, then resume the upload"))
-
-    def _close(self, stream: _Stream) -> None:
-        del self._streams[stream.site]
-        if stream.end(UpdateRejectedError(Refusal.CLOSED_ROUND, _CLOSED)):  # else it is counted when it is refused
-            self._metrics.updates_refused_total.labels(Refusal.CLOSED_ROUND.value).inc()
+        self._streams.interrupt(site)
 
     async def settle(self, but: Mapping[SiteName, Asking] = _NOTHING) -> None:
         """Return once no ended upload touches the spool any more; arguments as `close_attempt`."""
-        for stream in [stream for stream in self._in_spool if not stream.is_kept(but)]:
-            await stream.done.wait()
+        await self._streams.settle(but)
 
     @property
     def _is_crowd(self) -> bool:
@@ -242,24 +200,13 @@ class Uploads:
         """
         header, takes_ticket = await _read_header(requests)
         announcement = self._announcement(site, header)
-        older = self._streams.get(site)
-        if older is not None:
-            older.end(TransportError("superseded by a newer upload of the same site"))
-        stream = _Stream(site, asking_of(announcement), call, asyncio.Event(), takes_ticket)
-        self._streams[site] = stream
-        try:
-            async with self._locks[site]:
-                self._in_spool.add(stream)
-                try:
-                    async with contextlib.aclosing(self._take(stream, announcement, requests)) as replies:
-                        async for reply in replies:
-                            yield reply
-                finally:
-                    self._in_spool.discard(stream)
-                    stream.done.set()
-        finally:
-            if self._streams.get(site) is stream:
-                del self._streams[site]
+        stream = UploadStream(site=site, asking=asking_of(announcement), call=call, takes_ticket=takes_ticket)
+        async with (
+            self._streams.present(stream),
+            contextlib.aclosing(self._take(stream, announcement, requests)) as replies,
+        ):
+            async for reply in replies:
+                yield reply
 
     async def take(self, site: SiteName, update: pb.WholeUpdate) -> None:
         """Take one update that came whole in its site's session; returns once it is admitted, errors as `receive`."""
@@ -284,7 +231,7 @@ class Uploads:
             raise
 
     async def _take(
-        self, stream: _Stream, announcement: UpdateAnnouncement, requests: AsyncIterator[Request]
+        self, stream: UploadStream, announcement: UpdateAnnouncement, requests: AsyncIterator[Request]
     ) -> AsyncGenerator[pb.PushUpdateReply, None]:
         """Rule 4."""
         site = stream.site
@@ -304,7 +251,7 @@ class Uploads:
 
     async def _receive(
         self,
-        stream: _Stream,
+        stream: UploadStream,
         announcement: UpdateAnnouncement,
         requests: AsyncIterator[Request],
     ) -> AsyncGenerator[pb.PushUpdateReply, None]:
@@ -320,7 +267,7 @@ class Uploads:
             yield pb.PushUpdateReply(result=pb.UpdateResult(admitted=True))
             return
         self._check(site, announcement)
-        if self._streams.get(site) is not stream:
+        if not self._streams.is_present(stream):
             raise TransportError("superseded by a newer upload of the same site")
         self._announced[site] = key_of(site, announcement)
         self._round.handle(ModelHeld(site))
@@ -347,7 +294,7 @@ class Uploads:
         digests = await self._admit(stream, reception, commit)
         yield pb.PushUpdateReply(result=pb.UpdateResult(admitted=True, digests=digests))
 
-    def _ticket(self, stream: _Stream, reception: Reception) -> contextlib.AbstractContextManager[Ticket | None]:
+    def _ticket(self, stream: UploadStream, reception: Reception) -> contextlib.AbstractContextManager[Ticket | None]:
         if stream.call is None or not stream.takes_ticket:
             return contextlib.nullcontext()
         return self._lines.issue(stream.call.peer, reception.missing)
@@ -372,7 +319,7 @@ class Uploads:
         admission.check_staleness(expected)
         admission.check_claim(claim, expected, examples_cap=self._round.examples_cap(site))
 
-    async def _admit(self, stream: _Stream, reception: Reception, commit: pb.UpdateCommit) -> tuple[Digest, ...]:
+    async def _admit(self, stream: UploadStream, reception: Reception, commit: pb.UpdateCommit) -> tuple[Digest, ...]:
         """Rule 3, second half; returns the digests of what is stored."""
         site = stream.site
         digests, norm = await self._receptions.finish(reception, commit)
@@ -390,8 +337,7 @@ class Uploads:
         except UpdateRejectedError:
             await self._on_disk(self._spool.discard, reception.update)
             raise
-        # Its call must not be ended by the closing of the attempt, which this very update may bring about.
-        self._streams.pop(site, None)
+        self._streams.let_go(site)
         self._receptions.forget(site)
         self._metrics.updates_admitted_total.inc()
         self._round.handle(UpdateAdmitted(site, asked_round=stream.asking[0]))
@@ -404,7 +350,7 @@ class Uploads:
 
     def _require_open(self, site: SiteName, announcement: UpdateAnnouncement) -> None:
         if not self._is_awaited(site, asking_of(announcement)):
-            raise UpdateRejectedError(Refusal.CLOSED_ROUND, _CLOSED)
+            raise UpdateRejectedError(Refusal.CLOSED_ROUND, CLOSED)
         admission.check_staleness(self._round.expectation(site))
 
     def _tell(self, asking: Asking, event: UpdateRefused | SiteFailed) -> None:

@@ -85,7 +85,7 @@ def line_threads():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("line")]
 
 
-@pytest.mark.parametrize("plan", [{}, {"algorithm": "fedbuff", "options": {"k": 2}}], ids=["rounds", "buffered"])
+@pytest.mark.parametrize("plan", [{}, {"algorithm": "fedbuff", "options": {"k": 3}}], ids=["rounds", "buffered"])
 async def test_large_payloads_go_over_lines_and_not_in_the_calls(tmp_path, plan):
     built = build(tmp_path, "abc", **plan)
     async with Cable() as cable, built.aggregator() as running:
@@ -93,7 +93,7 @@ async def test_large_payloads_go_over_lines_and_not_in_the_calls(tmp_path, plan)
         assert await run_all(*sites) == ["completed"] * 3
         await running.ended()
     assert (weight(built) == 0.5).all()
-    assert cable.total(DOWN) >= 3 * NBYTES and cable.total(UP) >= (2 if plan else 3) * NBYTES
+    assert cable.total(DOWN) >= 3 * NBYTES and cable.total(UP) >= 3 * NBYTES
     assert line_threads() == []
 
 
@@ -311,6 +311,7 @@ async def test_an_aggregator_killed_in_the_middle_of_a_line_is_met_by_the_next_a
             answering = asyncio.create_task(site.answer(task))
             await cable.stalled.wait()
             first.kill()
+            kept.links.set(None)  # as whoever listens to the session would: the next aggregator knows nobody yet
             await first.ended()
         cable.stall_after.clear()
         cable.go_on.set()

@@ -63,7 +63,7 @@ _T = TypeVar("_T")
 MOST_LINES = 32
 MOST_OF_ONE = 4
 FEW_LINES = 4
-SMALL_BLOCK_BYTES = 256 << 10
+SMALL_BLOCK_BYTES = 128 << 10
 """Size of a block where many lines have one."""
 MOST_GREETINGS = 64
 GREETING_S = 10.0
@@ -252,9 +252,8 @@ class BulkServer:
                 return
             stack.pop_all()
             secured.settimeout(STALL_S)
-            ticket.line.set_result(
-                Line(secured, block_bytes=self._block_bytes)
-            )  # nothing was awaited since it was found
+            # Nothing was awaited since it was found.
+            ticket.line.set_result(Line(secured, block_bytes=self._block_bytes))
 
     def _find(self, said: bytes, nbytes: int, secured: ssl.SSLSocket) -> Ticket:
         peer = self._authority.authorise(self._method, _auth_context(secured))

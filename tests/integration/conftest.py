@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import threading
 import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ from federation.transport.credentials import TlsFiles
 from federation.transport.methods import Stub
 from federation.transport.server import RpcServer
 from federation.v1 import tensors_pb2
+
+from .line_halls import Hall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -217,3 +220,12 @@ class Lab:
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     async with AsyncExitStack() as stack:
         yield Lab(tmp_path, stack)
+
+
+@pytest.fixture
+async def hall(lab: Lab) -> AsyncIterator[Hall]:
+    made = Hall(lab)
+    await made.server.start([0])
+    yield made
+    await made.server.stop()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("line")]

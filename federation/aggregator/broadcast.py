@@ -81,8 +81,7 @@ class Offer:
             TransportError: the line was cut.
             StorageError: the disk failed.
         """
-        for start in range(offset, self.payload.encoded_bytes, line.block_bytes):
-            line.send(self._file.pread(start, min(line.block_bytes, self.payload.encoded_bytes - start)))
+        line.send_from(self._file.pread, offset, self.payload.encoded_bytes)
         line.wait_for_end()
 
     @contextlib.contextmanager

@@ -238,15 +238,9 @@ class Receptions:
 
     def _take_all(self, reception: Reception, line: Line) -> None:
         """Take what is missing of each payload, in order, from a line; blocks."""
-        block = memoryview(bytearray(line.block_bytes))
         for index, payload in enumerate(reception.payloads):
-            while missing := payload.payload.encoded_bytes - payload.held:
-                wanted = block[:missing]
-                got = line.receive_into(wanted)
-                if got:
-                    self._accept_all(reception, [MessagePiece(payload.held, wanted[:got], index)])
-                if got < len(wanted):
-                    raise TransportError(f"the line ended {reception.missing} bytes too early: resume the upload")
+            for block in line.receive(payload.payload.encoded_bytes - payload.held):
+                self._accept_all(reception, [MessagePiece(payload.held, block, index)])
 
     async def _on_disk(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)

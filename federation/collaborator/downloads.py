@@ -188,7 +188,7 @@ class Downloads:
 
     async def _pull_rest(self, link: Link, receiver: ChunkReceiver, digest: Digest, descriptor: int) -> None:
         """Fetch from where the receiver is; some chunks are checked and written while the next ones come."""
-        bulk = link.bulk if link.bulk is not None and link.bulk.is_usable else None
+        bulk = link.usable_bulk
         request = aggregator_pb2.PullModelRequest(
             experiment=self.experiment, digest=digest, offset=receiver.received, takes_ticket=bulk is not None
         )
@@ -218,14 +218,8 @@ class Downloads:
             StorageError: the disk refused.
         """
         self.metrics.transfers_total.labels("in", "line").inc()
-        block = memoryview(bytearray(line.block_bytes))
-        while missing := receiver.total - receiver.received:
-            wanted = block[:missing]
-            got = line.receive_into(wanted)
-            if got:
-                _store(receiver, descriptor, MessagePiece(receiver.received, wanted[:got]))
-            if got < len(wanted):
-                raise TransportError(f"the line ended {receiver.total - receiver.received} bytes too early")
+        for block in line.receive(receiver.total - receiver.received):
+            _store(receiver, descriptor, MessagePiece(receiver.received, block))
 
 
 def _store_all(receiver: ChunkReceiver, descriptor: int, chunks: Sequence[Piece]) -> None:

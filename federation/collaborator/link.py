@@ -40,6 +40,11 @@ class Link:
     takes_updates: bool = False
     bulk: BulkDialler | None = None
 
+    @property
+    def usable_bulk(self) -> BulkDialler | None:
+        """What dials lines, if one is to be tried now."""
+        return self.bulk if self.bulk is not None and self.bulk.is_usable else None
+
 
 MOST_REFUSED = 3
 """Lines refused in a row; one may be so because its call had just ended."""

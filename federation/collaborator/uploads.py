@@ -150,7 +150,7 @@ class Uploads:
         call = link.stub.bidi("PushUpdate")
         try:
             # Should a write not be taken, the next read raises what the server says.
-            bulk = link.bulk if link.bulk is not None and link.bulk.is_usable else None
+            bulk = link.usable_bulk
             await call.try_write(aggregator_pb2.PushUpdateRequest(header=header, takes_ticket=bulk is not None))
             holding = None
             offsets: Sequence[int] = [0] * len(update.files)
@@ -182,8 +182,7 @@ class Uploads:
         """Send what is missing over a line; blocks, errors as `OutgoingPayload.pread` and `Line.send`."""
         self.metrics.transfers_total.labels("out", "line").inc()
         for file, source, offset in zip(update.files, sources, offsets, strict=True):
-            for position in range(offset, file.nbytes, line.block_bytes):
-                line.send(source.pread(position, min(line.block_bytes, file.nbytes - position)))
+            line.send_from(source.pread, offset, file.nbytes)
 
     async def _send_payloads(self, call: BidiCall, update: RetainedUpdate, pieces: Iterator[bytes]) -> None:
         """Send what is missing and the commit; stops early, without an error, if the server ended the call."""

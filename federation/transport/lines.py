@@ -75,6 +75,27 @@ class Line:
             for start in range(0, len(view), _PART_BYTES):
                 secured.sendall(view[start : start + _PART_BYTES])
 
+    def send_from(self, pread: Callable[[int, int], bytes], offset: int, end: int) -> None:
+        """Send the bytes from `offset` to `end` of what `pread` reads at (offset, size); blocks, errors as both."""
+        for start in range(offset, end, self.block_bytes):
+            self.send(pread(start, min(self.block_bytes, end - start)))
+
+    def receive(self, nbytes: int) -> Iterator[memoryview]:
+        """Yield so many bytes as they come, block by block; blocks. Each block is valid until the next.
+
+        Raises:
+            TransportError: the line ended before; what came was yielded.
+        """
+        block = memoryview(bytearray(min(self.block_bytes, nbytes)))
+        while nbytes:
+            wanted = block[:nbytes]
+            got = self.receive_into(wanted)
+            nbytes -= got
+            if got:
+                yield wanted[:got]
+            if got < len(wanted):
+                raise TransportError(f"the line ended {nbytes} bytes too early")
+
     def receive_into(self, view: memoryview) -> int:
         """Fill `view`; blocks. Returns how many bytes came: fewer only if the line ended."""
         # Once for each record, of 16 KiB: `recv_into` is twice as long on its way to it.

@@ -87,22 +87,14 @@ class Offer:
     @contextlib.contextmanager
     def pulled(self) -> Iterator[None]:
         """Keep the file open for a pull."""
-        self.begin()
+        self._pulls += 1
         try:
             yield
         finally:
-            self.end()
-
-    def begin(self) -> None:
-        """Note a pull."""
-        self._pulls += 1
-
-    def end(self) -> None:
-        """Note its end."""
-        self._pulls -= 1
-        if not self._pulls:
-            self._pieces.clear()
-        self._maybe_close()
+            self._pulls -= 1
+            if not self._pulls:
+                self._pieces.clear()
+            self._maybe_close()
 
     def retire(self) -> None:
         """Note that no new pull will begin."""
@@ -202,22 +194,21 @@ class Offers:
         total = offer.payload.encoded_bytes
         if offset > total:
             raise MalformedMessageError(f"offset {offset} is beyond the payload's {total} bytes")
-        offer.begin()
         self._metrics.transfers_total.labels("out", "call").inc()
         self._pulls += 1
         ahead: asyncio.Future[bytes] | None = None
-        try:
-            ahead, offset = self._read_ahead(offer, offset, FIRST_CHUNK_BYTES)
-            while ahead is not None:
-                reply = await asyncio.shield(ahead)
-                ahead, offset = self._read_ahead(offer, offset)
-                yield reply
-        finally:
-            self._pulls -= 1
-            if ahead is not None:
-                # The thread still reads: the file must stay open until it is done.
-                await asyncio.wait({ahead})
-            offer.end()
+        with offer.pulled():
+            try:
+                ahead, offset = self._read_ahead(offer, offset, FIRST_CHUNK_BYTES)
+                while ahead is not None:
+                    reply = await asyncio.shield(ahead)
+                    ahead, offset = self._read_ahead(offer, offset)
+                    yield reply
+            finally:
+                self._pulls -= 1
+                if ahead is not None:
+                    # The thread still reads: the file must stay open until it is done.
+                    await asyncio.wait({ahead})
 
     async def send(self, offer: Offer, offset: int, ticket: Ticket, lines: BulkServer) -> None:
         """Send a payload from an offset on over the line that a ticket of `lines` gets, to its end.

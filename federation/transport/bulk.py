@@ -31,11 +31,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
 from federation.errors import FederationError, TransportError
 from federation.runtime.clock import pause
 from federation.telemetry.logs import get_logger
 from federation.transport.authority import CallRefusal, RefusedCallError
-from federation.transport.credentials import following_context
 from federation.transport.lines import (
     ALPN,
     BLOCK_BYTES,
@@ -49,9 +51,13 @@ from federation.transport.lines import (
     check_protocol,
     configure,
 )
+from federation.transport.secured import SecuredSocket, following_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from _typeshed import FileDescriptorLike
+    from OpenSSL import SSL
 
     from federation.runtime.clock import Cancellable
     from federation.telemetry.metrics import Metrics
@@ -202,7 +208,7 @@ class BulkServer:
             return listener
         return None
 
-    async def _accept(self, listener: socket.socket, context: Callable[[], ssl.SSLContext]) -> None:
+    async def _accept(self, listener: socket.socket, context: Callable[[], SSL.Context]) -> None:
         while True:
             try:
                 plain, _ = await _when_ready(listener, listener.accept)
@@ -214,7 +220,7 @@ class BulkServer:
             self._begin(plain, context)
             await asyncio.sleep(0)  # others have their turn however many dial
 
-    def _begin(self, plain: socket.socket, context: Callable[[], ssl.SSLContext]) -> None:
+    def _begin(self, plain: socket.socket, context: Callable[[], SSL.Context]) -> None:
         """Rule 3: who is not through in time, or makes way for others, is cancelled."""
         waiting = [task for task in self._greetings if not task.cancelling()]
         if len(waiting) >= MOST_GREETINGS:
@@ -224,20 +230,20 @@ class BulkServer:
         task.add_done_callback(functools.partial(self._over, plain))
 
     def _over(self, plain: socket.socket, greeting: asyncio.Task[None]) -> None:
-        plain.close()  # once it is wrapped, this does nothing
         self._greetings.pop(greeting).cancel()
         if greeting.cancelled():
+            plain.close()  # again, unless it was so before it began
             self._count(CallRefusal.HANDSHAKE)
             self._log.info("line refused", reason="it said no ticket in time")
 
-    async def _greet(self, plain: socket.socket, context: Callable[[], ssl.SSLContext]) -> None:
+    async def _greet(self, plain: socket.socket, context: Callable[[], SSL.Context]) -> None:
         """Rule 2: hand the line to whoever waits for its ticket, or close it."""
         with contextlib.ExitStack() as stack:
+            stack.callback(plain.close)
             try:
                 configure(plain)
-                secured = context().wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
-                stack.callback(secured.close)
-                await _when_ready(secured, secured.do_handshake)
+                secured = SecuredSocket(context(), plain)
+                await _when_ready(secured, secured.shake_hands)
                 check_protocol(secured)
                 said, nbytes = GREETING.unpack(await _read(secured, GREETING.size))
                 ticket = self._find(said, nbytes, secured)
@@ -251,11 +257,11 @@ class BulkServer:
                 self._log.info("line refused", reason=str(error))
                 return
             stack.pop_all()
-            secured.settimeout(STALL_S)
+            secured.block(STALL_S)
             # Nothing was awaited since it was found.
             ticket.line.set_result(Line(secured, block_bytes=self._block_bytes))
 
-    def _find(self, said: bytes, nbytes: int, secured: ssl.SSLSocket) -> Ticket:
+    def _find(self, said: bytes, nbytes: int, secured: SecuredSocket) -> Ticket:
         peer = self._authority.authorise(self._method, _auth_context(secured))
         ticket = self._tickets.get(said)
         if ticket is None or ticket.line.done():
@@ -275,17 +281,17 @@ class BulkServer:
         self._metrics.refused_calls_total.labels(reason=refusal.value).inc()
 
 
-async def _read(secured: ssl.SSLSocket, nbytes: int) -> bytes:
+async def _read(secured: SecuredSocket, nbytes: int) -> bytes:
     data = b""
     while len(data) < nbytes:
-        part = await _when_ready(secured, lambda: secured.recv(nbytes - len(data)))  # noqa: B023  # called at once
+        part = await _when_ready(secured, lambda: secured.receive(nbytes - len(data)))  # noqa: B023  # called at once
         if not part:
             raise ConnectionAbortedError("the line ended before its ticket")
         data += part
     return data
 
 
-async def _when_ready(opened: socket.socket, step: Callable[[], _T]) -> _T:
+async def _when_ready(opened: FileDescriptorLike, step: Callable[[], _T]) -> _T:
     """Return what `step` returns once the socket lets it."""
     loop = asyncio.get_running_loop()
     while True:
@@ -310,14 +316,12 @@ def _places(host: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield host, {"family": socket.AF_INET6 if ":" in host else socket.AF_INET}
 
 
-def _auth_context(secured: ssl.SSLSocket) -> dict[str, list[bytes]]:
+def _auth_context(secured: SecuredSocket) -> dict[str, list[bytes]]:
     """Say of a connection what gRPC says of one, for the authority."""
-    der = secured.getpeercert(binary_form=True)
-    version = secured.version()
-    names: Any = (secured.getpeercert() or {}).get("subjectAltName", ())
-    uris = [value.encode() for kind, value in names if kind == "URI"]
+    certificate = secured.certificate
+    uris = [uri.encode() for uri in secured.names(x509.UniformResourceIdentifier)]
     return {
-        "x509_pem_cert": [ssl.DER_cert_to_PEM_cert(der).encode()] if der else [],
-        "ssl_tls_version": [version.encode()] if version else [],
+        "x509_pem_cert": [certificate.public_bytes(serialization.Encoding.PEM)] if certificate else [],
+        "ssl_tls_version": [secured.version.encode()],
         "peer_spiffe_id": uris if len(uris) == 1 else [],
     }

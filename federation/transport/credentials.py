@@ -16,9 +16,7 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 import os
-import ssl
 import stat
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -33,7 +31,7 @@ from federation.errors import ConfigurationError, IdentityError
 from federation.names import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -236,72 +234,6 @@ def server_credentials(tls: TlsFiles, on_handshake: Callable[[], None]) -> grpc.
         before_handshake,  # type: ignore[arg-type]  # the stubs forget that None means: as before
         require_client_authentication=True,
     )
-
-
-def client_context(tls: TlsFiles, alpn: str) -> ssl.SSLContext:
-    """Return what dials with the files as they are now: TLS 1.3, and the server's name is checked.
-
-    Args:
-        tls: the client's files.
-        alpn: protocol it speaks; whether the server speaks it too, who uses the connection looks.
-
-    Raises:
-        ConfigurationError: as `TlsFiles.load`.
-    """
-    return _context(tls.load(), ssl.PROTOCOL_TLS_CLIENT, alpn)
-
-
-def following_context(tls: TlsFiles, alpn: str) -> Callable[[], ssl.SSLContext]:
-    """Return what gives the context for a server's next handshake: client certificates demanded, files followed.
-
-    Args:
-        tls: the server's files.
-        alpn: as `client_context`.
-
-    Raises:
-        ConfigurationError: as `TlsFiles.load`.
-    """
-
-    def make() -> ssl.SSLContext:
-        context = _context(tls.load(), ssl.PROTOCOL_TLS_SERVER, alpn)
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.num_tickets = 0  # no session is resumed, and a client that only writes would never read them
-        return context
-
-    marks = tls.marks()
-    present = make()
-
-    def follow() -> ssl.SSLContext:
-        nonlocal marks, present
-        seen = tls.marks()
-        if seen != marks:
-            with contextlib.suppress(ConfigurationError):  # half written: the next handshake looks again
-                present = make()
-                marks = seen
-        return present
-
-    return follow
-
-
-def _context(material: TlsMaterial, side: int, alpn: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(side)
-    context.set_alpn_protocols([alpn])
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(cadata=material.authority.decode("ascii", "ignore"))  # text may stand beside it
-    with _in_memory(material.certificate + b"\n" + material.key) as path:
-        context.load_cert_chain(path)
-    return context
-
-
-@contextlib.contextmanager
-def _in_memory(content: bytes) -> Iterator[str]:
-    """Give a path to `content`: OpenSSL takes certificate and key from files only, and the pair lies in two of ours."""
-    descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, content)
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
 
 
 def _configuration(material: TlsMaterial) -> grpc.ServerCertificateConfiguration:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 import struct
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
 from federation.errors import TransportError
 from federation.runtime.threads import started_in
-from federation.transport.credentials import client_context
+from federation.transport.secured import SecuredSocket, client_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,9 +24,6 @@ _T = TypeVar("_T")
 ALPN = "federation-bulk/1"
 BLOCK_BYTES = 1 << 20
 """What is read, checked and written at a time: it stays in a core's cache. Of smaller ones Python has more to do."""
-_PART_BYTES = 1 << 18
-"""What must be under way within `STALL_S`: Python counts the time of one call, not since something moved. So a line
-moves 4 KiB a second, or it stalls."""
 LEAST_BYTES = 4 << 20
 """What fits in one chunk of a call is not worth a handshake."""
 DIAL_S = 5.0
@@ -57,10 +53,10 @@ class Line:
         block_bytes: likewise.
     """
 
-    def __init__(self, secured: ssl.SSLSocket | None = None, *, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(self, secured: SecuredSocket | None = None, *, block_bytes: int = BLOCK_BYTES) -> None:
         self.block_bytes = block_bytes
         self._secured = secured
-        self._socket: socket.socket | None = secured
+        self._plain = secured.plain if secured is not None else None
         self._is_cut = False
         self._changing = threading.Lock()  # a number that was closed may be another file's the moment after
 
@@ -70,10 +66,8 @@ class Line:
         Raises:
             TransportError: the line was cut.
         """
-        view, secured = memoryview(data), self._open()
         with _as_transport_error():
-            for start in range(0, len(view), _PART_BYTES):
-                secured.sendall(view[start : start + _PART_BYTES])
+            self._open().send(data)
 
     def send_from(self, pread: Callable[[int, int], bytes], offset: int, end: int) -> None:
         """Send the bytes from `offset` to `end` of what `pread` reads at (offset, size); blocks, errors as both."""
@@ -98,24 +92,16 @@ class Line:
 
     def receive_into(self, view: memoryview) -> int:
         """Fill `view`; blocks. Returns how many bytes came: fewer only if the line ended."""
-        # Once for each record, of 16 KiB: `recv_into` is twice as long on its way to it.
-        read: Callable[[int, memoryview], int] = self._open().read  # type: ignore[assignment]  # with a buffer: a count
-        got = 0
-        with contextlib.suppress(OSError):
-            while got < len(view) and not self._is_cut and (nbytes := read(len(view) - got, view[got:])):
-                got += nbytes
-        return got
+        return 0 if self._is_cut else self._open().fill(view)
 
     def wait_for_end(self) -> None:
         """Return once the other side, which has all it wanted, has ended the line; blocks.
-
-        Before 3.11.9 Python takes a reset for an end, so this says what is likely. Who fetches knows, and fetches on.
 
         Raises:
             TransportError: the line was cut instead, or something came.
         """
         with _as_transport_error():
-            came = self._open().recv(1)
+            came = self._open().receive(1)
         if came or self._is_cut:
             raise TransportError("the line was cut before the other side had all")
 
@@ -123,19 +109,18 @@ class Line:
         """Make whoever reads or writes the line find it ended."""
         with self._changing:
             self._is_cut = True
-            if self._socket is not None:
+            if self._plain is not None:
                 with contextlib.suppress(OSError):
-                    # Of the plain socket: that of TLS would take away what the other thread is using.
-                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                    self._plain.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Give the line up; nobody may be reading or writing it."""
         with self._changing:
             self._is_cut = True
-            if self._socket is not None:
-                self._socket.close()
+            if self._plain is not None:
+                self._plain.close()
 
-    def take(self, opened: socket.socket) -> None:
+    def take(self, plain: socket.socket) -> None:
         """Go on with this socket, in place of the one before.
 
         Raises:
@@ -143,12 +128,15 @@ class Line:
         """
         with self._changing:
             if self._is_cut:
-                opened.close()
+                plain.close()
                 raise TransportError("the line was cut on this side")
-            self._socket = opened
-            self._secured = opened if isinstance(opened, ssl.SSLSocket) else None
+            self._plain = plain
 
-    def _open(self) -> ssl.SSLSocket:
+    def secure(self, secured: SecuredSocket) -> None:
+        """Read and write through this TLS, on the socket that was taken."""
+        self._secured = secured
+
+    def _open(self) -> SecuredSocket:
         if self._secured is None:
             raise TransportError("the line was not dialled")
         return self._secured
@@ -183,17 +171,18 @@ class BulkAddress:
         """
         try:
             plain = self._connect(line)
-            secured = self._context.wrap_socket(plain, server_hostname=self._server_name, do_handshake_on_connect=False)
-            line.take(secured)
-            secured.do_handshake()
+            secured = SecuredSocket(self._context, plain, server_name=self._server_name)
+            secured.block(DIAL_S)
+            secured.shake_hands()
             check_protocol(secured)
-            secured.sendall(GREETING.pack(ticket, nbytes))
-            welcome = secured.recv(1)
+            secured.send(GREETING.pack(ticket, nbytes))
+            welcome = secured.receive(1)
             if not welcome:
                 raise LineRefusedError(f"{self._host}:{self._port} ({self._server_name}) refused the line")
             if welcome != WELCOME:
                 raise ConnectionRefusedError("the other side does not say what it should")
-            secured.settimeout(STALL_S)
+            secured.block(STALL_S)
+            line.secure(secured)
         except OSError as error:
             raise NoLineError(f"no line to {self._host}:{self._port} ({self._server_name}): {error}") from error
 
@@ -228,13 +217,13 @@ async def carried(line: Line, work: Callable[[], _T], pool: Executor | None = No
                 line.cut()
 
 
-def check_protocol(secured: ssl.SSLSocket) -> None:
-    """Check that the other side means a line: Python's TLS goes on without an agreement.
+def check_protocol(secured: SecuredSocket) -> None:
+    """Check that the other side means a line: TLS goes on without an agreement.
 
     Raises:
         ConnectionRefusedError: it does not.
     """
-    if secured.selected_alpn_protocol() != ALPN:
+    if secured.protocol != ALPN:
         raise ConnectionRefusedError(f"the other side does not speak {ALPN}")
 
 

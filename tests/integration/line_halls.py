@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from contextlib import suppress
 from typing import Any
 
@@ -80,6 +81,14 @@ class Hall:
         """What was refused so far, by reason."""
         found = {refusal.value: self.lab.refused(refusal) for refusal in CallRefusal}
         return {reason: count for reason, count in found.items() if count}
+
+
+def python_context(tls: TlsFiles, alpn: str) -> ssl.SSLContext:
+    """Return Python's own TLS for a client with these files: lines are to be understood by more than ourselves."""
+    context = ssl.create_default_context(cafile=tls.authority)
+    context.set_alpn_protocols([alpn])
+    context.load_cert_chain(tls.certificate, tls.key)
+    return context
 
 
 def open_files() -> set[str]:

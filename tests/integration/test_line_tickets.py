@@ -17,13 +17,13 @@ from federation.pki.revocation import revoke
 from federation.transport import lines
 from federation.transport.authority import CallRefusal
 from federation.transport.bulk import CLAIM_S, GREETING_S, MOST_GREETINGS, MOST_LINES, MOST_OF_ONE, Ticket
-from federation.transport.credentials import TlsFiles, client_context
+from federation.transport.credentials import TlsFiles
 from federation.transport.lines import Line, NoLineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-from .line_halls import ENOUGH, Hall, open_files
+from .line_halls import ENOUGH, Hall, open_files, python_context
 
 
 async def _says(hall: Hall, data: bytes) -> None:
@@ -48,7 +48,7 @@ async def _greets(hall: Hall, tls: TlsFiles | None, alpn: str | None = lines.ALP
         context = ssl.create_default_context(cadata=hall.lab.authority.certificate_pem.decode())
         context.set_alpn_protocols([lines.ALPN])
     else:
-        context = client_context(tls, alpn or "http/1.1")
+        context = python_context(tls, alpn or "http/1.1")
         context.load_verify_locations(cadata=hall.lab.authority.certificate_pem.decode())
     with suppress(OSError):
         reader, writer = await asyncio.open_connection(
@@ -107,7 +107,7 @@ STRANGERS: dict[str, tuple[Callable[[Hall], Any], CallRefusal]] = {
 
 
 async def _half(hall: Hall) -> None:
-    context = client_context(hall.lab.issue(Role.ENVOY, "north"), lines.ALPN)
+    context = python_context(hall.lab.issue(Role.ENVOY, "north"), lines.ALPN)
     _, writer = await asyncio.open_connection(
         "127.0.0.1", hall.server.port, ssl=context, server_hostname=hall.lab.server_name
     )

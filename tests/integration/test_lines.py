@@ -13,10 +13,9 @@ from federation.collaborator.link import AGAIN_S, BulkDialler
 from federation.errors import TransportError
 from federation.names import Role
 from federation.transport import lines
-from federation.transport.credentials import client_context
 from federation.transport.lines import BulkAddress, Line, LineRefusedError, NoLineError, carried
 
-from .line_halls import ENOUGH, Hall
+from .line_halls import ENOUGH, Hall, python_context
 
 ANYWHERE = "0.0.0.0"  # noqa: S104
 
@@ -75,18 +74,6 @@ async def test_a_line_whose_caller_is_cancelled_ends_at_both_ends_at_once(hall: 
         far.close()
 
 
-async def test_a_large_block_is_sent_in_parts_so_that_a_slow_line_is_no_stalled_one() -> None:
-    parts = []
-
-    class Secured:
-        def sendall(self, data: memoryview) -> None:
-            parts.append(len(data))
-
-    Line(Secured()).send(bytes(lines.BLOCK_BYTES + 1))  # type: ignore[arg-type]
-    assert sum(parts) == lines.BLOCK_BYTES + 1
-    assert max(parts) <= lines.BLOCK_BYTES // 4
-
-
 # --- where
 
 
@@ -118,7 +105,7 @@ async def test_a_renewed_certificate_is_shown_from_the_next_line_on(hall: Hall) 
     tls = hall.lab.issue(Role.ENVOY, "north")
     seen = []
     for _ in range(2):
-        context = client_context(tls, lines.ALPN)
+        context = python_context(tls, lines.ALPN)
         _, writer = await asyncio.open_connection(
             "127.0.0.1", hall.server.port, ssl=context, server_hostname=hall.lab.server_name
         )

@@ -6,7 +6,10 @@ JSON and nothing else. Exit codes are `federation.client.exits.Exit`.
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from federation import __version__
@@ -69,11 +71,6 @@ def _connect(profile: Path | None):  # type: ignore[no-untyped-def]  # its type 
     return Federation.connect(profile)
 
 
-def _table(*names: str, whole: tuple[str, ...]) -> Table:
-    """Return a table that a narrow terminal folds and never cuts; columns in `whole` stay on one line."""
-    return Table(*(Column(name, no_wrap=name in whole, overflow="fold") for name in names))
-
-
 def _follow(federation, experiment: str, *, as_json: bool, cursor: int = 0) -> None:  # type: ignore[no-untyped-def]
     from federation.client import views
     from federation.client.progress import follow
@@ -124,27 +121,22 @@ def list_experiments(
 ) -> None:
     """List experiments, newest first."""
     from federation.client import views
-    from federation.client.progress import named_or_counted, printable
+    from federation.client.listings import experiments_table
 
     with _connect(profile) as federation:
         found = federation.list(project=project, states=tuple(each.value for each in state or ()), limit=limit)
     if as_json:
         print(views.to_json(found))
         return
-    table = _table("experiment", "project", "by", "state", "rounds", "sites", "reason", whole=("experiment", "state"))
-    for row in found:
-        rounds = f"{row.rounds_done}/{row.rounds_planned}"
-        shown = row.state + (" (degraded)" if row.degraded else "")
-        sites = named_or_counted(row.sites)
-        table.add_row(row.experiment, row.project, row.submitted_by, shown, rounds, sites, printable(row.reason))
-    Console().print(table)
+    Console().print(experiments_table(found))
 
 
 @app.command()
 def show(experiment: ExperimentArgument, profile: ProfileOption = None, as_json: JsonOption = False) -> None:
     """Show one experiment: state, plan, sites, rounds, artifacts."""
     from federation.client import views
-    from federation.client.progress import format_metrics, printable
+    from federation.client.listings import artifacts_table, rounds_table, sites_table
+    from federation.client.progress import printable
 
     with _connect(profile) as federation:
         details = federation.show(experiment)
@@ -157,24 +149,7 @@ def show(experiment: ExperimentArgument, profile: ProfileOption = None, as_json:
     console.print(
         f"rounds {summary.rounds_done} of {summary.rounds_planned}" + (", degraded" if summary.degraded else "")
     )
-    sites = Table("site", "answer", "examples", "shards", "reason")
-    for site in details.sites:
-        reason = site.quarantine_reason or site.reason
-        if site.quarantined_since and not summary.is_over:
-            reason += f"; `federation release {summary.experiment} {site.site}`"
-        sites.add_row(site.site, site.standing, str(site.examples), ", ".join(site.shards), printable(reason))
-    rounds = Table("round", "seconds", "counted", "metrics", "best")
-    for report in details.rounds:
-        counted = sum(contribution.outcome == "counted" for contribution in report.contributions)
-        metrics = printable(format_metrics(report.metrics or report.train_metrics))
-        rounds.add_row(
-            str(report.round), f"{report.seconds:.3f}", f"{counted}/{len(report.contributions)}", metrics,
-            "best" if report.is_best else "",
-        )  # fmt: skip
-    artifacts = Table(Column("artifact", no_wrap=True), "bytes", "round", Column("sha256", overflow="fold"))
-    for artifact in details.artifacts:
-        artifacts.add_row(artifact.name, str(artifact.bytes), str(artifact.round or ""), artifact.digest)
-    for table in (sites, rounds, artifacts):
+    for table in (sites_table(details), rounds_table(details.rounds), artifacts_table(details.artifacts)):
         console.print(table)
 
 
@@ -286,28 +261,14 @@ def report(
 def envoys(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
     """List the federation's envoys and the shards they offer."""
     from federation.client import views
-    from federation.client.progress import printable
+    from federation.client.listings import envoys_table
 
     with _connect(profile) as federation:
         found = federation.envoys()
     if as_json:
         print(views.to_json(found))
         return
-    table = _table(
-        "site", "online", "running", "quarantined in", "shard", "kind", "train", "validation", "sample", "description",
-        whole=("site", "shard", "kind"),
-    )  # fmt: skip
-    for envoy in found:
-        online = "yes" if envoy.online else "no"
-        held = printable(", ".join(envoy.quarantined_in))
-        if not envoy.shards:
-            table.add_row(envoy.site, online, str(envoy.running), held, "", "", "", "", "", "offers nothing")
-        for shard in envoy.shards:
-            table.add_row(
-                envoy.site, online, str(envoy.running), held, shard.name, shard.kind, str(shard.train_examples),
-                str(shard.validation_examples), printable(str(list(shard.sample_shape))), printable(shard.description),
-            )  # fmt: skip
-    Console().print(table)
+    Console().print(envoys_table(found))
 
 
 @app.command()
@@ -371,11 +332,20 @@ def main() -> None:
     """Run the command; errors are one line on standard error and an exit code."""
     # SIGTERM unwinds like Ctrl-C, so that what a command started is ended by it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # into a file on Windows, or in a bare locale, ✓ has no bytes
+            stream.reconfigure(errors="replace")
     try:
         app()
     except FederationError as error:
         print(f"federation: {error}", file=sys.stderr)
         raise SystemExit(int(exit_for(error))) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's end would fail on it again
+        print(f"federation: cannot write {error.filename or 'what is printed'}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(int(Exit.FAILURE)) from error
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class Federation:
         """Close the connection; streams that are still read end."""
         if self._loop.is_closed():
             return
-        self._run(self._channel.close())
+        self._run(self._shut())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -270,11 +270,22 @@ class Federation:
         self._channel = open_channel(self.profile.address, server_name=self.profile.server_name, tls=self.profile.tls)
         return Stub(self._channel, pb.DESCRIPTOR.services_by_name["Director"])
 
+    async def _shut(self) -> None:
+        """End what was left half-way, by Ctrl-C or a signal, before the channel goes under it."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self._channel.close()
+
     def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        if self._loop.is_closed():
+            work.close()
+            raise RuntimeError("this Federation is closed: connect anew with Federation.connect")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a signal whose handler exits
             future.cancel()
             raise
 
@@ -282,11 +293,21 @@ class Federation:
         return self._run(self._stub.unary(method, request, timeout_s=self.profile.timeout_s))
 
     def _iterate(self, stream: AsyncIterator[_Result]) -> Iterator[_Result]:
+        reading: asyncio.Task[Any] | None = None
+
         async def step() -> tuple[bool, _Result | None]:
+            nonlocal reading
+            reading = asyncio.current_task()
             try:
                 return True, await anext(stream)
             except StopAsyncIteration:
                 return False, None
+
+        async def end() -> None:
+            if reading is not None and not reading.done():  # a signal came in the middle of a step
+                reading.cancel()
+                await asyncio.wait([reading])
+            await stream.aclose()  # type: ignore[attr-defined]  # both streams are async generators
 
         try:
             while True:
@@ -296,7 +317,7 @@ class Federation:
                 yield item  # type: ignore[misc]  # an item is there whenever there is more
         finally:
             if not self._loop.is_closed():
-                self._run(stream.aclose())  # type: ignore[attr-defined]  # both streams are async generators
+                self._run(end())
 
     async def _submit(self, package: Package, progress: ProgressCallback) -> str:
         bundle_bytes = package.archive.stat().st_size

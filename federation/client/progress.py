@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from federation.rounds.events import Phase
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -36,7 +38,7 @@ class TransferBar:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-            console=console, transient=True,
+            console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._tasks: dict[str, int] = {}
 
@@ -78,6 +80,7 @@ def follow(events: Iterable[views.Event], *, rounds: int, console: Console) -> N
                     completed=event.progress.sites_done,
                     total=event.progress.sites_asked or None,
                     note=f"round {event.progress.round}: {event.progress.phase}",
+                    visible=event.progress.phase != Phase.ENDED.value,  # no round, and no sites to wait for
                 )
             elif event.round is not None:
                 note = format_metrics(event.round.metrics or event.round.train_metrics)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -18,19 +18,17 @@ from federation.client.exits import Exit
 from federation.names import FederationName, Identity, Role
 from federation.pki.authority import CertificateAuthority, issue_identity
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 COMMANDS = (
     "quickstart", "pki", "submit", "list", "show", "watch", "cancel", "release", "logs", "download", "report", "envoys",
     "doctor", "simulate", "compare", "sweep",
 )  # fmt: skip
 
 
-def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, home: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "federation.client.command", *arguments],
-        capture_output=True, text=True, check=False, env={"HOME": str(home), "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
+        capture_output=True, text=True, check=False,
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin", "COLUMNS": "200"} | environ,
     )  # fmt: skip
 
 
@@ -83,6 +81,30 @@ def test_doctor_without_a_profile_fails_and_its_json_is_json(tmp_path: Path) -> 
     assert (finding["check"], finding["outcome"]) == ("profile", "bad")
 
 
+def test_what_the_terminal_has_no_letters_for_is_replaced(tmp_path: Path) -> None:
+    authority = CertificateAuthority.create(FederationName("demo"), tmp_path / "ca", now=time.time())
+    identity = Identity(federation=FederationName("demo"), role=Role.USER, name="alice")
+    issue_identity(authority, identity, tmp_path / "alice", now=time.time())
+    (tmp_path / "alice" / "client.toml").write_text('federation = "demo"\naddress = "127.0.0.1:1"\n')
+    done = run("doctor", "--profile", str(tmp_path / "alice"), home=tmp_path, PYTHONIOENCODING="cp1252")
+    assert done.stdout.splitlines()[:2] == [
+        "? profile: federation demo at 127.0.0.1:1",
+        "? files: certificate of spiffe://demo/user/alice",
+    ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_that_finds_no_room_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "federation.client.command", "doctor", "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, env={"HOME": str(tmp_path)},
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        Exit.FAILURE, "federation: cannot write what is printed: No space left on device\n"
+    )  # fmt: skip
+
+
 def test_version_is_printed(tmp_path: Path) -> None:
     from federation import __version__
 
@@ -90,12 +112,22 @@ def test_version_is_printed(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, __version__)
 
 
-def test_an_interrupted_command_says_that_what_runs_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (signal.SIGINT, Exit.INTERRUPTED, "federation: interrupted; what runs elsewhere goes on\n"),
+        (signal.SIGTERM, 128 + signal.SIGTERM, ""),
+    ],
+)
+@pytest.mark.parametrize("command", [("watch",), ("logs", "--follow")])
+def test_a_stopped_command_ends_its_stream_and_says_that_what_runs_goes_on(
+    tmp_path: Path, number: int, code: int, words: str, command: tuple[str, ...]
+) -> None:
     now, identity = time.time(), Identity(federation=FederationName("demo"), role=Role.USER, name="alice")
     authority = CertificateAuthority.create(FederationName("demo"), tmp_path / "ca", now=now)
     issue_identity(authority, identity, tmp_path / "alice", now=now)
     # Whoever started the tests may have had SIGINT ignored, which a child inherits.
-    code = (
+    script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from federation.client.command import main; main()"
     )
@@ -103,11 +135,10 @@ def test_an_interrupted_command_says_that_what_runs_goes_on(tmp_path: Path) -> N
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         (tmp_path / "alice" / "client.toml").write_text(f'federation = "demo"\naddress = "{address}"\n')
         with subprocess.Popen(
-            [sys.executable, "-c", code, "watch", "trial-12345678", "--profile", str(tmp_path / "alice")],
+            [sys.executable, "-c", script, *command, "trial-12345678", "--profile", str(tmp_path / "alice")],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"HOME": str(tmp_path), "PATH": "/usr/bin"},
         ) as watching:  # fmt: skip
             silent.accept()[0].close()
-            watching.send_signal(signal.SIGINT)
+            watching.send_signal(number)
             _, said = watching.communicate(timeout=30)
-    assert watching.returncode == Exit.INTERRUPTED
-    assert said == "federation: interrupted; what runs elsewhere goes on\n"
+    assert (watching.returncode, said) == (code, words)

@@ -62,6 +62,15 @@ def test_on_a_terminal_bars_show_rounds_and_sites() -> None:
     assert "round 1: collect" in drawn or "round 1: select" in drawn
 
 
+def test_once_it_has_ended_no_bar_waits_for_sites() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=120, color_system=None, legacy_windows=False)
+    ended = pb.Event(sequence=7, kind="phase", phase=pb.PhaseChange(round=2, phase="ended"))
+    follow([*events(), views.event_of(ended)], rounds=3, console=console)
+    last = stream.getvalue().rsplit("\x1b[2K", 1)[-1]
+    assert "1/3" in last and "sites" not in last and "0/?" not in last
+
+
 def test_metrics_are_in_name_order_with_four_digits() -> None:
     assert format_metrics({"loss": 0.123456, "accuracy": 1.0}) == "accuracy 1  loss 0.1235"
     assert format_metrics({}) == ""
@@ -81,6 +90,13 @@ def test_a_transfer_is_drawn_piece_by_piece() -> None:
         bar("bundle", 100, 100)
         bar("model", 0, 0)
     assert "bundle" in stream.getvalue()
+
+
+def test_without_a_terminal_a_transfer_is_not_drawn_and_leaves_no_empty_line() -> None:
+    stream = io.StringIO()
+    with TransferBar(Console(file=stream, width=80)) as bar:
+        bar("bundle", 10, 100)
+    assert stream.getvalue() == ""
 
 
 def test_a_table_names_a_few_sites_and_counts_many() -> None:

@@ -12,9 +12,10 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from federation.errors import InvalidNameError
+from federation.errors import ConfigurationError, InvalidNameError
 from federation.names import FederationName, check_name
 from federation.runtime.settings import load_settings
+from federation.transport.channels import require_loopback
 
 _MIB = 1 << 20
 _GIB = 1 << 30
@@ -221,6 +222,16 @@ class DirectorSettings(BaseSettings):
     limits: LimitsSection = Field(default_factory=LimitsSection, description="What a submission may cost.")
     times: TimesSection = Field(default_factory=TimesSection, description="How long the director waits.")
     metrics: MetricsSection = Field(default_factory=MetricsSection, description="Prometheus and health address.")
+
+    @model_validator(mode="after")
+    def _is_insecure_on_this_machine_only(self) -> Self:
+        if self.listen.insecure:
+            for key, host in (("listen.host", self.listen.host), ("aggregators.host", self.aggregators.host)):
+                try:
+                    require_loopback(host)
+                except ConfigurationError as error:  # pydantic gathers ValueErrors and names the place
+                    raise ValueError(f"{key}: {error}") from error
+        return self
 
     @property
     def database_url(self) -> str:

@@ -170,6 +170,8 @@ class _Parts:
 async def _lay_ground(stack: AsyncExitStack, settings: DirectorSettings, clock: Clock) -> _Ground:
     """Rule 1: own the database before anything else is built; `stack` gives it up at the end."""
     identity = identify(settings, clock)
+    if identity.tls is None:
+        _log.warning("running without TLS: everybody on this machine is who he says he is")
     make_folders(settings)
     metrics, bulletin = Metrics(), Bulletin()
     store = FsspecStore(settings.artifacts_url)

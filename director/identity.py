@@ -9,14 +9,11 @@ from federation.errors import ConfigurationError
 from federation.names import Role
 from federation.pki.authority import CertificateAuthority
 from federation.pki.revocation import RevocationList
-from federation.telemetry.logs import get_logger
 from federation.transport.credentials import TlsFiles
 
 if TYPE_CHECKING:
     from director.config import DirectorSettings
     from federation.runtime.clock import Clock
-
-_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +40,6 @@ def identify(settings: DirectorSettings, clock: Clock) -> DirectorIdentity:
         ConfigurationError: certificate or authority cannot be read, or are not of this federation's director.
     """
     if settings.listen.insecure:
-        _log.warning("running without TLS: everybody on this machine is who he says he is")
         return DirectorIdentity()
     section = settings.tls
     tls = TlsFiles(authority=section.authority, certificate=section.certificate, key=section.key)

@@ -15,9 +15,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from envoy.admission import Policy
 from federation.collaborator.config import ShardSettings, TrainerOptions
-from federation.errors import InvalidNameError
+from federation.errors import ConfigurationError, InvalidNameError
 from federation.names import check_name
 from federation.runtime.settings import load_settings
+from federation.transport.channels import require_loopback, split_address
 
 _MIB = 1 << 20
 
@@ -156,8 +157,8 @@ class EnvoySettings(BaseSettings):
     director: str = Field(description="host:port of the director.")
     insecure_site: Annotated[str, _named("site name")] | None = Field(
         default=None,
-        description="Site name of an envoy without certificates: only for a director on this machine started with "
-        "--insecure. Default: not set, certificates are used.",
+        description="Site name of an envoy without certificates: only for a director on this machine whose `[listen]` "
+        "says `insecure = true`. Default: not set, certificates are used.",
     )
     authority: Path = Field(default=Path("ca.pem"), description="CA certificate, PEM. Default: ca.pem.")
     certificate: Path = Field(default=Path("cert.pem"), description="This site's certificate, PEM. Default: cert.pem.")
@@ -188,6 +189,11 @@ class EnvoySettings(BaseSettings):
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise ValueError(f"shard names must be unique; more than once: {', '.join(doubled)}")
+        if self.insecure_site is not None:
+            try:
+                require_loopback(split_address(self.director)[0])
+            except ConfigurationError as error:  # pydantic gathers ValueErrors and names the place
+                raise ValueError(f"insecure_site: {error}") from error
         return self
 
     @property

@@ -23,6 +23,7 @@ from federation.client.profile import Profile, load_profile
 from federation.errors import ConfigurationError, FederationError, TransportError
 from federation.names import Identity, Role
 from federation.pki.signing import fingerprint_of_file
+from federation.transport.channels import require_loopback, split_address
 from federation.wire.versions import negotiate
 
 if TYPE_CHECKING:
@@ -75,18 +76,28 @@ def examine(path: Path | None) -> Iterator[Finding]:
         yield _bad("profile", str(error), "mend the profile")
         return
     yield _good("profile", f"federation {profile.federation} at {profile.address}")
-    try:
-        facts = profile.tls.check(now=time.time())
-    except ConfigurationError as error:
-        yield _bad("files", str(error), "mend the file or the clock, or ask your operator to issue a certificate")
+    files = check_files(profile)
+    yield files
+    if files.outcome == Outcome.BAD.value:
         return
-    yield _good("files", f"certificate of {facts.identity}")
     reachable = check_reachable(profile.address)
     yield reachable
     if reachable.outcome == Outcome.BAD.value:
         return
     yield from _ask(profile)
     yield check_signing_key(profile)
+
+
+def check_files(profile: Profile) -> Finding:
+    """Say whose certificate the profile's is, if it can be used; a warning where there is none to be had."""
+    try:
+        if profile.tls is not None:
+            return _good("files", f"certificate of {profile.tls.check(now=time.time()).identity}")
+        require_loopback(split_address(profile.address)[0])
+    except ConfigurationError as error:
+        return _bad("files", str(error), "mend the file or the clock, or ask your operator to issue a certificate")
+    advice = "for trials only: anybody on this machine can say so; without `insecure_user` certificates are used"
+    return _warn("files", f"no certificate: we say that we are {profile.claimed_identity}", advice)
 
 
 def check_reachable(address: str) -> Finding:
@@ -119,7 +130,8 @@ def _ask(profile: Profile) -> Iterator[Finding]:
         yield _bad("identity", str(error), "ask your operator which certificate you should use")
         return
     after = time.time()
-    yield _good("certificate chain", f"mutual TLS with {profile.server_name}")
+    if profile.tls is not None:
+        yield _good("certificate chain", f"mutual TLS with {profile.server_name}")
     yield check_identity(reply, profile)
     yield check_clock(reply.now, before, after)
     yield from check_expiry("our certificate", reply.caller_expires_at, after)

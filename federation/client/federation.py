@@ -268,7 +268,8 @@ class Federation:
 
     async def _open(self) -> Stub:
         self._channel = open_channel(self.profile.address, server_name=self.profile.server_name, tls=self.profile.tls)
-        return Stub(self._channel, pb.DESCRIPTOR.services_by_name["Director"])
+        service = pb.DESCRIPTOR.services_by_name["Director"]
+        return Stub(self._channel, service, identity=self.profile.claimed_identity)
 
     async def _shut(self) -> None:
         """End what was left half-way, by Ctrl-C or a signal, before the channel goes under it."""

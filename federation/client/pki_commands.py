@@ -274,9 +274,12 @@ async def _renew(profile: Profile) -> Certificate:
     from federation.transport.methods import Stub
     from federation.v1 import director_pb2 as pb
 
-    complete(profile.tls)  # a renewal that was cut off
-    profile.tls.check(now=time.time())
-    async with open_channel(profile.address, server_name=profile.server_name, tls=profile.tls) as channel:
+    tls = profile.tls
+    if tls is None:
+        raise ConfigurationError("there is no certificate to renew: the profile has `insecure_user`")
+    complete(tls)  # a renewal that was cut off
+    tls.check(now=time.time())
+    async with open_channel(profile.address, server_name=profile.server_name, tls=tls) as channel:
         stub = Stub(channel, pb.DESCRIPTOR.services_by_name["Director"], timeout_s=profile.timeout_s)
 
         async def ask(signing_request: bytes) -> bytes:
@@ -284,7 +287,7 @@ async def _renew(profile: Profile) -> Certificate:
             answer: bytes = reply.certificate
             return answer
 
-        return await renew_files(profile.tls, ask, now=time.time)
+        return await renew_files(tls, ask, now=time.time)
 
 
 def _print(facts: dict[str, Any], as_json: bool, text: str) -> None:

@@ -3,7 +3,8 @@
 A profile is a TOML file, by default ``client.toml`` in the folder the environment variable ``FEDERATION_HOME`` names,
 or in
 ``~/.config/federation``. Every key can be given as an environment variable instead, such as ``FEDERATION_ADDRESS``;
-paths are relative to the file. The certificate says who the user is; no key in here does.
+paths are relative to the file. The certificate says who the user is; no key in here does, but for `insecure_user`
+towards a director of this machine that runs without certificates.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from federation.errors import ConfigurationError, InvalidNameError
-from federation.names import FederationName, check_name, director_server_name
+from federation.names import FederationName, Identity, Role, check_name, director_server_name
 from federation.runtime.settings import load_settings
 from federation.transport.credentials import TlsFiles
 
@@ -43,6 +44,11 @@ class Profile(BaseSettings):
         description="Name of the federation, as in its certificates."
     )
     address: str = Field(description="Director's `host:port`.")
+    insecure_user: Annotated[str, _named("user name")] | None = Field(
+        default=None,
+        description="User name towards a director of this machine that runs without certificates "
+        "(`insecure = true` in its `[listen]`). Default: not set, certificates are used.",
+    )
     authority: Path = Field(default=Path("ca.pem"), description="Certificate of the federation's authority, PEM.")
     certificate: Path = Field(default=Path("cert.pem"), description="Our certificate (role user or operator), PEM.")
     key: Path = Field(default=Path("key.pem"), description="Private key of the certificate, PEM.")
@@ -60,9 +66,18 @@ class Profile(BaseSettings):
     )
 
     @property
-    def tls(self) -> TlsFiles:
-        """Files of our side of mutual TLS."""
+    def tls(self) -> TlsFiles | None:
+        """Files of our side of mutual TLS; None without certificates, towards this machine only."""
+        if self.insecure_user is not None:
+            return None
         return TlsFiles(authority=self.authority, certificate=self.certificate, key=self.key)
+
+    @property
+    def claimed_identity(self) -> Identity | None:
+        """Who we say we are where no certificate says it; None with certificates."""
+        if self.insecure_user is None:
+            return None
+        return Identity(federation=FederationName(self.federation), role=Role.USER, name=self.insecure_user)
 
     @property
     def server_name(self) -> str:

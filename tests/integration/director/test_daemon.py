@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select
 
+from director.config import DirectorSettings
 from director.daemon import serving
 from director.leasing import describe_holder, is_dead
 from director.store import lease
 from director.store.database import Database
 from director.store.tables import Audit, Experiment
+from federation.client.doctor import examine
 from federation.errors import ConfigurationError, ConflictError, IdentityError
 from federation.names import Identity, Role, SiteName
 from federation.pki.requests import key_pem, make_key, make_request
@@ -176,6 +178,17 @@ async def test_a_certificate_of_another_role_is_refused_at_the_start(settings: A
     with pytest.raises(ConfigurationError, match="expected a director of 'test'"):
         async with serving(wrong, launcher=launcher):
             pass
+
+
+async def test_without_certificates_a_user_of_this_machine_is_who_he_says(tmp_path: Path, launcher: Any) -> None:
+    settings = DirectorSettings(federation="test", state=tmp_path / "state", listen={"port": 0, "insecure": True})
+    async with serving(settings, launcher=launcher) as director:
+        path = tmp_path / "client.toml"
+        path.write_text(f'federation = "test"\naddress = "127.0.0.1:{director.port}"\ninsecure_user = "alice"\n')
+        found = await asyncio.to_thread(lambda: {finding.check: finding for finding in examine(path)})
+    assert found["identity"].found == "the director takes us for spiffe://test/user/alice"
+    assert found["files"].outcome == "warning"
+    assert "certificate chain" not in found
 
 
 async def test_the_metrics_address_tells_of_experiments_and_lists_aggregators(

@@ -119,6 +119,18 @@ def test_a_director_that_does_not_run_is_found_after_profile_and_files(home: Pat
     assert "spiffe://demo/user/alice" in findings[1].found
 
 
+def test_a_profile_without_certificates_is_a_warning_on_this_machine_and_bad_towards_another(home: Path) -> None:
+    profile = home / "client.toml"
+    profile.write_text(profile.read_text() + 'insecure_user = "alice"\n')
+    files, reachable = list(examine(home))[1:]
+    assert (files.check, files.outcome, reachable.outcome) == ("files", "warning", "bad")
+    assert "spiffe://demo/user/alice" in files.found
+    profile.write_text('federation = "demo"\naddress = "hub.example.org:8443"\ninsecure_user = "alice"\n')
+    last = list(examine(home))[-1]
+    assert (last.check, last.outcome) == ("files", "bad")
+    assert "'hub.example.org'" in last.found
+
+
 def test_a_missing_certificate_is_named(home: Path) -> None:
     (home / "cert.pem").unlink()
     last = list(examine(home))[-1]

@@ -34,9 +34,17 @@ def test_a_folder_is_enough_and_paths_are_relative_to_the_file(tmp_path: Path) -
     profile = load_profile(tmp_path / "alice")
     assert profile.address == "director.example:7700"
     assert profile.server_name == "director.demo.internal"
+    assert profile.tls is not None and profile.claimed_identity is None
     assert profile.tls.authority == tmp_path / "alice" / "ca.pem"
     assert profile.tls.key == tmp_path / "alice" / "key.pem"
     assert profile.signing_key == tmp_path / "alice" / "signing.key"
+
+
+def test_a_user_without_certificates_says_who_he_is(tmp_path: Path) -> None:
+    profile = load_profile(write(tmp_path, MINIMAL + 'insecure_user = "alice"\n'))
+    assert profile.tls is None
+    assert profile.claimed_identity is not None
+    assert profile.claimed_identity.spiffe == "spiffe://demo/user/alice"
 
 
 def test_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

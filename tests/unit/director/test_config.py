@@ -40,6 +40,14 @@ def test_paths_are_relative_to_the_file_and_defaults_live_in_the_state_folder(tm
         ('federation = "test"\n[listen]\nprot = 1\n', "unknown key 'listen.prot': did you mean 'port'?"),
         ('federation = "test"\nstat = "x"\n', "unknown key 'stat': did you mean 'state'?"),
         ('federation = "No Such"\n', "federation name 'No Such' is not valid"),
+        (
+            'federation = "test"\n[listen]\ninsecure = true\nhost = "0.0.0.0"\n',
+            "listen.host: plaintext is for loopback addresses only, got '0.0.0.0'",
+        ),
+        (
+            'federation = "test"\n[listen]\ninsecure = true\n[aggregators]\nhost = "10.0.0.1"\n',
+            "aggregators.host: plaintext is for loopback addresses only, got '10.0.0.1'",
+        ),
         ('federation = "test"\n[aggregators]\nfirst_port = 9\n', "port range is 9 to 0: give both"),
         ('federation = "test"\n[aggregators]\nfirst_port = 9\nlast_port = 10\n', "fewer than max_running, 4"),
         (

@@ -62,6 +62,11 @@ def test_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.Monk
             ('factory = "shards:Ward"', 'factory = "shards.Ward"'), "module:Class", id="factory without colon"
         ),
         pytest.param(('federation = "care"', 'federation = "Care"'), "federation name", id="upper-case federation"),
+        pytest.param(
+            ('federation = "care"', 'federation = "care"\ninsecure_site = "north"'),
+            "insecure_site: plaintext is for loopback addresses only, got 'director.example.org'",
+            id="another machine without certificates",
+        ),
     ],
 )
 def test_a_bad_value_is_an_error_that_names_it(tmp_path: Path, change: tuple[str, str], word: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 import typer
 from pydantic import BaseModel
 
-from director import daemon
+from director import checking, daemon
 from director.config import DirectorSettings, read_settings
 from director.store.database import Database
 from federation.errors import ConfigurationError, FederationError
@@ -58,7 +58,7 @@ def check(context: typer.Context, config: _Config = None) -> None:
     """Check settings, certificates and database address without starting anything."""
     settings = _settings(config or context.obj)
     try:
-        for line in daemon.check(settings):
+        for line in checking.check(settings):
             typer.echo(line)
     except FederationError as error:
         _fail(error, BAD_CONFIGURATION)

@@ -17,8 +17,8 @@ from federation.names import Digest
 from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
 from federation.telemetry.logs import get_logger
-from federation.v1 import director_pb2
-from federation.wire.chunks import CHUNK_BYTES, ChunkReceiver, make_chunk
+from federation.v1 import director_pb2, tensors_pb2
+from federation.wire.chunks import CHUNK_BYTES, ChunkReceiver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -178,5 +178,5 @@ async def _upload_requests(
     offset = 0
     with await asyncio.to_thread(path.open, "rb") as file:
         while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
-            yield director_pb2.UploadArtifactRequest(chunk=make_chunk(offset, data))
+            yield director_pb2.UploadArtifactRequest(chunk=tensors_pb2.Chunk(offset=offset, data=data))
             offset += len(data)

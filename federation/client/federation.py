@@ -36,7 +36,7 @@ from federation.transport.channels import open_channel
 from federation.transport.methods import Stub
 from federation.v1 import director_pb2 as pb
 from federation.v1 import tensors_pb2
-from federation.wire.chunks import CHUNK_BYTES, make_chunk
+from federation.wire.chunks import CHUNK_BYTES
 from federation.wire.versions import range_to_proto
 
 if TYPE_CHECKING:
@@ -417,5 +417,5 @@ async def _file_chunks(path: Path) -> AsyncIterator[tensors_pb2.Chunk]:
     with path.open("rb") as file:
         offset = 0
         while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
-            yield make_chunk(offset, data)
+            yield tensors_pb2.Chunk(offset=offset, data=data)
             offset += len(data)

@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from federation.collaborator import ordering, uploads, work
+from federation.collaborator import kept_updates, ordering, uploads
 from federation.collaborator.ordering import UnsignedPlanError
 from federation.collaborator.tasks import TaskOrder, read_task
 from federation.errors import (
@@ -152,9 +152,9 @@ class Desk:
     def post_verdict(self, message: aggregator_pb2.Verdict) -> None:
         """Take a verdict in, if it is about the kept update."""
         update = self.work.retained
-        if update is None or message.update_id != work.update_id(update) or message.epoch < self.progress.epoch:
+        if update is None or message.update_id != kept_updates.update_id(update) or message.epoch < self.progress.epoch:
             return
-        asking = work.asking_of(update)
+        asking = kept_updates.asking_of(update)
         if message.counted:
             self.work.note_admitted(update)
         else:
@@ -170,7 +170,7 @@ class Desk:
         An aggregator that was restarted may not have come as far as we have: it will ask for the update, then.
         """
         update = self.work.retained
-        if update is None or message.update_id != work.update_id(update):
+        if update is None or message.update_id != kept_updates.update_id(update):
             return
         refusal = uploads.read_refusal(message)
         is_settled = any(isinstance(each, _Settle) and each.update_id == message.update_id for each in self._waiting)
@@ -242,7 +242,7 @@ class Desk:
         if isinstance(item, _Settle):
             update = self.work.retained
             # A task that was asked before the refusal of another's update has settled that, and keeps one of its own.
-            if update is not None and work.update_id(update) == item.update_id:
+            if update is not None and kept_updates.update_id(update) == item.update_id:
                 await self.work.settle(counted=item.counted)
             self.state.save(self.progress, durable=False)  # one small write that waits for no disk
             return

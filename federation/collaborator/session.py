@@ -20,7 +20,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from federation.collaborator import tasks, work
+from federation.collaborator import kept_updates, tasks
 from federation.collaborator.link import BulkDialler, Link
 from federation.collaborator.ordering import UnsignedPlanError
 from federation.errors import ConflictError, FederationError, MalformedMessageError, PeerError, StaleRoundError
@@ -282,7 +282,7 @@ class Session:
         if update is not None:
             hello.pending.round = update.round
             hello.pending.attempt = update.attempt
-            hello.pending.update_id = work.update_id(update)
+            hello.pending.update_id = kept_updates.update_id(update)
         return hello
 
     def _welcome(self, reply: aggregator_pb2.ParticipateReply | None) -> aggregator_pb2.SessionWelcome:

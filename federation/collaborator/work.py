@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from federation.collaborator import exchange as files
 from federation.collaborator import protection
-from federation.collaborator.ordering import Asking
+from federation.collaborator.kept_updates import answers, asking_of, digests_of
 from federation.compression import load_codec, max_payload_bytes
 from federation.errors import FederationError, Refusal, StorageError, TaskError, UpdateRejectedError
 from federation.names import Digest, Epoch, PayloadName
 from federation.runtime.threads import in_thread, started
-from federation.storage.retained import RetainedFile, RetainedUpdate, file_digest
+from federation.storage.retained import RetainedFile, RetainedUpdate
 from federation.telemetry.logs import get_logger
 from federation.v1 import aggregator_pb2, trainer_pb2
 from federation.wire import payloads
@@ -30,7 +30,7 @@ from federation.wire.payloads import Payload
 from federation.wire.updates import UPDATE_ID_BYTES, UpdateAnnouncement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from federation.collaborator.config import CollaboratorConfig
@@ -135,7 +135,7 @@ class Work:
             FederationError: fetching or storing failed.
         """
         update = self.retained
-        if update is None or not _answers(update, order):
+        if update is None or not answers(update, order):
             update = await self._train(order)
         try:
             digests = await self.uploads.push(update)
@@ -159,7 +159,7 @@ class Work:
         if update is None or update.is_digested:
             return
         is_over = threading.Event()
-        async with started(_digests, update, is_over.is_set) as reading:
+        async with started(digests_of, update, is_over.is_set) as reading:
             try:
                 digests = await asyncio.shield(reading)
             finally:
@@ -364,21 +364,6 @@ class Work:
             self._left_trainer.set()
 
 
-def update_id(update: RetainedUpdate) -> bytes:
-    """Return the id an update was kept under."""
-    return bytes(aggregator_pb2.UpdateHeader.FromString(update.header).update_id)
-
-
-def asking_of(update: RetainedUpdate) -> Asking:
-    """Return what an update answers."""
-    return Asking(round=update.round, attempt=update.attempt)
-
-
-def _answers(update: RetainedUpdate, order: TaskOrder) -> bool:
-    header = aggregator_pb2.UpdateHeader.FromString(update.header)
-    return asking_of(update) == order.asking and header.model_digest == order.model_digest
-
-
 def _check(path: Path, plan: PayloadPlan) -> tuple[int, Digest | None]:
     """Check a payload the trainer wrote; returns the bytes that travel and their digest.
 
@@ -397,10 +382,6 @@ def _check(path: Path, plan: PayloadPlan) -> tuple[int, Digest | None]:
         return nbytes, protection.check_encoded(descriptor, nbytes, plan)
     finally:
         os.close(descriptor)
-
-
-def _digests(update: RetainedUpdate, is_over: Callable[[], bool]) -> list[Digest]:
-    return [file.digest or file_digest(file, is_over) for file in update.files]
 
 
 def _make_room(path: Path, nbytes: int) -> None:

@@ -19,7 +19,6 @@ from federation.transport.channels import open_channel
 from federation.transport.methods import Stub
 from federation.v1 import aggregator_pb2 as pb
 from federation.v1 import tensors_pb2
-from federation.wire.chunks import make_chunk
 from federation.wire.payloads import BUFFERS, MODEL, STEP
 from federation.wire.versions import range_to_proto
 
@@ -322,7 +321,7 @@ class ScriptedSite:
                 piece = data[offset : offset + chunk_bytes]
                 if most is not None and sent + len(piece) > most:
                     return
-                chunk = make_chunk(offset, piece)
+                chunk = tensors_pb2.Chunk(offset=offset, data=piece)
                 if not await call.try_write(pb.PushUpdateRequest(chunk=pb.UpdateChunk(payload=index, chunk=chunk))):
                     return  # the server has said why; the caller reads it
                 sent += len(piece)

@@ -47,11 +47,6 @@ class Piece(Protocol):
         ...
 
 
-def make_chunk(offset: int, data: bytes) -> tensors_pb2.Chunk:
-    """Return one chunk of a payload."""
-    return tensors_pb2.Chunk(offset=offset, data=data)
-
-
 def cut(total: int, offset: int = 0, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
     """Say where the pieces of a payload are: (offset, size). The first has at most `FIRST_CHUNK_BYTES`.
 
@@ -90,7 +85,7 @@ def read_chunks(
         StorageError: from `pread`.
     """
     pieces = cut(total, offset, chunk_bytes=chunk_bytes)
-    return (make_chunk(start, pread(start, size)) for start, size in pieces)
+    return (tensors_pb2.Chunk(offset=start, data=pread(start, size)) for start, size in pieces)
 
 
 class RunningHash(Protocol):

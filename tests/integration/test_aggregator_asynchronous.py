@@ -21,7 +21,7 @@ from federation.testing.clock import FakeClock
 from federation.testing.honest_sites import HonestSite
 from federation.testing.scripted_sites import Finished
 from federation.v1 import aggregator_pb2 as pb
-from federation.wire.chunks import make_chunk
+from federation.v1 import tensors_pb2
 
 
 def stage(tmp_path, sites="ab", elements=10, **plan):
@@ -339,7 +339,7 @@ async def stall(site, task, data):
 
 
 def piece(data):
-    chunk = make_chunk(0, data)
+    chunk = tensors_pb2.Chunk(offset=0, data=data)
     return pb.PushUpdateRequest(chunk=pb.UpdateChunk(payload=0, chunk=chunk))
 
 

@@ -25,7 +25,8 @@ from federation.transport.authority import Authority
 from federation.transport.handlers import method_path
 from federation.transport.server import RpcServer
 from federation.v1 import director_pb2 as pb
-from federation.wire.chunks import CHUNK_BYTES, make_chunk
+from federation.v1 import tensors_pb2
+from federation.wire.chunks import CHUNK_BYTES
 from federation.wire.versions import PROTOCOL
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Director"]
@@ -124,7 +125,9 @@ class ScriptedDirector:
         digest = hashlib.sha256(data).hexdigest()
         yield pb.DownloadArtifactReply(artifact=pb.Artifact(name=request.name, bytes=len(data), digest=digest))
         for offset in range(request.offset, len(data), CHUNK_BYTES):
-            yield pb.DownloadArtifactReply(chunk=make_chunk(offset, data[offset : offset + CHUNK_BYTES]))
+            yield pb.DownloadArtifactReply(
+                chunk=tensors_pb2.Chunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
+            )
 
     async def UploadArtifact(self, requests, call):
         artifact = (await anext(aiter(requests))).artifact

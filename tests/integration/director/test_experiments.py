@@ -23,7 +23,7 @@ from federation.errors import (
 )
 from federation.names import Role
 from federation.v1 import director_pb2 as pb
-from federation.wire.chunks import make_chunk
+from federation.v1 import tensors_pb2
 from federation.wire.versions import PROTOCOL
 
 ACCEPTED = pb.AssignmentAnswer.ANSWER_ACCEPTED
@@ -395,7 +395,7 @@ async def test_artifacts_of_an_aggregator_appear_whole_or_not_at_all(
     async def pieces(name: str, data: bytes, digest: str) -> Any:
         artifact = pb.Artifact(name=name, bytes=len(data), digest=digest, round=2)
         yield pb.UploadArtifactRequest(artifact=artifact)
-        yield pb.UploadArtifactRequest(chunk=make_chunk(0, data))
+        yield pb.UploadArtifactRequest(chunk=tensors_pb2.Chunk(offset=0, data=data))
 
     digest = hashlib.sha256(b"history").hexdigest()
     reply = await stub.client_stream("UploadArtifact", pieces("history.json", b"history", digest))

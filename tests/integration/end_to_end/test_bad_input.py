@@ -31,7 +31,7 @@ from federation.transport.channels import open_channel
 from federation.transport.credentials import TlsFiles
 from federation.transport.methods import Stub
 from federation.v1 import director_pb2 as pb
-from federation.wire.chunks import make_chunk
+from federation.v1 import tensors_pb2
 from federation.wire.versions import range_to_proto
 
 if TYPE_CHECKING:
@@ -282,8 +282,8 @@ async def submit(trial: Any, signed: SignedManifest, bundle: bytes, model: bytes
     )
     requests = [
         pb.SubmitRequest(header=header),
-        pb.SubmitRequest(bundle=make_chunk(0, bundle)),
-        pb.SubmitRequest(model=make_chunk(0, model)),
+        pb.SubmitRequest(bundle=tensors_pb2.Chunk(offset=0, data=bundle)),
+        pb.SubmitRequest(model=tensors_pb2.Chunk(offset=0, data=model)),
     ]
     name = director_server_name(trial.local.name)
     async with open_channel(trial.local.address, server_name=name, tls=trial.local.profile.tls) as channel:

@@ -15,7 +15,7 @@ from federation.names import ExperimentId
 from federation.runtime.orphans import Lease
 from federation.testing.clock import FakeClock
 from federation.v1 import director_pb2 as pb
-from federation.wire.chunks import make_chunk
+from federation.v1 import tensors_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,7 +39,9 @@ class Line:
         if self.sent:
             digest = hashlib.sha256(DATA).hexdigest()
             yield pb.DownloadArtifactReply(artifact=pb.Artifact(name="spec.json", bytes=len(DATA), digest=digest))
-            yield pb.DownloadArtifactReply(chunk=make_chunk(offset, DATA[offset : offset + self.sent]))
+            yield pb.DownloadArtifactReply(
+                chunk=tensors_pb2.Chunk(offset=offset, data=DATA[offset : offset + self.sent])
+            )
         self.cuts.put_nowait(None)  # whoever waits for it goes on when the cut has been dealt with
         raise TransportError("the line was cut")
 

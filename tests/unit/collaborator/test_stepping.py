@@ -23,7 +23,7 @@ from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec
 from federation.tensors.digest import payload_digest
 from federation.testing.clock import FakeClock
 from federation.v1 import aggregator_pb2 as pb
-from federation.wire.chunks import make_chunk
+from federation.v1 import tensors_pb2
 from federation.wire.payloads import Payload
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Server:
         yield self._replies(self.offered[request.digest])
 
     async def _replies(self, data: bytes) -> AsyncIterator[pb.PullModelReply]:
-        yield pb.PullModelReply(chunk=make_chunk(0, data))
+        yield pb.PullModelReply(chunk=tensors_pb2.Chunk(offset=0, data=data))
 
 
 def downloads(folder: Path, server: Server | None = None) -> Downloads:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
+from director.checking import without_lines
 from director.command import BAD_CONFIGURATION, app, describe_settings
 from director.config import DirectorSettings, read_settings
-from director.daemon import without_lines
 from director.enrolment import aggregator_configuration
 from director.launcher import LaunchOrder
 from federation.aggregator.config import AggregatorConfig

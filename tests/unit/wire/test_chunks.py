@@ -11,19 +11,18 @@ from hypothesis import strategies as st
 from federation.errors import MalformedMessageError, TransportError
 from federation.names import Digest
 from federation.tensors.digest import payload_digest
+from federation.v1 import tensors_pb2
 from federation.wire.chunks import (
     CHUNK_BYTES,
     MAX_CHUNK_BYTES,
     ChunkReceiver,
     cut,
-    make_chunk,
     read_chunks,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from federation.v1 import tensors_pb2
 
 DATA = bytes(range(256)) * 3
 
@@ -61,7 +60,7 @@ def test_offsets_pass_4_gib() -> None:
 
 
 def test_no_message_is_larger_than_a_few_mib() -> None:
-    chunk = make_chunk(1 << 40, bytes(CHUNK_BYTES))
+    chunk = tensors_pb2.Chunk(offset=1 << 40, data=bytes(CHUNK_BYTES))
     assert chunk.ByteSize() < CHUNK_BYTES + 64
 
 
@@ -84,7 +83,7 @@ def test_an_offset_beyond_the_end_is_the_peers_fault() -> None:
 
 
 def chunk_of(offset: int, data: bytes) -> tensors_pb2.Chunk:
-    return make_chunk(offset, data)
+    return tensors_pb2.Chunk(offset=offset, data=data)
 
 
 @pytest.mark.parametrize(
@@ -100,28 +99,28 @@ def chunk_of(offset: int, data: bytes) -> tensors_pb2.Chunk:
 )
 def test_a_chunk_that_is_not_the_next_is_refused_and_changes_nothing(chunk: tensors_pb2.Chunk, text: str) -> None:
     receiver = ChunkReceiver(10)
-    receiver.accept(make_chunk(0, b"abc"))
+    receiver.accept(tensors_pb2.Chunk(offset=0, data=b"abc"))
     with pytest.raises(MalformedMessageError, match=text):
         receiver.accept(chunk)
     assert receiver.received == 3
-    receiver.accept(make_chunk(3, bytes(7)))
+    receiver.accept(tensors_pb2.Chunk(offset=3, data=bytes(7)))
     assert receiver.finish() == payload_digest(b"abc" + bytes(7))
 
 
 def test_a_chunk_that_is_not_what_was_sent_makes_the_payload_another() -> None:
     receiver = ChunkReceiver(6)
-    receiver.accept(make_chunk(0, b"abc"))
-    receiver.accept(make_chunk(3, b"dEf"))
+    receiver.accept(tensors_pb2.Chunk(offset=0, data=b"abc"))
+    receiver.accept(tensors_pb2.Chunk(offset=3, data=b"dEf"))
     with pytest.raises(TransportError, match="digest is"):
         receiver.finish(payload_digest(b"abcdef"))
 
 
 def test_a_payload_that_ends_early_or_is_another_is_fetched_again() -> None:
     receiver = ChunkReceiver(4)
-    receiver.accept(make_chunk(0, b"abc"))
+    receiver.accept(tensors_pb2.Chunk(offset=0, data=b"abc"))
     with pytest.raises(TransportError, match="3 of 4 bytes"):
         receiver.finish()
-    receiver.accept(make_chunk(3, b"d"))
+    receiver.accept(tensors_pb2.Chunk(offset=3, data=b"d"))
     with pytest.raises(TransportError, match="digest is"):
         receiver.finish(Digest(bytes(32)))
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.errors import MalformedMessageError
-from federation.v1 import aggregator_pb2
-from federation.wire.chunks import CHUNK_BYTES, ChunkReceiver, make_chunk
+from federation.v1 import aggregator_pb2, tensors_pb2
+from federation.wire.chunks import CHUNK_BYTES, ChunkReceiver
 from federation.wire.pieces import (
     MessagePiece,
     read_model_message,
@@ -53,7 +53,7 @@ def protobuf_fields(message: bytes) -> tuple[int, int, bytes]:
 @pytest.mark.parametrize("size", [1, 127, 128, 20_000, CHUNK_BYTES])
 def test_pieces_written_by_hand_are_what_protobuf_writes_and_are_read_as_they_were(offset: int, size: int) -> None:
     data = (bytes(range(256)) * (size // 256 + 1))[:size]
-    chunk = make_chunk(offset, data)
+    chunk = tensors_pb2.Chunk(offset=offset, data=data)
     reply = aggregator_pb2.PullModelReply(chunk=chunk).SerializeToString()
     assert read_model_message(pread_at(offset, data), offset, size) == reply
     assert fields(read_model_piece(reply)) == (0, offset, data)
@@ -106,7 +106,7 @@ def test_what_holds_no_piece_is_left_to_protobuf() -> None:
 
 
 def test_fields_in_another_order_and_unknown_ones_are_left_to_protobuf_which_takes_them() -> None:
-    chunk = make_chunk(200, b"abcdef")
+    chunk = tensors_pb2.Chunk(offset=200, data=b"abcdef")
     inner = aggregator_pb2.UpdateChunk(chunk=chunk).SerializeToString() + b"\x08\x03"
     message = b"\x12" + bytes([len(inner)]) + inner
     assert read_update_piece(message) is None

@@ -15,7 +15,7 @@ from federation.names import Attempt, Digest, PayloadName, RoundNumber, SiteName
 from federation.storage.spool import Spool, SpoolPayload, UpdateKey
 from federation.tensors import DType, TensorSchema, TensorSpec
 from federation.tensors.digest import payload_digest
-from federation.wire.chunks import make_chunk
+from federation.v1 import tensors_pb2
 from federation.wire.payloads import Payload
 from federation.wire.reception import PayloadReception
 
@@ -52,7 +52,7 @@ def digest_of(data: bytes) -> Digest:
 
 def send(reception: PayloadReception, data: bytes, size: int = 37) -> None:
     for offset in range(reception.held, len(data), size):
-        reception.accept(make_chunk(offset, data[offset : offset + size]))
+        reception.accept(tensors_pb2.Chunk(offset=offset, data=data[offset : offset + size]))
 
 
 def test_a_whole_payload_is_stored_measured_and_verified(reception: PayloadReception, sink: SpoolPayload) -> None:
@@ -97,14 +97,14 @@ def test_a_payload_longer_than_announced_is_refused(reception: PayloadReception)
     data = content()
     send(reception, data)
     with pytest.raises(MalformedMessageError, match="beyond"):
-        reception.accept(make_chunk(len(data), b"more"))
+        reception.accept(tensors_pb2.Chunk(offset=len(data), data=b"more"))
 
 
 def test_what_was_refused_stays_refused_when_the_upload_is_resumed(reception: PayloadReception) -> None:
     data = np.full(len(content()) // 4, np.nan, dtype=np.float32).tobytes()
     for _ in range(2):
         with pytest.raises(UpdateRejectedError) as caught:
-            reception.accept(make_chunk(0, data))
+            reception.accept(tensors_pb2.Chunk(offset=0, data=data))
         assert caught.value.refusal is Refusal.NOT_FINITE
 
 

@@ -94,6 +94,13 @@ class LocalData:
             yield _gather(data, rows)
             start = end
 
+    def batch_sizes(self, batch_size: int) -> set[int]:
+        """Return the sizes of the batches of one training pass, as `batches` cuts them."""
+        whole, rest = divmod(self.train_examples, batch_size)
+        if rest == 1 and whole and batch_size > 1:
+            return {batch_size + 1} if whole == 1 else {batch_size, batch_size + 1}
+        return {size for size, count in ((batch_size, whole), (rest, rest)) if count}
+
     def start_count(self) -> None:
         """Forget which training examples were drawn; the trainer calls this before each round."""
         self._seen = None

@@ -69,13 +69,18 @@ class PlainLayers:
         self._kinds = [type(each) for each in layers]
         self._is_flattened = self._kinds[0] is torch.nn.Flatten
         self._linear = [each for each in layers if isinstance(each, torch.nn.Linear)]
-        self._parameters = [parameter for each in self._linear for parameter in (each.weight, each.bias)]
+        self._parameters: list[Any] = [part for each in self._linear for part in (each.weight, each.bias)]
         steps = self._layers[self._is_flattened :]
         self._steps = [(each.weight, each.bias) if isinstance(each, torch.nn.Linear) else None for each in steps]
         self._dtype = self._parameters[0].dtype
         self._width = int(self._parameters[0].shape[1])
         self._one = torch.ones((), dtype=self._dtype)
         self._left: dict[int, int] = {}
+
+    @property
+    def parameters(self) -> Sequence[torch.nn.Parameter]:
+        """All parameters, in the model's order."""
+        return self._parameters
 
     @classmethod
     def of(cls, model: torch.nn.Module, parameters: Iterable[torch.nn.Parameter]) -> PlainLayers | None:
@@ -108,6 +113,11 @@ class PlainLayers:
     def draws_nothing(self, model: torch.nn.Module) -> bool:
         """Tell whether a step runs nothing but these layers, which draw no random numbers: nothing else has a say."""
         return not _is_watched() and self._is_untouched(model)
+
+    def forget_gradients(self) -> None:
+        """Drop every gradient; `takes` wants none."""
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def is_proven(self, examples: int) -> bool:
         """Tell whether batches of this size gave the bytes that torch's own way gives (rule 3)."""

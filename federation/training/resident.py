@@ -116,9 +116,12 @@ class Resident:
             arrays[name][...] = state.tensors.get(name, self._submitted[name])
         return arrays
 
-    def draws_nothing(self, data: LocalData) -> bool:
-        """Tell whether training on these data surely draws from no global random generator."""
-        return self.is_plain and isinstance(self.task, SupervisedTask) and self.task.draws_nothing(self.model, data)
+    def is_ours(self, data: LocalData) -> bool:
+        """Tell whether training on these data surely runs nothing of the author's.
+
+        Then it draws from no global random generator, and leaves every tensor in the memory it has.
+        """
+        return self.is_plain and isinstance(self.task, SupervisedTask) and self.task.is_ours(self.model, data)
 
     def touched(self) -> None:
         """Note that the author's code had the model: views may be of memory it no longer uses."""

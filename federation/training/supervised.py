@@ -146,12 +146,20 @@ class SupervisedTask:
 
     def train(self, model: torch.nn.Module, data: LocalData, round: RoundContext) -> dict[str, float]:
         """Train in place for as long as the round says; returns means over the examples trained on."""
+        known = self._structures.known(model)
+        if known is not None:
+            from federation.training.plain_run import train, way_through
+
+            layers = way_through(self._recipe, model, known, data, round)
+            if layers is not None:
+                return train(layers, data, self._recipe.batch_size, round)
         return dict(self.problem(model, data, round).run().metrics)
 
-    def draws_nothing(self, model: object, data: LocalData) -> bool:
-        """Tell whether `train` surely draws from no global random generator: whatever it would call is known not to.
+    def is_ours(self, model: object, data: LocalData) -> bool:
+        """Tell whether `train` surely runs nothing of the author's.
 
-        Data are arrays, layers are torch's own and plain, and nothing is of a class or a function of the author's.
+        Then it draws from no global random generator, and every tensor stays in its memory. Data are arrays, layers are
+        torch's own and plain, and nothing is of a class or a function of the author's.
         """
         if type(self) is not SupervisedTask or "train" in vars(self) or not self._is_named or not data.is_arrays:
             return False

@@ -98,13 +98,15 @@ class SiteWork:
         if context is None or context.number != number:
             context = self._context(number)
         context.optimizer_state.update(self._optimizer_state(inputs))
-        if not resident.draws_nothing(data):
+        is_ours = resident.is_ours(data)
+        if not is_ours:
             seed_globals(context.derive_seed("globals"))
         data.start_count()
         started = time.perf_counter()
         round: SiteRound | None = None
         if resident.is_plain:
-            resident.touched()
+            if not is_ours:
+                resident.touched()
             reported = resident.task.train(resident.model, data, context)
             metrics = checked_metrics(reported, "train", resident.spec.metrics)
             # A task that draws no batches looks at everything, once at least.

@@ -25,6 +25,14 @@ def test_a_pass_is_a_permutation_in_batches_of_which_none_but_an_only_one_is_a_s
     assert data.batches_drawn == len(batches)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_the_sizes_of_batches_are_known_before_they_are_drawn(batch_size: int) -> None:
+    for examples in range(1, 20):
+        rows = np.zeros((examples, 1), np.float32)
+        data = LocalData(ArrayShard(train=(rows, rows), validation=(rows, rows)))
+        assert data.batch_sizes(batch_size) == {len(batch[0]) for batch in data.batches(batch_size)}
+
+
 def test_the_same_generator_gives_the_same_order_and_another_seed_another() -> None:
     def order(seed: int) -> list[int]:
         batches = _data(50).batches(8, np.random.default_rng(seed))

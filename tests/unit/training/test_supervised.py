@@ -269,12 +269,12 @@ def correct(output: torch.Tensor, target: torch.Tensor) -> float:
 
 def test_a_task_of_nothing_but_known_parts_is_known_to_draw_nothing_once_it_has_trained() -> None:
     model, task = _net(), SupervisedTask(metrics=("accuracy",))
-    assert not task.draws_nothing(model, _data())
+    assert not task.is_ours(model, _data())
     task.train(model, _data(), _round())
-    assert task.draws_nothing(model, _data())
+    assert task.is_ours(model, _data())
 
     model[0].register_forward_hook(lambda *_: None)
-    assert not task.draws_nothing(model, _data())
+    assert not task.is_ours(model, _data())
 
 
 @pytest.mark.parametrize(
@@ -294,14 +294,14 @@ def test_a_task_with_any_part_of_the_authors_own_may_draw(task: SupervisedTask, 
     if is_rows:
         data = LocalData(SimpleNamespace(train=_Rows(), validation=_Rows(), sample_shape=(4,), target_shape=()))
     task.train(model, data, _round())
-    assert not task.draws_nothing(model, data)
+    assert not task.is_ours(model, data)
 
 
 def test_a_task_whose_training_was_replaced_may_draw() -> None:
     model, task = _net(), SupervisedTask()
     task.train(model, _data(), _round())
     task.train = lambda *_: {"loss": 0.0}  # type: ignore[method-assign]
-    assert not task.draws_nothing(model, _data())
+    assert not task.is_ours(model, _data())
 
 
 @pytest.mark.parametrize(("metric", "is_seeded"), [("accuracy", False), (correct, True)])

@@ -115,8 +115,12 @@ class Experiment:
             self.project = check_name(project, "project")
         except InvalidNameError as error:
             raise PlanError(str(error)) from error
-        if not callable(model) and not isinstance(model, dict):
-            raise PlanError(f"model is a {type(model).__name__}; give a callable that makes it, such as its class")
+        # A module can be called too, on samples: what is meant is its maker. Torch need not be here to know one.
+        is_module = hasattr(model, "state_dict") and not isinstance(model, type)
+        if is_module or (not callable(model) and not isinstance(model, dict)):
+            raise PlanError(
+                f"model is a {type(model).__name__}; give a callable that makes it, such as its class or a lambda"
+            )
         for method in ("train", "evaluate"):
             if not callable(getattr(task, method, None)):
                 raise PlanError(f"task {type(task).__name__} has no method {method!r}; a task has train and evaluate")

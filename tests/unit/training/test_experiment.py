@@ -8,7 +8,9 @@ import pytest
 
 from federation import BestModel, Experiment, Plan, SupervisedTask
 from federation.errors import PlanError
+from federation.storage.checkpoints import write_model
 from federation.tensors import DType, TensorRole
+from federation.training.models import adapt
 
 
 class Task:
@@ -64,6 +66,16 @@ def test_a_dictionary_is_copied_so_that_training_does_not_change_what_the_author
     assert mine["w"].sum() == 0
 
 
+class LikeAModule:
+    """What an author has who writes ``model=Net()`` for ``model=Net``: it can be called, on samples."""
+
+    def __call__(self, samples: object) -> object:
+        return samples
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -71,6 +83,7 @@ def test_a_dictionary_is_copied_so_that_training_does_not_change_what_the_author
         ({"shard": "Patients"}, "shard kind"),
         ({"project": ""}, "project"),
         ({"model": 3}, "model is a int"),
+        ({"model": LikeAModule()}, "model is a LikeAModule; give a callable that makes it"),
         ({"task": object()}, "has no method 'train'"),
     ],
 )
@@ -240,3 +253,25 @@ def test_an_optimizer_the_method_does_not_hold_for_is_refused_at_the_authors_des
 def test_fednova_takes_sgd_and_momentum_by_its_option(options, task) -> None:
     built = _experiment(task=task, plan=Plan(algorithm="fednova", options=options)).build()
     assert built.spec.plan.options == options
+
+
+@pytest.mark.needs_torch
+def test_a_model_that_comes_out_is_loaded_as_the_documents_say(tmp_path) -> None:
+    nn = pytest.importorskip("torch.nn")
+    from safetensors.torch import load_model
+
+    class Net(nn.Module):
+        """Half precision, a buffer, and an output layer tied to the input: one tensor under two names."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(4, 4).bfloat16(), nn.BatchNorm1d(4), nn.Linear(4, 4).bfloat16()
+            self.last.weight = self.first.weight
+
+    spec, arrays = _experiment(model=Net).build(1)
+    write_model(tmp_path / "best.safetensors", spec.schema_, arrays)
+    model = Net()
+    missing, unexpected = load_model(model, tmp_path / "best.safetensors")
+    assert (list(missing), list(unexpected)) == ([], [])
+    loaded = adapt(model).arrays()
+    assert {name for name in arrays if not np.array_equal(loaded[name], arrays[name])} == set()

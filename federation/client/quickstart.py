@@ -242,6 +242,7 @@ def _plot(details: ExperimentDetails, comparison: Comparison, shards: Iterable[s
             for report in details.rounds
         ]
         curve.plot(rounds, own, "--", lw=1, label=f"at {name}")
+    curve.xaxis.get_major_locator().set_params(integer=True)
     curve.set(xlabel="round", ylabel="accuracy on validation patients", title="The federated model, round by round")
     curve.legend()
     names = [*(f"{name}\nalone" for name in shards), "federation", "pooled\n(nobody may)"]

@@ -89,8 +89,9 @@ class Plan(Frozen):
             paused.
         sample: sites asked each round, drawn from the connected ones by `seed`. None: all.
         quorum: answers a round needs. None: all that were asked. Fewer lets the round go on without stragglers.
-        deadline_s: seconds a round waits for answers; then it goes on if it has its quorum and fails if not.
-        local_epochs: passes over the local data each round; give this or `local_steps`.
+        deadline_s: seconds a round waits for updates; then it goes on if it has its quorum and is tried again if not.
+            Its evaluation waits as long at most.
+        local_epochs: passes over the local data each round; give this, `local_steps` or neither, which is one pass.
         local_steps: optimizer steps each round.
         learning_rate: local step size, handed to the task's optimizer.
         threads: CPU threads a trainer computes with. 1 by default: results repeat and silos share machines.

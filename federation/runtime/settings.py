@@ -16,6 +16,7 @@ Rules:
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import os
 import tomllib
@@ -33,6 +34,7 @@ from federation.runtime.setting_lines import line_of
 _log = logging.getLogger(__name__)
 _S = TypeVar("_S", bound=BaseSettings)
 _Location = tuple[str | int, ...]
+_AS_JSON = 'a section or a list is given as JSON, such as ["a", "b"]'
 
 
 def load_settings(model: type[_S], path: Path | None, environ: Mapping[str, str] | None = None) -> _S:
@@ -53,7 +55,7 @@ def load_settings(model: type[_S], path: Path | None, environ: Mapping[str, str]
     try:
         settings = _with_sources(model, environment)(**values)
     except SettingsError as error:
-        problems.append(f"environment: {error}: a section or a list is given as JSON")
+        problems += list(_not_json(model, environment)) or [f"environment: {error}: {_AS_JSON}"]
     except ValidationError as error:
         variables = _variables(model, environment)
         problems += [p for p in (_describe(e, text, variables) for e in error.errors()) if p is not None]
@@ -176,6 +178,23 @@ def _unknown_variables(model: type[BaseSettings], environment: Mapping[str, str]
             else:
                 yield f"environment variable {variable}: unknown key {_dotted(location[:depth])!r}{nearest}"
             break
+
+
+def _not_json(model: type[BaseSettings], environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield a problem for each variable that sets a whole section, list or table to what is no JSON."""
+    for location, variable in _variables(model, environment).items():
+        annotation: Any = model
+        for part in location:
+            fields = {name: field.annotation for m in _models_in(annotation) for name, field in m.model_fields.items()}
+            annotation = fields.get(str(part))
+        members = (annotation, *get_args(annotation))
+        if any(
+            list(_models_in(member)) or get_origin(member) in (list, tuple, set, frozenset, dict) for member in members
+        ):
+            try:
+                json.loads(environment[variable])
+            except ValueError:
+                yield f"environment variable {variable}: {_AS_JSON}"
 
 
 def _describe(error: Any, text: str, variables: Mapping[_Location, str]) -> str | None:

@@ -15,6 +15,7 @@ from federation.runtime.settings import load_settings
 class _Listen(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
+    allowed: list[str] = []
 
 
 class _Shard(BaseModel):
@@ -142,7 +143,13 @@ def test_a_variable_that_sets_nothing_is_warned_of_but_allowed(caplog: pytest.Lo
             "DIRECTOR_LISTEN__PORT", "x", "environment variable DIRECTOR_LISTEN__PORT: listen.port: ", id="value"
         ),
         pytest.param("DIRECTOR_LISTEN", '{"port": 70000}', "environment variable DIRECTOR_LISTEN: ", id="JSON value"),
-        pytest.param("DIRECTOR_LISTEN", "x", "given as JSON", id="no JSON"),
+        pytest.param("DIRECTOR_LISTEN", "x", "environment variable DIRECTOR_LISTEN: a section or a list", id="no JSON"),
+        pytest.param(
+            "DIRECTOR_LISTEN__ALLOWED",
+            "x",
+            "environment variable DIRECTOR_LISTEN__ALLOWED: a section or a list",
+            id="no JSON in a section",
+        ),
     ],
 )
 def test_a_mistake_in_a_variable_names_the_variable_and_no_line_of_the_file(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
+import ssl
 import struct
 import threading
+import time
 from typing import TYPE_CHECKING, TypeVar
 
 from federation.errors import TransportError
@@ -27,6 +30,7 @@ BLOCK_BYTES = 1 << 20
 LEAST_BYTES = 4 << 20
 """What fits in one chunk of a call is not worth a handshake."""
 DIAL_S = 5.0
+"""For one address to answer, and again for all that is said before the first byte of the payload."""
 STALL_S = 60.0
 TICKET_BYTES = 16
 GREETING = struct.Struct(f"!{TICKET_BYTES}sQ")
@@ -139,6 +143,8 @@ class Line:
     def _open(self) -> SecuredSocket:
         if self._secured is None:
             raise TransportError("the line was not dialled")
+        if self._is_cut:  # and perhaps closed: OpenSSL knows but a number, which may be another file's by now
+            raise TransportError("the line was cut on this side")
         return self._secured
 
 
@@ -171,12 +177,13 @@ class BulkAddress:
         """
         try:
             plain = self._connect(line)
+            plain.setblocking(False)
             secured = SecuredSocket(self._context, plain, server_name=self._server_name)
-            secured.block(DIAL_S)
-            secured.shake_hands()
+            until = time.monotonic() + DIAL_S
+            _in_time(secured, until, secured.shake_hands)
             check_protocol(secured)
             secured.send(GREETING.pack(ticket, nbytes))
-            welcome = secured.receive(1)
+            welcome = _in_time(secured, until, lambda: secured.receive(1))
             if not welcome:
                 raise LineRefusedError(f"{self._host}:{self._port} ({self._server_name}) refused the line")
             if welcome != WELCOME:
@@ -215,6 +222,20 @@ async def carried(line: Line, work: Callable[[], _T], pool: Executor | None = No
         finally:
             if not job.done():
                 line.cut()
+
+
+def _in_time(secured: SecuredSocket, until: float, step: Callable[[], _T]) -> _T:
+    """Return what `step` returns, if that is before `until` of the monotonic clock, however busy the other side is."""
+    waiting = select.poll()
+    while True:
+        try:
+            return step()
+        except ssl.SSLWantReadError:
+            waiting.register(secured, select.POLLIN)
+        except ssl.SSLWantWriteError:
+            waiting.register(secured, select.POLLOUT)
+        if (left_s := until - time.monotonic()) <= 0 or not waiting.poll(left_s * 1000):
+            raise TimeoutError("the other side takes too long")
 
 
 def check_protocol(secured: SecuredSocket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from typing import Any
@@ -168,6 +169,49 @@ async def test_who_is_stopped_while_a_port_never_answers_leaves_at_once(hall: Ha
             dialling.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await dialling
+
+
+async def test_a_port_that_says_little_by_little_means_that_there_is_no_line(hall: Hall, monkeypatch: Any) -> None:
+    monkeypatch.setattr(lines, "DIAL_S", 0.2)
+    record_begins, is_over = b"\x16\x03\x03\x40\x00\x02", asyncio.Event()
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            for byte in record_begins + bytes(1 << 13):
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        is_over.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as other:
+        address = BulkAddress(
+            "127.0.0.1",
+            other.sockets[0].getsockname()[1],
+            server_name=hall.lab.server_name,
+            tls=hall.lab.issue(Role.ENVOY, "north"),
+        )
+        with pytest.raises(NoLineError, match="takes too long"):
+            await hall.dial(address, bytes(16))
+        await is_over.wait()
+
+
+async def test_a_line_that_was_given_up_is_not_written_to_whatever_has_its_number_now(hall: Hall) -> None:
+    tls = hall.lab.issue(Role.ENVOY, "north")
+    with hall.server.issue(hall.peer(tls), ENOUGH) as ticket:
+        line = await hall.dial(hall.address(tls), ticket.id)
+        number = line._open().fileno()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            line.close()
+            os.dup2(ours.fileno(), number)
+            with pytest.raises(TransportError, match="cut on this side"):
+                line.send(b"x")
+            os.close(number)
+            ours.close()
+            assert theirs.recv(1) == b""
 
 
 async def test_a_line_that_was_cut_before_it_was_dialled_is_not_dialled(hall: Hall) -> None:

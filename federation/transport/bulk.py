@@ -13,7 +13,8 @@ Rules:
    cancelled. The event loop meanwhile does nothing else to it. There are at most `MOST_LINES`, and of one peer
    `MOST_OF_ONE`; beyond them no ticket is issued, and the bytes travel in the call.
 5. How many bytes there are both ends know: an end that comes early is a cut, whatever TLS says of it, and so is a line
-   on which nothing moves for `STALL_S`. Who fetches ends the line once it has all, and who sends waits for that.
+   on which nothing moves for `STALL_S` (twice that, at most, at the end that sends). Who fetches ends the line once it
+   has all, and who sends waits for that.
 6. An end in place of the answering byte says that nobody waits for this ticket (`LineRefusedError`). Whatever else goes
    wrong before that byte means that there is no line to be had here (`NoLineError`); after it, that this one was cut
    (`TransportError`).

@@ -34,6 +34,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+UNREADABLE = (
+    ValueError,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises of certificates, some of which TLS takes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateFacts:
@@ -172,7 +181,7 @@ def read_certificate(pem: bytes) -> CertificateFacts:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound) as error:
+    except UNREADABLE as error:
         raise IdentityError(f"not a certificate with a SPIFFE id: {error}") from error
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
@@ -274,7 +283,7 @@ def _check_fit(material: TlsMaterial, files: TlsFiles) -> None:
         authority = x509.load_pem_x509_certificate(material.authority)
         certificate = x509.load_pem_x509_certificate(material.certificate)
         key = serialization.load_pem_private_key(material.key, None)
-    except (ValueError, TypeError) as error:
+    except (*UNREADABLE, TypeError) as error:
         raise ConfigurationError(
             f"{files.authority}, {files.certificate} or {files.key} is not the PEM it should be: {error}"
         ) from error

@@ -8,7 +8,8 @@ Rules:
 1. TLS 1.3; both sides show a certificate of the federation's authority, and no session is resumed. A client checks
    that the server's name is one of its certificate's, letter by letter.
 2. Files are taken as they are when a client's context is made, and looked at before each handshake of a server.
-3. A connection is handed over non-blocking, for an event loop, or blocks for so many seconds without a byte.
+3. A connection is handed over non-blocking, for an event loop, or blocks for so many seconds without a byte. A signal
+   does not end the wait, nor does a buffer that empties slowly: who sends waits on while the other side takes bytes.
 4. Ended by the other side without a word is an end, as for Python's own; reset is an error, as it is not there before
    3.11.9.
 """
@@ -16,16 +17,19 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import socket
 import ssl
 import struct
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL, crypto
 
 from federation.errors import ConfigurationError
+from federation.transport.credentials import UNREADABLE
 
 try:
     from OpenSSL._util import ffi, lib
@@ -33,13 +37,23 @@ except ImportError:  # pragma: no cover  # pyOpenSSL promises nothing about it
     ffi = lib = None
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from federation.transport.credentials import TlsFiles, TlsMaterial
+
+_T = TypeVar("_T")
 
 _PARTIAL_WRITE = 0x1
 """SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets: it would come back to Python after each record of 16 KiB."""
 _RECORD_BYTES = 16 << 10
+_MOST_BYTES = 1 << 30
+"""OpenSSL counts in an int."""
+_WANTS = (SSL.WantReadError, SSL.WantWriteError)
+
+
+def _was_interrupted() -> bool:
+    """Whether a signal, or being stopped or traced, ended this thread's last wait: the kernel leaves it to us."""
+    return ffi is not None and ffi.errno == errno.EINTR
 
 
 class DirectConnection(SSL.Connection):
@@ -52,12 +66,18 @@ class DirectConnection(SSL.Connection):
         """Read until `view` is full; returns how many bytes came: fewer only if the connection ended or failed."""
         start, got = ffi.from_buffer(view, require_writable=True), 0
         while got < len(view):
-            came = lib.SSL_read(self._ssl, start + got, len(view) - got)
-            if came <= 0:
-                with contextlib.suppress(SSL.Error):
-                    self._raise_ssl_error(self._ssl, came)  # takes the error from the thread's list as well
-                break
-            got += came
+            came = lib.SSL_read(self._ssl, start + got, min(len(view) - got, _MOST_BYTES))
+            if came > 0:
+                got += came
+                continue
+            try:
+                self._raise_ssl_error(self._ssl, came)  # takes the error from the thread's list as well
+            except _WANTS:
+                if _was_interrupted():
+                    continue
+            except SSL.Error:
+                pass
+            break
         return got
 
 
@@ -67,9 +87,14 @@ class CopyingConnection(SSL.Connection):
     def fill(self, view: memoryview) -> int:
         """As `DirectConnection.fill`."""
         got = 0
-        with contextlib.suppress(SSL.Error):
-            while got < len(view):
+        while got < len(view):
+            try:
                 got += self.recv_into(view[got:], min(_RECORD_BYTES, len(view) - got))
+            except _WANTS:
+                if not _was_interrupted():
+                    break
+            except SSL.Error:
+                break
         return got
 
 
@@ -96,6 +121,7 @@ class SecuredSocket:
     def __init__(self, context: SSL.Context, plain: socket.socket, *, server_name: str | None = None) -> None:
         self.plain = plain
         self._server_name = server_name
+        self._taken = b""
         self._connection = _connection(context, plain)
         if server_name is None:
             self._connection.set_accept_state()
@@ -113,6 +139,7 @@ class SecuredSocket:
         limit = struct.pack("@ll", int(longest_s), round(longest_s % 1 * 1e6))
         self.plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self.plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self._taken = self._taken_bytes()
 
     def shake_hands(self) -> None:
         """Agree on keys and certificates.
@@ -121,8 +148,7 @@ class SecuredSocket:
             OSError: it failed, or the server is not who it should be; `ssl.SSLWantReadError` and
                 `ssl.SSLWantWriteError` where the socket does not block.
         """
-        with self._errors():
-            self._connection.do_handshake()
+        self._step(self._connection.do_handshake)
         if self._server_name is not None and self._server_name not in self.names(x509.DNSName):
             reason = f"the other side's certificate is not of {self._server_name}"
             raise ssl.SSLCertVerificationError(ssl.SSL_ERROR_SSL, reason)
@@ -133,8 +159,9 @@ class SecuredSocket:
         Raises:
             OSError: the connection ended, or stalled; as `shake_hands`.
         """
-        with self._errors():
-            self._connection.sendall(data)
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self._step(functools.partial(self._connection.send, view[:_MOST_BYTES])) :]
 
     def receive(self, nbytes: int) -> bytes:
         """Return up to so many bytes, none at the end.
@@ -142,13 +169,13 @@ class SecuredSocket:
         Raises:
             OSError: the connection was reset, or stalled; as `shake_hands`.
         """
-        with contextlib.suppress(SSL.ZeroReturnError, _EndedError), self._errors():
-            return self._connection.recv(nbytes)
+        with contextlib.suppress(_EndedError):
+            return self._step(functools.partial(self._connection.recv, nbytes))
         return b""
 
     def fill(self, view: memoryview) -> int:
         """Read until `view` is full. Returns how many bytes came: fewer only if the connection ended or stalled."""
-        return self._connection.fill(view)
+        return self._connection.fill(view.cast("B"))
 
     @property
     def version(self) -> str:
@@ -162,8 +189,16 @@ class SecuredSocket:
 
     @property
     def certificate(self) -> x509.Certificate | None:
-        """What the other side showed; checked against the authority, and nothing else."""
-        return self._connection.get_peer_certificate(as_cryptography=True)
+        """What the other side showed; checked against the authority, and nothing else.
+
+        Raises:
+            OSError: OpenSSL takes it, and `cryptography` cannot read it.
+        """
+        try:
+            return self._connection.get_peer_certificate(as_cryptography=True)
+        except UNREADABLE as error:
+            reason = f"the other side's certificate cannot be read: {error}"
+            raise ssl.SSLCertVerificationError(ssl.SSL_ERROR_SSL, reason) from error
 
     def names(self, kind: type[x509.DNSName | x509.UniformResourceIdentifier]) -> list[str]:
         """Return the names of one kind that the other side's certificate carries."""
@@ -172,30 +207,50 @@ class SecuredSocket:
             return []
         try:
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except (ValueError, x509.ExtensionNotFound):
+        except UNREADABLE:
             return []
         return names.get_values_for_type(kind)
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except SSL.WantReadError:
-            raise self._not_now(ssl.SSLWantReadError()) from None
-        except SSL.WantWriteError:
-            raise self._not_now(ssl.SSLWantWriteError()) from None
-        except SSL.ZeroReturnError:
-            raise _EndedError("the other side ended the connection") from None
-        except SSL.SysCallError as error:
-            number, text = error.args
-            raise _EndedError("the connection ended") if number < 0 else OSError(number, text) from None
-        except SSL.Error as error:
-            reasons = [reason for _, _, reason in error.args[0]] if error.args else []
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, ", ".join(reasons) or "TLS failed") from None
+    def _step(self, step: Callable[[], _T]) -> _T:
+        """Return what `step` returns: it is repeated while it may go on, and its errors are Python's own."""
+        while True:
+            try:
+                return step()
+            except SSL.WantReadError:
+                wanted: OSError = ssl.SSLWantReadError()
+            except SSL.WantWriteError:
+                wanted = ssl.SSLWantWriteError()
+            except SSL.ZeroReturnError:
+                raise _EndedError("the other side ended the connection") from None
+            except SSL.SysCallError as error:
+                number, text = error.args
+                raise _EndedError("the connection ended") if number < 0 else OSError(number, text) from None
+            except SSL.Error as error:
+                reasons = [reason for _, _, reason in error.args[0]] if error.args else []
+                reasons += self._verdict()
+                raise ssl.SSLError(ssl.SSL_ERROR_SSL, ", ".join(reasons) or "TLS failed") from None
+            if self.plain.gettimeout() == 0:
+                raise wanted
+            if not self._may_go_on():
+                raise TimeoutError("nothing moved for too long")
 
-    def _not_now(self, wanted: OSError) -> OSError:
-        """Tell a socket that does not block from one that has waited as long as it may."""
-        return wanted if self.plain.gettimeout() == 0 else TimeoutError("nothing moved for too long")
+    def _verdict(self) -> list[str]:
+        """Return why the other side's certificate was refused, if it was: pyOpenSSL tells no more than that."""
+        number = lib.SSL_get_verify_result(self._connection._ssl) if _has_insides else 0
+        return [ffi.string(lib.X509_verify_cert_error_string(number)).decode()] if number else []
+
+    def _may_go_on(self) -> bool:
+        """Tell a wait that was interrupted, or in which the other side took something, from one in vain.
+
+        The kernel wakes whoever sends once a third of its buffer is free: over a slow line that can take longer.
+        """
+        before = self._taken
+        self._taken = self._taken_bytes()
+        return _was_interrupted() or self._taken != before
+
+    def _taken_bytes(self) -> bytes:
+        """Return a count of what the other side has acknowledged (tcpi_bytes_acked, Linux)."""
+        return self.plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)[120:]
 
 
 def client_context(tls: TlsFiles, alpn: str) -> SSL.Context:
@@ -206,9 +261,9 @@ def client_context(tls: TlsFiles, alpn: str) -> SSL.Context:
         alpn: protocol it speaks; whether the server speaks it too, who uses the connection looks.
 
     Raises:
-        ConfigurationError: as `TlsFiles.load`.
+        ConfigurationError: as `TlsFiles.load`, or OpenSSL refuses them.
     """
-    context = _context(tls.load(), SSL.TLS_CLIENT_METHOD)
+    context = _context(tls, SSL.TLS_CLIENT_METHOD)
     context.set_alpn_protos([alpn.encode()])
     return context
 
@@ -221,14 +276,14 @@ def following_context(tls: TlsFiles, alpn: str) -> Callable[[], SSL.Context]:
         alpn: as `client_context`.
 
     Raises:
-        ConfigurationError: as `TlsFiles.load`.
+        ConfigurationError: as `client_context`.
     """
 
     def select(_: SSL.Connection, offered: list[bytes]) -> bytes | SSL._NoOverlappingProtocols:
         return alpn.encode() if alpn.encode() in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
     def make() -> SSL.Context:
-        context = _context(tls.load(), SSL.TLS_SERVER_METHOD)
+        context = _context(tls, SSL.TLS_SERVER_METHOD)
         context.set_alpn_select_callback(select)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_options(SSL.OP_NO_TICKET)  # what a client is sent anyway names a session that nobody keeps
@@ -249,11 +304,22 @@ def following_context(tls: TlsFiles, alpn: str) -> Callable[[], SSL.Context]:
     return follow
 
 
-def _context(material: TlsMaterial, method: int) -> SSL.Context:
+def _context(tls: TlsFiles, method: int) -> SSL.Context:
     context = SSL.Context(method)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.clear_mode(_PARTIAL_WRITE)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+    try:
+        _take(tls.load(), context)
+    except (SSL.Error, crypto.Error, *UNREADABLE) as error:
+        raise ConfigurationError(
+            f"TLS does not take {tls.authority}, {tls.certificate} or {tls.key}: {error}; `federation pki issue` makes "
+            "such files"
+        ) from error
+    return context
+
+
+def _take(material: TlsMaterial, context: SSL.Context) -> None:
     trusted = cast("crypto.X509Store", context.get_cert_store())  # a context is made with one
     for authority in x509.load_pem_x509_certificates(material.authority):
         trusted.add_cert(crypto.X509.from_cryptography(authority))
@@ -263,4 +329,3 @@ def _context(material: TlsMaterial, method: int) -> SSL.Context:
         context.add_extra_chain_cert(issuer)
     key = serialization.load_pem_private_key(material.key, None)
     context.use_privatekey(key)  # type: ignore[arg-type]  # it is a certificate's, so it signs
-    return context

@@ -150,7 +150,7 @@ class Lab:
         issue_identity(self.authority, self.identity(role, name), folder, now=now, lifetime_s=lifetime_s, force=True)
         return TlsFiles.in_folder(folder)
 
-    def forge(self, *uris: str) -> TlsFiles:
+    def forge(self, *uris: str, names: x509.ExtensionType | None = None) -> TlsFiles:
         """Return files of a certificate that the true authority signed but would never issue."""
         ca_key = load_key_pem((self.folder / "ca" / "ca.key").read_bytes(), "ca")
         ca = x509.load_pem_x509_certificate(self.authority.certificate_pem)
@@ -167,6 +167,7 @@ class Lab:
         )
         if uris:
             names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
+        if names is not None:
             builder = builder.add_extension(names, critical=False)
         certificate = builder.sign(ca_key, hashes.SHA256())
         pem = certificate.public_bytes(serialization.Encoding.PEM)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import socket
 import ssl
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtensionOID
 
 from federation.errors import TransportError
 from federation.names import FederationName, Role
 from federation.pki.authority import CertificateAuthority, issue_identity
+from federation.pki.requests import load_key_pem
 from federation.pki.revocation import revoke
 from federation.transport import lines
 from federation.transport.authority import CallRefusal
@@ -70,6 +76,22 @@ def _foreign(hall: Hall) -> TlsFiles:
     return TlsFiles.in_folder(folder / "north")
 
 
+def _of_version_four(hall: Hall) -> TlsFiles:
+    """A certificate that TLS takes, and whose reader refuses it."""
+    tls = hall.lab.forge("spiffe://heart/envoy/n")
+    body = x509.load_pem_x509_certificate(tls.certificate.read_bytes()).tbs_certificate_bytes
+    body = body.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020103"), 1)
+    key = load_key_pem((hall.lab.folder / "ca" / "ca.key").read_bytes(), "ca")
+    signature = key.sign(body, ec.ECDSA(hashes.SHA256()))
+    body += bytes.fromhex("300a06082a8648ce3d040302") + bytes([3, len(signature) + 1, 0]) + signature
+    pem = base64.encodebytes(b"\x30\x82" + len(body).to_bytes(2, "big") + body)
+    tls.certificate.write_bytes(b"-----BEGIN CERTIFICATE-----\n" + pem + b"-----END CERTIFICATE-----\n")
+    return tls
+
+
+X400_NAME = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex("3004a3023000"))
+
+
 async def _expired(hall: Hall) -> None:
     tls = hall.lab.issue(Role.ENVOY, "north", lifetime_s=60.0)
     hall.lab.clock.jump(61)
@@ -98,6 +120,11 @@ STRANGERS: dict[str, tuple[Callable[[Hall], Any], CallRefusal]] = {
         lambda hall: _greets(hall, hall.lab.forge("spiffe://heart/envoy/n", "spiffe://heart/envoy/s")),
         CallRefusal.NOT_ONE_IDENTITY,
     ),
+    "a name of a kind that nobody reads": (
+        lambda hall: _greets(hall, hall.lab.forge(names=X400_NAME)),
+        CallRefusal.NOT_ONE_IDENTITY,
+    ),
+    "a certificate that nobody reads": (lambda hall: _greets(hall, _of_version_four(hall)), CallRefusal.HANDSHAKE),
     "another federation": (
         lambda hall: _greets(hall, hall.lab.forge("spiffe://lungs/envoy/n")),
         CallRefusal.FOREIGN_FEDERATION,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import signal
 import socket
 import ssl
 import struct
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from federation.errors import ConfigurationError
 from federation.names import FederationName, Identity, Role, director_server_name
 from federation.pki.authority import CertificateAuthority, issue_identity
 from federation.transport import secured
@@ -150,6 +153,73 @@ def test_an_end_with_a_word_is_an_end(ends: Ends) -> None:
     assert ours.receive(1) == b""
 
 
+@pytest.fixture
+def interrupts() -> Iterator[Callable[[threading.Thread], None]]:
+    """What gives a thread a signal, as does who traces or stops a process."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    yield lambda thread: signal.pthread_kill(thread.ident or 0, signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("connection", [secured.DirectConnection, secured.CopyingConnection])
+def test_signals_end_no_wait(ends: Ends, interrupts: Any, connection: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(secured, "_connection", connection)
+    ours, theirs = ends.ours_as_server()
+    data, came, back = os.urandom(16 << 20), memoryview(bytearray(50)), bytearray()
+
+    def work() -> None:
+        ours.fill(came)
+        ours.send(data)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for each in range(50):
+        interrupts(thread)
+        theirs.sendall(bytes([each]))
+    for _ in range(50):
+        interrupts(thread)
+        back.extend(theirs.recv(1000))
+    while part := theirs.recv(1 << 16) if len(back) < len(data) else b"":
+        back.extend(part)
+    thread.join()
+    assert bytes(came) == bytes(range(50)) and back == data
+
+
+def test_who_sends_waits_on_while_the_other_side_takes_bytes(ends: Ends, monkeypatch: Any) -> None:
+    ours, theirs = ends.ours_as_server()
+    ours.block(0.05)
+    looks, look = [], ours._taken_bytes
+
+    def read_from_now_on() -> bytes:
+        looks.append(0)
+        ours.plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bytes(16))
+        reader.start()
+        return look()
+
+    def read() -> None:
+        nbytes = 0
+        while nbytes < 16 << 20:
+            nbytes += len(theirs.recv(1 << 16))
+
+    reader = threading.Thread(target=read)
+    monkeypatch.setattr(ours, "_taken_bytes", read_from_now_on)
+    ours.send(bytes(16 << 20))
+    reader.join()
+    assert looks == [0], "it had to wait, and the other side's buffer had taken some"
+
+
+@pytest.mark.parametrize("items", ["B", "I"])
+@pytest.mark.parametrize("connection", [secured.DirectConnection, secured.CopyingConnection])
+def test_there_may_be_more_to_fill_than_an_int_holds(ends: Ends, connection: Any, items: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(secured, "_connection", connection)
+    ours, theirs = ends.ours_as_client()
+    theirs.sendall(b"abc")
+    theirs.close()
+    with mmap.mmap(-1, (2 << 30) + 4) as room, memoryview(room) as view, view.cast(items) as wide:
+        assert ours.fill(wide) == 3
+        assert room[:4] == b"abc\0"
+
+
 @pytest.mark.parametrize("step", ["receive", "send"])
 def test_what_stalls_is_cut(ends: Ends, step: str) -> None:
     ours, _ = ends.ours_as_server()
@@ -170,11 +240,29 @@ def test_a_server_of_another_name_is_refused(ends: Ends) -> None:
         ends.ours_as_client("other.internal")
 
 
+def test_why_a_certificate_is_refused_is_said(ends: Ends) -> None:
+    long_ago, folder = time.time() - 1000, ends.client.key.parent
+    authority = CertificateAuthority.load(folder.parent / "ca")
+    issue_identity(authority, ends.client.facts().identity, folder, now=long_ago, lifetime_s=60, force=True)
+    with pytest.raises(ssl.SSLError, match="certificate has expired"):
+        ends.ours_as_server()
+
+
 def test_an_older_tls_is_refused_and_the_reason_said(ends: Ends) -> None:
     context = python_context(ends.client, ALPN)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ssl.SSLError, match="unsupported protocol"):
         ends.ours_as_server(context)
+
+
+def test_files_that_tls_does_not_take_are_named_and_passed_over_until_they_are_whole(ends: Ends) -> None:
+    whole = ends.server.authority.read_bytes()
+    ends.server.authority.write_bytes(whole + b"-----BEGIN CERTIFICATE-----\nMAAA\n-----END CERTIFICATE-----\n")
+    with pytest.raises(ConfigurationError, match=r"TLS does not take .*ca\.pem"):
+        client_context(ends.server, ALPN)
+    assert ends.ours_as_server()[0].version == "TLSv1.3"
+    ends.server.authority.write_bytes(whole)
+    assert ends.ours_as_server()[0].version == "TLSv1.3"
 
 
 def test_no_session_is_resumed(ends: Ends) -> None:

@@ -332,6 +332,7 @@ def main() -> None:
     """Run the command; errors are one line on standard error and an exit code."""
     # SIGTERM unwinds like Ctrl-C, so that what a command started is ended by it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # why a handshake failed is in our line, not in one of gRPC's too
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # into a file on Windows, or in a bare locale, ✓ has no bytes
             stream.reconfigure(errors="replace")

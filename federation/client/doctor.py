@@ -92,7 +92,11 @@ def check_files(profile: Profile) -> Finding:
     """Say whose certificate the profile's is, if it can be used; a warning where there is none to be had."""
     try:
         if profile.tls is not None:
-            return _good("files", f"certificate of {profile.tls.check(now=time.time()).identity}")
+            holder = profile.tls.check(now=time.time()).identity
+            if holder.federation != profile.federation:
+                found = f"certificate of {holder}, and the profile is for federation {profile.federation!r}"
+                return _bad("files", found, "mend `federation` in the profile, or take that federation's certificate")
+            return _good("files", f"certificate of {holder}")
         require_loopback(split_address(profile.address)[0])
     except ConfigurationError as error:
         return _bad("files", str(error), "mend the file or the clock, or ask your operator to issue a certificate")
@@ -102,10 +106,11 @@ def check_files(profile: Profile) -> Finding:
 
 def check_reachable(address: str) -> Finding:
     """Say whether the host of `address` resolves and its port accepts a connection within 5 seconds."""
-    host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+        with socket.create_connection(split_address(address), timeout=5):
             return _good("reachable", f"{address} accepts connections")
+    except ConfigurationError as error:
+        return _bad("reachable", str(error), "mend `address` in the profile")
     except (OSError, ValueError) as error:
         return _bad(
             "reachable", f"{address}: {error}", "check address, name resolution, firewall, and that the director runs"

@@ -6,7 +6,7 @@ certificate is asked for anew each time (`federation.transport.credentials.serve
 each connection. A handshake that no first call follows within `PATIENCE_S` is therefore counted as refused.
 
 So the count is exact in number but late by `PATIENCE_S`, cannot tell the reasons apart, and also counts a client that
-connects and then says nothing, which no peer of ours does.
+connects and then says nothing: of ours, `federation doctor`, once each time, and a probe of the port by TCP alone.
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from typer.testing import CliRunner
@@ -105,11 +107,35 @@ def test_output_that_finds_no_room_is_one_line_and_no_traceback(tmp_path: Path) 
     )  # fmt: skip
 
 
+def test_a_server_that_speaks_no_tls_is_one_line_without_what_grpc_logs(tmp_path: Path) -> None:
+    authority = CertificateAuthority.create(FederationName("demo"), tmp_path / "ca", now=time.time())
+    identity = Identity(federation=FederationName("demo"), role=Role.USER, name="alice")
+    issue_identity(authority, identity, tmp_path / "alice", now=time.time())
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        (tmp_path / "alice" / "client.toml").write_text(f'federation = "demo"\naddress = "{address}"\n')
+        done = run("list", "--profile", str(tmp_path / "alice"), home=tmp_path)
+        server.shutdown()
+    assert done.returncode == Exit.UNREACHABLE
+    assert done.stderr.startswith("federation: ") and done.stderr.count("\n") == 1
+
+
 def test_version_is_printed(tmp_path: Path) -> None:
     from federation import __version__
 
     done = run("--version", home=tmp_path)
     assert (done.returncode, done.stdout.strip()) == (0, __version__)
+
+
+def test_the_command_runs_as_a_module_and_the_package_shows_its_names() -> None:
+    import federation
+
+    done = subprocess.run(
+        [sys.executable, "-m", "federation", "--version"], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert done.stdout.strip() == federation.__version__
+    assert set(federation.__all__) <= set(dir(federation))
 
 
 @pytest.mark.parametrize(

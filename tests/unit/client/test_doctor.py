@@ -101,7 +101,7 @@ def test_an_open_port_is_reachable() -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:nonsense", "nonsense", "127.0.0.1:99999"])
 def test_an_address_that_cannot_be_one_is_bad(address: str) -> None:
     finding = check_reachable(address)
-    assert finding.outcome == "bad" and "firewall" in finding.advice
+    assert finding.outcome == "bad" and "give host:port" in finding.found and "`address`" in finding.advice
 
 
 def test_without_a_profile_it_says_how_to_make_one(tmp_path: Path) -> None:
@@ -136,6 +136,14 @@ def test_a_missing_certificate_is_named(home: Path) -> None:
     last = list(examine(home))[-1]
     assert (last.check, last.outcome) == ("files", "bad")
     assert "cert.pem" in last.found
+
+
+def test_a_certificate_of_another_federation_is_told_before_anything_is_dialled(home: Path) -> None:
+    profile = home / "client.toml"
+    profile.write_text(profile.read_text().replace('"demo"', '"other"'))
+    last = list(examine(home))[-1]
+    assert (last.check, last.outcome) == ("files", "bad")
+    assert "spiffe://demo/user/alice" in last.found and "'other'" in last.found and "`federation`" in last.advice
 
 
 def test_a_key_others_can_read_is_refused(home: Path) -> None:

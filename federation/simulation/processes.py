@@ -19,7 +19,8 @@ Rules:
    core that slept is slow to wake, and begins with cold caches. So does the parent for the last answers.
 8. Where workers have all cores of this process between them, each has one to itself: else two share one for a while.
    The parent has none then, so who has the first core does not look: what is done between two batches is done there,
-   and takes no time from a worker that could begin the next one.
+   and takes no time from a worker that could begin the next one. That is where the parent wakes, as it keeps to that
+   core while it waits; no longer, as threads that somebody starts meanwhile would keep to it for good.
 9. Workers that look are told whom the next batch is likely to be of, and prepare for it while they would look.
 10. What a copy inherits is never collected in it: its garbage is the parent's, and an end that waits for a thread, as a
    gRPC channel's does, would wait for ever where there is no such thread.
@@ -35,7 +36,8 @@ import sys
 import tempfile
 import warnings
 from dataclasses import replace
-from multiprocessing import connection, shared_memory
+from functools import cached_property
+from multiprocessing import shared_memory
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -45,7 +47,7 @@ from federation.simulation.board import Board
 from federation.simulation.devices import device_of
 from federation.simulation.executors import SimulationError
 from federation.simulation.memory import Arena
-from federation.simulation.worker import Place, block_bytes, look, parts_of, work
+from federation.simulation.worker import Place, block_bytes, look, parts_of, wait, work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -92,6 +94,8 @@ class ProcessExecutor:
         self._board = Board(memory[1], self._lock, workers)
         self._count = workers
         self._workers: list[_Worker] = []
+        # Read once: a worker may be started again while this thread keeps to one of them.
+        self._cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
         try:
             for number in range(workers):
                 self._workers.append(self._start(number))
@@ -129,6 +133,8 @@ class ProcessExecutor:
         for worker in self._workers:
             worker.end()
         self._workers.clear()
+        if self._have_cores:  # somebody may have left in the middle of a batch
+            os.sched_setaffinity(0, self._cores)
         self.arena.release()
         self._board.release()
         with contextlib.suppress(BufferError):  # a view that somebody still holds keeps the mapping, not the name
@@ -157,13 +163,16 @@ class ProcessExecutor:
         return _Worker(place, process, ours)
 
     def _place(self, number: int) -> Place:
-        """Rule 8; torch's threads, or those of a GPU's driver, would have to share the core."""
-        cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
-        is_alone = self._premises.spec.plan.threads == 1 and not device_of(self._premises.experiment).startswith("cuda")
-        if not is_alone or not 0 < len(cores) <= self._count:
+        if not self._have_cores:
             return Place(number, None, looks=True)
-        core = number % len(cores)
-        return Place(number, cores[core], looks=core > 0)
+        core = number % len(self._cores)
+        return Place(number, self._cores[core], looks=core > 0)
+
+    @cached_property
+    def _have_cores(self) -> bool:
+        """Whether rule 8 holds; torch's threads, or those of a GPU's driver, would have to share a core."""
+        is_alone = self._premises.spec.plan.threads == 1 and not device_of(self._premises.experiment).startswith("cuda")
+        return is_alone and 0 < len(self._cores) <= self._count
 
     def _serve(self, orders: Sequence[_Order]) -> Iterator[Any]:
         """Show the orders to the workers, who begin; their answers come as they are asked for."""
@@ -176,6 +185,22 @@ class ProcessExecutor:
 
     def _answers(self, orders: Sequence[_Order], message: bytes) -> Iterator[Any]:
         unanswered = {order.site for order in orders}
+        with self._on_first_core():
+            yield from self._heard(orders, message, unanswered)
+
+    @contextlib.contextmanager
+    def _on_first_core(self) -> Iterator[None]:
+        """Keep this thread to the first core for a while, where workers have all (rule 8)."""
+        if not self._have_cores:
+            yield
+            return
+        os.sched_setaffinity(0, self._cores[:1])
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, self._cores)
+
+    def _heard(self, orders: Sequence[_Order], message: bytes, unanswered: set[SiteName]) -> Iterator[Any]:
         while unanswered:
             for worker in self._answering(orders, unanswered):
                 if worker.looks:  # else it may need the core that looking would take
@@ -195,7 +220,7 @@ class ProcessExecutor:
         if self._board.is_empty:
             return [worker for worker in self._workers if self._lost(worker, orders, unanswered)]
         asked = self._workers[: len(orders)]
-        ready = connection.wait([worker.pipe for worker in asked])
+        ready = wait([worker.pipe for worker in asked])
         return [worker for worker in asked if worker.pipe in ready]
 
     def _lost(self, worker: _Worker, orders: Sequence[_Order], unanswered: set[SiteName]) -> list[_Order]:

@@ -13,7 +13,7 @@ import select
 import signal
 import sys
 import time
-from multiprocessing import shared_memory
+from multiprocessing import connection, shared_memory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from federation.runtime.exec_stub import die_with
@@ -182,8 +182,19 @@ def look(pipe: Connection) -> None:
         os.sched_yield()
 
 
+def wait(pipes: Sequence[Connection]) -> Sequence[object]:
+    """Sleep until something has come through one of several pipes, and return those through which it has."""
+    if sys.platform != "linux":
+        return connection.wait(pipes)
+    poll = select.poll()
+    for pipe in pipes:
+        poll.register(pipe.fileno(), select.POLLIN)
+    ready = {number for number, _ in poll.poll()}
+    return [pipe for pipe in pipes if pipe.fileno() in ready]
+
+
 def _ear(pipe: Connection) -> Callable[[], bool]:
-    """Return what tells whether something has come; a pipe's own way makes a selector each time."""
+    """Return what tells whether something has come; a pipe's own way, as for `wait`, makes a selector each time."""
     if sys.platform != "linux":
         return pipe.poll
     poll = select.poll()

@@ -13,6 +13,7 @@ from federation import Experiment, Plan
 from federation.data.shard import ArrayShard
 from federation.errors import PlanError
 from federation.simulation import processes, simulate, worker
+from federation.simulation.executors import SimulationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,3 +123,31 @@ def test_a_worker_does_not_end_what_is_its_parents(tmp_path: Path) -> None:
         gc.enable()
     gc.collect()
     assert (tmp_path / "ended").read_text() == f"{os.getpid()}\n"
+
+
+class Died(Lines):
+    def train(self, model: Any, data: Any, round: Any) -> dict[str, float]:
+        os._exit(9)
+
+
+@pytest.mark.skipif(processes.START_METHOD != "fork", reason="nobody keeps to a core here")
+@pytest.mark.parametrize("task", [Lines(), Died()])
+def test_the_caller_has_all_its_cores_whenever_its_own_code_runs(task: Lines) -> None:
+    """While answers are awaited it keeps to one; threads that were started then would keep to it for good."""
+    zeros = np.zeros((8, 2))
+    shard = ArrayShard(train=(zeros, zeros[:, 0]), validation=(zeros, zeros[:, 0]))
+    experiment = Experiment(
+        name="cores", model=lambda: {"w": np.zeros(2)}, task=task, shard="points",
+        plan=Plan(rounds=3, evaluate_every=0),
+    )  # fmt: skip
+    before, seen = os.sched_getaffinity(0), []
+    sites = ["east", "north", "south", "west"]
+    try:
+        simulate(
+            experiment, sites=sites, data=dict.fromkeys(sites, shard), workers=max(2, len(before)),
+            executor="processes", on_round=lambda _: seen.append(os.sched_getaffinity(0)),
+        )  # fmt: skip
+    except SimulationError:
+        assert isinstance(task, Died)
+    assert seen == [before] * len(seen)
+    assert os.sched_getaffinity(0) == before

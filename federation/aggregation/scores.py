@@ -169,7 +169,11 @@ class SiteScores:
 
     def _pieces(self, rows: Array) -> Iterator[Array]:
         """Yield rows cut into pieces for one product each, (rows, pieces, columns): the whole ones, then the rest."""
-        whole = rows.shape[1] // self._piece * self._piece
+        columns = rows.shape[1]
+        if columns <= _DOT_COLUMNS and columns * min(len(rows) - 1, _PRODUCT_ROWS) ** 2 <= _PRODUCT_SIZE:
+            yield rows[:, None]
+            return
+        whole = columns // self._piece * self._piece
         for part in (rows[:, :whole], rows[:, whole:]):
             if part.size:
                 yield part.reshape(len(part), -1, min(self._piece, part.shape[1]))

@@ -136,7 +136,7 @@ class Lifecycle:
 
     @property
     def available(self) -> set[SiteName]:
-        """Sites that are connected and not in quarantine."""
+        """Sites that are connected and not in quarantine; a set of its own."""
         return self.connected - self.suspicion.sites
 
     @property
@@ -223,7 +223,7 @@ class Lifecycle:
 
     def _participants(self) -> set[SiteName]:
         admitted = {site for site, standing in self.standings.items() if standing.progress is Progress.ADMITTED}
-        return self.available | admitted
+        return self.available | admitted if admitted else self.available
 
     def _say_present(self) -> str:
         """Return how many sites there are for a round, and who could be released."""

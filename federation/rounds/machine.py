@@ -121,10 +121,10 @@ class RoundMachine(Lifecycle):
         if self._pause_if_too_few():
             return
         kept = {site for site in self.standings if self._is(site, Progress.ADMITTED)}
+        refused = {site for site in self.standings if self._is(site, Progress.REFUSED)}
         candidates = self.available - kept
-        trusted = candidates - {site for site in self.standings if self._is(site, Progress.REFUSED)}
-        if len(trusted | kept) >= self._plan.sites_needed:
-            candidates = trusted
+        if len(candidates - refused) + len(kept) >= self._plan.sites_needed:
+            candidates -= refused
         drawn = self._draw(candidates, kept)
         self._asked = tuple(sorted(kept.union(drawn)))
         self._holding.clear()
@@ -150,7 +150,7 @@ class RoundMachine(Lifecycle):
         if self._asks_all is not None and self._asks_all(self.round):
             return tuple(sorted(candidates))
         # With the sites that were there before a restart this is the draw of before it.
-        drawn = self._sample(candidates | kept, self._plan.sample, self.round, self.attempt)
+        drawn = self._sample(candidates | kept if kept else candidates, self._plan.sample, self.round, self.attempt)
         if self._plan.sample is not None and not kept.issubset(drawn):
             drawn = self._sample(candidates, max(self._plan.sample - len(kept), 0), self.round, self.attempt)
         return tuple(site for site in drawn if site not in kept)

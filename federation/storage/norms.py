@@ -16,6 +16,8 @@ _DOT_ELEMENTS = 1 << 13
 def squared_norm(values: Array) -> float:
     """Return the sum of the squares of float32 or float64 elements, in that precision; nothing warns of an overflow."""
     whole = values.size // _DOT_ELEMENTS * _DOT_ELEMENTS
-    blocks, rest = values[:whole].reshape(-1, _DOT_ELEMENTS), values[whole:]
     with np.errstate(over="ignore", invalid="ignore"):
+        if not whole:
+            return float(np.dot(values, values))
+        blocks, rest = values[:whole].reshape(-1, _DOT_ELEMENTS), values[whole:]
         return float(np.vecdot(blocks, blocks).sum()) + float(np.dot(rest, rest))

@@ -79,14 +79,16 @@ def average(
     piece = Tile(dtype=segment.dtype, offset=0, elements=segment.elements)
     sites, shares = [update.site for update in updates], normalised(weights)
     rows = np.empty((len(updates), piece.elements), dtype=piece.dtype.numpy)
-    for update, row in zip(updates, rows, strict=True):
+    change, term = np.empty(piece.elements), np.empty(piece.elements)
+    common = common_factor(shares, rows.dtype)
+    for place, (update, row) in enumerate(zip(updates, rows, strict=True)):  # in name order
         update.delta.pread_into(0, row.view(np.uint8).data)
-    terms, common = rows.astype(np.float64), common_factor(shares, rows.dtype)
-    if common is None:
-        np.multiply(terms, np.array(shares)[:, np.newaxis], out=terms)
-    change = terms[0]
-    for term in terms[1:]:  # in name order; NumPy's own sum of a column may take another
-        np.add(change, term, out=change)
+        target = term if place else change
+        np.copyto(target, row)
+        if common is None:
+            np.multiply(target, shares[place], out=target)
+        if place:
+            np.add(change, term, out=change)
     if common is not None:
         np.multiply(change, common, out=change)
     scoring.take(sites, rows, change)

@@ -123,6 +123,8 @@ class SecuredSocket:
         self._server_name = server_name
         self._taken = b""
         self._connection = _connection(context, plain)
+        if _has_insides:  # else whoever sends keys without end would hold an event loop within one call
+            lib.SSL_clear_mode(self._connection._ssl, lib.SSL_MODE_AUTO_RETRY)
         if server_name is None:
             self._connection.set_accept_state()
         else:
@@ -136,6 +138,8 @@ class SecuredSocket:
     def block(self, longest_s: float) -> None:
         """Wait in each call from now on, and for so long without a byte. The kernel counts, so no call costs two."""
         self.plain.setblocking(True)
+        if _has_insides:
+            lib.SSL_set_mode(self._connection._ssl, lib.SSL_MODE_AUTO_RETRY)
         limit = struct.pack("@ll", int(longest_s), round(longest_s % 1 * 1e6))
         self.plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self.plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

@@ -18,7 +18,7 @@ import pytest
 from federation.errors import ConfigurationError
 from federation.names import FederationName, Identity, Role, director_server_name
 from federation.pki.authority import CertificateAuthority, issue_identity
-from federation.transport import secured
+from federation.transport import lines, secured
 from federation.transport.credentials import TlsFiles
 from federation.transport.secured import SecuredSocket, client_context, following_context
 
@@ -62,17 +62,24 @@ class Ends:
             ours.shake_hands, lambda: context.wrap_socket(far, server_hostname=SERVER_NAME, **options)
         )
 
-    def ours_as_client(self, server_name: str = SERVER_NAME) -> tuple[SecuredSocket, Any]:
+    def ours_as_client(
+        self, server_name: str = SERVER_NAME, *, blocks: bool = True, tickets: int = 0
+    ) -> tuple[SecuredSocket, Any]:
         near, far = self.pair()
+        near.setblocking(False)
         ours = SecuredSocket(client_context(self.client, ALPN), near, server_name=server_name)
-        ours.block(60)
+        if blocks:
+            ours.block(60)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.set_alpn_protocols([ALPN])
-        context.num_tickets = 0
+        context.num_tickets = tickets
         context.load_cert_chain(self.server.certificate, self.server.key)
         context.load_verify_locations(self.server.authority)
         context.verify_mode = ssl.CERT_REQUIRED
-        return ours, self.both(ours.shake_hands, lambda: context.wrap_socket(far, server_side=True))
+        return ours, self.both(
+            lambda: lines._in_time(ours, time.monotonic() + 60, ours.shake_hands),
+            lambda: context.wrap_socket(far, server_side=True),
+        )
 
     def both(self, ours: Callable[[], object], theirs: Callable[[], Any]) -> Any:
         """Run both at once, and return what theirs returns."""
@@ -233,6 +240,16 @@ def test_nothing_is_waited_for_where_the_socket_does_not_block(ends: Ends) -> No
     near.setblocking(False)
     with pytest.raises(ssl.SSLWantReadError):
         SecuredSocket(ends.follow(), near).shake_hands()
+
+
+def test_what_an_event_loop_is_sent_beside_the_payload_it_takes_turn_by_turn(ends: Ends) -> None:
+    ours, theirs = ends.ours_as_client(blocks=False, tickets=9)
+    theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    theirs.sendall(b"x")  # all of it has come now
+    for _ in range(9):  # whatever it was told of sessions
+        with pytest.raises(ssl.SSLWantReadError):
+            ours.receive(1)
+    assert ours.receive(1) == b"x"
 
 
 def test_a_server_of_another_name_is_refused(ends: Ends) -> None:

@@ -152,12 +152,23 @@ def _check_first(shard: Any, where: str) -> None:
     for part in ("train", "validation"):
         data = getattr(shard, part)
         try:
-            sample, target = (data[0][0], data[1][0]) if isinstance(data, tuple) else data[0]
+            example = (data[0][0], data[1][0]) if isinstance(data, tuple) else data[0]
         except Exception as error:
             text = f"{where}: reading the first example of {part} failed with {type(error).__name__}: {error}"
             raise ShardError(text, error_class=type(error).__name__) from error
+        if not isinstance(example, tuple | list) or len(example) != 2:
+            raise ShardError(
+                f"{where}: an example of {part} is a {type(example).__name__}, expected a pair: sample and target",
+                error_class="WrongShapeError",
+            )
+        sample, target = example
         for what, value, shape in (("sample", sample, shard.sample_shape), ("target", target, shard.target_shape)):
             got = tuple(getattr(value, "shape", ()))
+            if shape and not hasattr(value, "shape"):
+                raise ShardError(
+                    f"{where}: a {what} of {part} is a {type(value).__name__}, expected an array of shape {shape}",
+                    error_class="WrongShapeError",
+                )
             if got != shape:
                 raise ShardError(
                     f"{where}: a {what} of {part} has shape {got}, but {what}_shape says {shape}",

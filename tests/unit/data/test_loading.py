@@ -52,6 +52,15 @@ class Broken(_Base):
         def __getitem__(self, index): raise KeyError("patients")
     train = train()
 
+class Named(_Base):
+    class train:
+        def __len__(self): return 3
+        def __getitem__(self, index): return {"image": np.zeros(3), "label": 1}
+    train = train()
+
+class Lists(_Base):
+    train = ([[1.0, 2.0, 3.0]], [1])
+
 number = 3
 """
 
@@ -95,6 +104,8 @@ def test_a_factory_is_called_with_its_options() -> None:
         ("ward:NoLength", {}, "ShardError", "neither a pair"),
         ("ward:NoText", {}, "ShardError", "description"),
         ("ward:Broken", {}, "KeyError", "first example of train"),
+        ("ward:Named", {}, "WrongShapeError", "an example of train is a dict, expected a pair: sample and target"),
+        ("ward:Lists", {}, "WrongShapeError", r"a sample of train is a list, expected an array of shape \(3,\)"),
     ],
 )
 def test_what_cannot_be_offered_is_an_error_that_names_shard_and_factory(factory, options, error_class, says) -> None:

@@ -129,6 +129,8 @@ def list_experiments(
         print(views.to_json(found))
         return
     Console().print(experiments_table(found))
+    if len(found) == limit:
+        print(f"the newest {limit}; there may be more: --limit", file=sys.stderr)
 
 
 @app.command()

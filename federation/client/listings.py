@@ -25,10 +25,10 @@ def experiments_table(found: Sequence[views.ExperimentSummary]) -> Table:
     """Return the table of `federation list`."""
     has_projects = any(row.project != "default" for row in found)
     project = ("project",) if has_projects else ()
-    table = _table("experiment", *project, "by", "state", "rounds", "sites", "reason", whole=("experiment",))
+    table = _table("experiment", *project, "by", "state", "rounds", "sites", "reason", whole=("experiment", "state"))
     for row in found:
         rounds = f"{row.rounds_done}/{row.rounds_planned}"
-        state = row.state + (" (degraded)" if row.degraded else "")
+        state = row.state + ("\n(degraded)" if row.degraded else "")
         named = (row.project,) if has_projects else ()
         sites = named_or_counted(row.sites)
         table.add_row(row.experiment, *named, row.submitted_by, state, rounds, sites, printable(row.reason))

@@ -172,6 +172,8 @@ def test_envoys_and_doctor_print_json(call: Callable[..., list[Any]], completed:
 def test_a_terminal_of_80_columns_cuts_no_state_and_no_name(local: LocalFederation, completed: dict[str, str]) -> None:
     environment = {"FEDERATION_HOME": str(local.folder / "user"), "COLUMNS": "80"}
     listed = federation("list", environment=environment).stdout
+    newest = federation("list", "--limit", "1", environment=environment)
+    assert newest.stdout.count("completed") == 1 and "there may be more: --limit" in newest.stderr
     assert listed.count("completed") == len(completed) and all(name in listed for name in completed.values())
     offered = federation("envoys", environment=environment).stdout
     assert offered.count("breast-cancer") == len(HOSPITALS) and "\u2026" not in listed + offered

@@ -70,11 +70,12 @@ def render_report(details: ExperimentDetails) -> str:
         f"{_time(summary.submitted_at)}, project {html.escape(summary.project)}; {summary.rounds_done} of "
         f"{summary.rounds_planned} rounds; sites: {html.escape(', '.join(summary.sites) or 'none')}"
     )
+    curves = "".join(_curves(details.rounds))
     sections = [
-        ("Curves", f'<div class="charts">{"".join(_curves(details.rounds))}</div>'),
+        ("Curves", curves and f'<div class="charts">{curves}</div>'),
         ("Contributions", _contributions(details) + _sites(details)),
         ("Trust", trust_section(details)),
-        ("Time and bytes", _rounds(details.rounds)),
+        ("Time and bytes", _rounds(details.rounds) if details.rounds else ""),
         ("Plan", f"<pre>{html.escape(json.dumps(details.plan, indent=2, sort_keys=True))}</pre>"),
         ("Digests", _digests(details)),
         ("History of its state", _transitions(details)),

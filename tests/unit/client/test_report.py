@@ -133,6 +133,7 @@ def test_one_round_is_enough_for_a_page(details: views.ExperimentDetails) -> Non
 def test_no_round_gives_a_page_that_says_so(details: views.ExperimentDetails) -> None:
     page = Page(render_report(replace(details, rounds=(), artifacts=(), sites=())))
     assert "No round was committed." in page.text
+    assert "Curves" not in page.text and "Time and bytes" not in page.text
     assert "svg" not in page.tags
 
 

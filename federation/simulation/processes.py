@@ -133,8 +133,7 @@ class ProcessExecutor:
         for worker in self._workers:
             worker.end()
         self._workers.clear()
-        if self._have_cores:  # somebody may have left in the middle of a batch
-            os.sched_setaffinity(0, self._cores)
+        self._keep_to(self._cores)  # somebody may have left in the middle of a batch
         self.arena.release()
         self._board.release()
         with contextlib.suppress(BufferError):  # a view that somebody still holds keeps the mapping, not the name
@@ -185,20 +184,17 @@ class ProcessExecutor:
 
     def _answers(self, orders: Sequence[_Order], message: bytes) -> Iterator[Any]:
         unanswered = {order.site for order in orders}
-        with self._on_first_core():
-            yield from self._heard(orders, message, unanswered)
-
-    @contextlib.contextmanager
-    def _on_first_core(self) -> Iterator[None]:
-        """Keep this thread to the first core for a while, where workers have all (rule 8)."""
-        if not self._have_cores:
-            yield
-            return
-        os.sched_setaffinity(0, self._cores[:1])
+        self._keep_to(self._cores[:1])
         try:
-            yield
+            yield from self._heard(orders, message, unanswered)
         finally:
-            os.sched_setaffinity(0, self._cores)
+            self._keep_to(self._cores)
+
+    def _keep_to(self, cores: Sequence[int]) -> None:
+        """Have this thread run on these cores only, if workers have all (rule 8)."""
+        if self._have_cores:
+            with contextlib.suppress(OSError):  # they may have been taken from this process since
+                os.sched_setaffinity(0, cores)
 
     def _heard(self, orders: Sequence[_Order], message: bytes, unanswered: set[SiteName]) -> Iterator[Any]:
         while unanswered:

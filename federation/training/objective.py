@@ -15,7 +15,7 @@ import torch.nn.functional as functional
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from federation.training.supervised import Recipe
+    from federation.training.recipe import Recipe
 
 
 class Objective:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from federation.data.local import LocalData
     from federation.training.context import RoundContext
     from federation.training.plain_layers import PlainLayers
+    from federation.training.recipe import Recipe
     from federation.training.structure import Structure
-    from federation.training.supervised import Recipe
 
 
 def way_through(

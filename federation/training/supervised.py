@@ -14,57 +14,28 @@ torch is imported when the task first works, not when it is defined.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from federation.algorithms.client import OptimizerChoice
 from federation.errors import PlanError
 from federation.training.optimizers import OPTIMIZERS, state_of
+from federation.training.recipe import Recipe
 from federation.training.structure import Structures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
+    from federation.algorithms.client import OptimizerChoice
     from federation.data.local import LocalData
     from federation.tensors.buffers import Array
     from federation.training.context import RoundContext
+    from federation.training.recipe import Loss, Metric, OptimizerFactory
     from federation.training.torch_problem import TorchProblem
-
-Loss: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
-Metric: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], float]"
-OptimizerFactory: TypeAlias = "Callable[[list[torch.nn.Parameter], float], torch.optim.Optimizer]"
 
 LOSSES = ("cross_entropy", "bce_with_logits", "mse", "l1")
 METRICS = ("accuracy", "mean_absolute_error", "mean_squared_error", "gradient_norm")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """What a `SupervisedTask` was told; its arguments, checked, with metrics by name."""
-
-    loss: str | Loss
-    optimizer: str | OptimizerFactory
-    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int
-    evaluation_batch_size: int
-    metrics: Mapping[str, str | Metric]
-    max_gradient_norm: float | None
-    device: str
-
-    @property
-    def is_named(self) -> bool:
-        """Whether nothing in it is the author's own code."""
-        return all(isinstance(each, str) for each in (self.loss, self.optimizer, *self.metrics.values()))
-
-    @property
-    def optimizer_choice(self) -> OptimizerChoice:
-        """The optimizer as algorithms see it; a factory of the author's goes by its name."""
-        name = self.optimizer
-        if not isinstance(name, str):
-            return OptimizerChoice(name=getattr(name, "__name__", type(name).__name__))
-        return OptimizerChoice(name=name, options=self.optimizer_options)
 
 
 class SupervisedTask:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +128,12 @@ async def test_text_beside_the_authoritys_certificate_does_no_harm(hall: Hall) -
 # --- what answers at a port that is not ours
 
 
+def _address_of(hall: Hall, port: int) -> BulkAddress:
+    """Return the address of what is no server of lines, as a site would have it."""
+    tls = hall.lab.issue(Role.ENVOY, "north")
+    return BulkAddress("127.0.0.1", port, server_name=hall.lab.server_name, tls=tls)
+
+
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["closes", "speaks plaintext"])
 async def test_something_else_at_the_port_means_that_there_is_no_line(hall: Hall, answer: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -134,12 +142,7 @@ async def test_something_else_at_the_port_means_that_there_is_no_line(hall: Hall
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as other:
-        address = BulkAddress(
-            "127.0.0.1",
-            other.sockets[0].getsockname()[1],
-            server_name=hall.lab.server_name,
-            tls=hall.lab.issue(Role.ENVOY, "north"),
-        )
+        address = _address_of(hall, other.sockets[0].getsockname()[1])
         with pytest.raises(NoLineError):
             await hall.dial(address, bytes(16))
 
@@ -157,12 +160,7 @@ async def test_who_is_stopped_while_a_port_never_answers_leaves_at_once(hall: Ha
     monkeypatch.setattr(lines, "DIAL_S", 3600.0)
     with socket.create_server(("127.0.0.1", 0), backlog=8) as silent:
         silent.setblocking(False)
-        address = BulkAddress(
-            "127.0.0.1",
-            silent.getsockname()[1],
-            server_name=hall.lab.server_name,
-            tls=hall.lab.issue(Role.ENVOY, "north"),
-        )
+        address = _address_of(hall, silent.getsockname()[1])
         dialling = asyncio.create_task(hall.dial(address, bytes(16)))
         taken, _ = await asyncio.get_running_loop().sock_accept(silent)
         with taken:
@@ -172,27 +170,23 @@ async def test_who_is_stopped_while_a_port_never_answers_leaves_at_once(hall: Ha
 
 
 async def test_a_port_that_says_little_by_little_means_that_there_is_no_line(hall: Hall, monkeypatch: Any) -> None:
-    monkeypatch.setattr(lines, "DIAL_S", 0.2)
+    # Each look at the clock is two seconds later: what counts is that the bytes do not begin the limit anew.
+    monkeypatch.setattr(lines, "time", SimpleNamespace(monotonic=itertools.count(step=2).__next__))
     record_begins, is_over = b"\x16\x03\x03\x40\x00\x02", asyncio.Event()
 
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
-            for byte in record_begins + bytes(1 << 13):
+            for byte in record_begins + bytes(1 << 14):
                 writer.write(bytes([byte]))
                 await writer.drain()
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0)
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
         is_over.set()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as other:
-        address = BulkAddress(
-            "127.0.0.1",
-            other.sockets[0].getsockname()[1],
-            server_name=hall.lab.server_name,
-            tls=hall.lab.issue(Role.ENVOY, "north"),
-        )
+        address = _address_of(hall, other.sockets[0].getsockname()[1])
         with pytest.raises(NoLineError, match="takes too long"):
             await hall.dial(address, bytes(16))
         await is_over.wait()

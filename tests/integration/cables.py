@@ -57,7 +57,7 @@ class Cable:
 
     async def __aenter__(self) -> Cable:
         listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # what stalls is not swallowed on the way
+        _keep_small(listener)
         listener.bind(("127.0.0.1", 0))
         self._server = await asyncio.start_server(self._begin, sock=listener)
         return self
@@ -87,7 +87,7 @@ class Cable:
         self.passed.append(passed)
         ends = [writer]
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.port)
+            far_reader, far_writer = await asyncio.open_connection(sock=await _dialled(self.port))
             ends.append(far_writer)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pass(UP, passed, reader, far_writer))
@@ -117,6 +117,27 @@ class Cable:
         if way == UP and self.ends_badly:
             writer.write(b"no record of TLS")
         writer.write_eof()
+
+
+async def _dialled(port: int) -> socket.socket:
+    end = socket.socket()
+    _keep_small(end)
+    end.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(end, ("127.0.0.1", port))
+    except OSError:
+        end.close()
+        raise
+    return end
+
+
+def _keep_small(end: socket.socket) -> None:
+    """Let the system swallow little, also while a thread starts late: what passed was read, but for a few hundred KiB.
+
+    At the other end its default, which grows no further for a socket that nobody reads.
+    """
+    for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        end.setsockopt(socket.SOL_SOCKET, buffer, 1 << 16)
 
 
 @dataclass

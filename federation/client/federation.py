@@ -8,8 +8,8 @@
             print(event.text)
         federation.download(experiment, "best.safetensors", "best.safetensors")
 
-Calls block; underneath, one event loop in a thread of its own drives gRPC, so that `watch` waits on the stream and
-nothing is polled. Every failure is one of `federation.errors`.
+Calls block; underneath, one event loop in a thread of its own (`federation.client.background`) drives gRPC, so that
+`watch` waits on the stream and nothing is polled. Every failure is one of `federation.errors`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from federation.client import views
+from federation.client.background import BackgroundLoop
 from federation.client.profile import Profile, load_profile
 from federation.client.report import write_report
 from federation.client.runs import federated_run
@@ -40,6 +40,8 @@ from federation.wire.chunks import CHUNK_BYTES
 from federation.wire.versions import range_to_proto
 
 if TYPE_CHECKING:
+    import grpc
+
     from federation.plan import ExperimentSpec
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -47,7 +49,6 @@ ProgressCallback = Callable[[str, int, int], None]
 SpecCallback = Callable[["ExperimentSpec"], None]
 """Called with an experiment that was built, before anything of it is sent."""
 
-_Result = TypeVar("_Result")
 _MAX_RECONNECTS = 8
 _RUN_MODELS = {"last.safetensors": "model.safetensors", "best.safetensors": "best.safetensors"}
 """Artifacts that are models, and what a run folder calls them."""
@@ -70,10 +71,12 @@ class Federation:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="federation-client", daemon=True)
-        self._thread.start()
-        self._stub = self._run(self._open())
+        self._background = BackgroundLoop("federation client")
+        try:
+            self._channel, self._stub = self._background.run(_open(profile))
+        except BaseException:
+            self._background.close()
+            raise
 
     @classmethod
     def connect(cls, profile: Profile | Path | str | None = None) -> Self:
@@ -90,13 +93,8 @@ class Federation:
         return cls(profile)
 
     def close(self) -> None:
-        """Close the connection; streams that are still read end."""
-        if self._loop.is_closed():
-            return
-        self._run(self._shut())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        """Close the connection. What other threads still wait for, streams too, ends with RuntimeError."""
+        self._background.close(self._channel.close(None))
 
     def __enter__(self) -> Self:
         return self
@@ -159,7 +157,7 @@ class Federation:
             raise IdentityError(f"{me} cannot submit: use a certificate of role user")
         with packaged(Path(folder), self.profile, submitter=UserName(me.name), now=time.time()) as package:
             built(package.manifest.spec)
-            return self._run(self._submit(package, progress))
+            return self._background.run(self._submit(package, progress))
 
     def cancel(self, experiment: str, *, reason: str = "") -> str:
         """Cancel an experiment; return its state afterwards. Doing it twice is harmless.
@@ -192,7 +190,7 @@ class Federation:
 
         A cut stream is taken up again where it stopped.
         """
-        return self._iterate(self._watch(experiment, cursor))
+        return self._background.iterate(self._watch(experiment, cursor))
 
     def wait(self, experiment: str) -> views.ExperimentSummary:
         """Wait until the experiment has ended; return where it ended."""
@@ -206,7 +204,7 @@ class Federation:
         Raises:
             NotFoundError: there is no such experiment, or `site` takes no part in it.
         """
-        return self._iterate(self._logs(experiment, site, follow=follow))
+        return self._background.iterate(self._logs(experiment, site, follow=follow))
 
     def download(
         self, experiment: str, artifact: str, target: Path | str, *, progress: ProgressCallback = _ignore
@@ -231,7 +229,7 @@ class Federation:
         if artifact not in known:
             there = ", ".join(sorted(known)) or "none yet"
             raise NotFoundError(f"experiment {experiment} has no artifact {artifact!r}; there are: {there}")
-        return self._run(self._download(experiment, known[artifact], path, progress))
+        return self._background.run(self._download(experiment, known[artifact], path, progress))
 
     def download_run(self, experiment: str, folder: Path | str) -> Path:
         """Write what is known of an experiment as a run folder, to be compared with simulated runs; returns the folder.
@@ -248,7 +246,9 @@ class Federation:
         with federated_run(details, target):
             for artifact in details.artifacts:
                 if artifact.name in _RUN_MODELS:
-                    self._run(self._download(experiment, artifact, target / _RUN_MODELS[artifact.name], _ignore))
+                    self._background.run(
+                        self._download(experiment, artifact, target / _RUN_MODELS[artifact.name], _ignore)
+                    )
         return target
 
     def report(self, experiment: str, target: Path | str) -> Path:
@@ -266,59 +266,8 @@ class Federation:
 
     # Underneath
 
-    async def _open(self) -> Stub:
-        self._channel = open_channel(self.profile.address, server_name=self.profile.server_name, tls=self.profile.tls)
-        service = pb.DESCRIPTOR.services_by_name["Director"]
-        return Stub(self._channel, service, identity=self.profile.claimed_identity)
-
-    async def _shut(self) -> None:
-        """End what was left half-way, by Ctrl-C or a signal, before the channel goes under it."""
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-        await self._channel.close()
-
-    def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        if self._loop.is_closed():
-            work.close()
-            raise RuntimeError("this Federation is closed: connect anew with Federation.connect")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a signal whose handler exits
-            future.cancel()
-            raise
-
     def _unary(self, method: str, request: Any) -> Any:
-        return self._run(self._stub.unary(method, request, timeout_s=self.profile.timeout_s))
-
-    def _iterate(self, stream: AsyncIterator[_Result]) -> Iterator[_Result]:
-        reading: asyncio.Task[Any] | None = None
-
-        async def step() -> tuple[bool, _Result | None]:
-            nonlocal reading
-            reading = asyncio.current_task()
-            try:
-                return True, await anext(stream)
-            except StopAsyncIteration:
-                return False, None
-
-        async def end() -> None:
-            if reading is not None and not reading.done():  # a signal came in the middle of a step
-                reading.cancel()
-                await asyncio.wait([reading])
-            await stream.aclose()  # type: ignore[attr-defined]  # both streams are async generators
-
-        try:
-            while True:
-                more, item = self._run(step())
-                if not more:
-                    return
-                yield item  # type: ignore[misc]  # an item is there whenever there is more
-        finally:
-            if not self._loop.is_closed():
-                self._run(end())
+        return self._background.run(self._stub.unary(method, request, timeout_s=self.profile.timeout_s))
 
     async def _submit(self, package: Package, progress: ProgressCallback) -> str:
         bundle_bytes = package.archive.stat().st_size
@@ -346,7 +295,7 @@ class Federation:
         reply: pb.SubmitReply = await self._stub.client_stream("Submit", requests())
         return reply.experiment
 
-    async def _watch(self, experiment: str, cursor: int) -> AsyncIterator[views.Event]:
+    async def _watch(self, experiment: str, cursor: int) -> AsyncGenerator[views.Event, None]:
         failures = 0
         while True:
             request = pb.WatchExperimentRequest(experiment=experiment, cursor=cursor)
@@ -364,7 +313,7 @@ class Federation:
                     raise
                 await pause(SystemClock(), min(0.1 * 2**failures, 10.0))
 
-    async def _logs(self, experiment: str, site: str, *, follow: bool) -> AsyncIterator[str]:
+    async def _logs(self, experiment: str, site: str, *, follow: bool) -> AsyncGenerator[str, None]:
         request = pb.ReadLogsRequest(experiment=experiment, site=site, follow=follow)
         async with self._stub.server_stream("ReadLogs", request) as messages:
             async for message in messages:
@@ -405,6 +354,13 @@ class Federation:
                 )
             os.replace(partial, target)
         return artifact
+
+
+async def _open(profile: Profile) -> tuple[grpc.aio.Channel, Stub]:
+    # In the loop: gRPC binds a channel to the one it is made in.
+    channel = open_channel(profile.address, server_name=profile.server_name, tls=profile.tls)
+    service = pb.DESCRIPTOR.services_by_name["Director"]
+    return channel, Stub(channel, service, identity=profile.claimed_identity)
 
 
 def _check(chunk: tensors_pb2.Chunk, offset: int) -> bytes:

@@ -13,7 +13,7 @@ from federation.data.shard import JoinedShard, count_examples
 from federation.errors import MalformedMessageError
 from federation.names import PayloadName, SiteName
 from federation.plan import ExperimentSpec
-from federation.training.experiment import load_experiment
+from federation.training.importing import load_experiment
 from federation.training.loop import LocalWork
 from federation.v1 import trainer_pb2 as pb
 from federation.wire.schemas import schema_from_proto

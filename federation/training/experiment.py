@@ -28,7 +28,6 @@ from federation.errors import InvalidNameError, PlanError
 from federation.names import check_name
 from federation.plan import ExperimentSpec, Plan, tensor_rows
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec
-from federation.training.importing import load_experiment
 from federation.training.models import Kind, ModelAdapter, adapt
 from federation.training.seeding import build_seeded
 
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from federation.data.shard import Shard
     from federation.tensors.buffers import Array
     from federation.training.context import RoundContext
-
-__all__ = ["Built", "Experiment", "Model", "Task", "load_experiment"]
 
 Model: TypeAlias = Any
 """A ``torch.nn.Module``, or a dictionary from names to NumPy arrays."""

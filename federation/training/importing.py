@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from federation.errors import FederationError, PlanError
+from federation.training.experiment import Experiment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
-
-    from federation.training.experiment import Experiment
 
 FILE = "experiment.py"
 _PREFIX = "_federation_experiment_"
@@ -41,8 +40,6 @@ def load_experiment(folder: str | Path, *, also_as: Sequence[str] = ()) -> Exper
     Raises:
         PlanError: no such file, it does not import, or it defines no `Experiment` called ``experiment``.
     """
-    from federation.training.experiment import Experiment
-
     path = Path(folder).resolve() / FILE
     if not path.is_file():
         raise PlanError(f"{folder} has no {FILE}; an experiment folder needs one that defines `experiment`")

@@ -11,7 +11,7 @@ import pytest
 from federation.data import ArrayShard, JoinedShard, LocalData
 from federation.names import SiteName
 from federation.tensors import pack, unpack
-from federation.training.experiment import load_experiment
+from federation.training.importing import load_experiment
 from federation.training.loop import LocalWork
 
 pytest.importorskip("sklearn")

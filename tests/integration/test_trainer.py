@@ -12,7 +12,7 @@ from federation.confinement.handle import TrainerHandle, TrainerSettings
 from federation.confinement.sandbox import SandboxMode
 from federation.errors import TaskError
 from federation.tensors import pack, unpack
-from federation.training.experiment import load_experiment
+from federation.training.importing import load_experiment
 from federation.v1 import trainer_pb2 as pb
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from federation.data.local import LocalData
 from federation.names import SiteName
 from federation.storage.checkpoints import read_model
 from federation.training.context import RoundContext
-from federation.training.experiment import load_experiment
+from federation.training.importing import load_experiment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -212,7 +212,7 @@ def test_toml_in_the_documents_is_toml() -> None:
 @pytest.mark.needs_torch
 def test_shard_and_experiment_of_the_readme_fit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from federation.data import check_shapes, load_shard
-    from federation.training.experiment import load_experiment
+    from federation.training.importing import load_experiment
 
     shard_code, experiment_code, _ = blocks(ROOT / "README.md", "python")
     (tmp_path / "wards.py").write_text(shard_code)

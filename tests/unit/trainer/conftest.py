@@ -14,7 +14,7 @@ import pytest
 
 from federation.runtime.framing import BlockingFrames
 from federation.tensors import pack, unpack
-from federation.training.experiment import load_experiment
+from federation.training.importing import load_experiment
 from federation.v1 import trainer_pb2 as pb
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from federation.errors import PlanError
-from federation.training.experiment import load_experiment
+from federation.training.importing import load_experiment
 
 GOOD = """
 import numpy as np

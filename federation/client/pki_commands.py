@@ -23,11 +23,12 @@ from federation.names import FederationName, Identity, Role, SiteName, check_nam
 from federation.pki.authority import DAY_S, CertificateAuthority, issue_identity, write_identity
 from federation.pki.certificates import parse_certificate
 from federation.pki.files import make_private_folder, read, refuse_existing, write_private
+from federation.pki.keys import key_pem, make_key
 from federation.pki.known import Kind
 from federation.pki.known import pin as pin_key
 from federation.pki.renewal import complete, describe_expiry
 from federation.pki.renewal import renew as renew_files
-from federation.pki.requests import key_pem, make_key, make_request
+from federation.pki.requests import make_request
 from federation.pki.revocation import parse_serial
 from federation.pki.revocation import revoke as revoke_serial
 from federation.pki.signing import fingerprint_of_file, make_signing_key

@@ -33,7 +33,7 @@ from federation.names import (
 )
 from federation.pki.certificates import CLOCK_SKEW
 from federation.pki.files import make_private_folder, read, refuse_existing, write_private, write_public
-from federation.pki.requests import key_pem, make_key
+from federation.pki.keys import key_pem, make_key
 
 if TYPE_CHECKING:
     from pathlib import Path

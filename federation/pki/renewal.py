@@ -29,7 +29,8 @@ from cryptography.exceptions import InvalidSignature
 from federation.errors import ConfigurationError, FederationError, PeerError, StorageError
 from federation.pki.certificates import parse_certificate
 from federation.pki.files import read
-from federation.pki.requests import key_pem, load_key_pem, make_key, make_request
+from federation.pki.keys import key_pem, load_key_pem, make_key
+from federation.pki.requests import make_request
 from federation.runtime.clock import pause
 from federation.runtime.records import write_atomically
 from federation.telemetry.logs import get_logger

@@ -1,4 +1,4 @@
-"""Keys, signing requests (PKCS #10), and the two ways a request becomes a certificate: enrolment and renewal.
+"""Signing requests (PKCS #10), and the two ways a request becomes a certificate: enrolment and renewal.
 
 Rules:
 
@@ -20,7 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from federation.errors import ConfigurationError, IdentityError, MalformedMessageError
+from federation.errors import IdentityError, MalformedMessageError
 from federation.names import Identity, Role
 
 if TYPE_CHECKING:
@@ -30,37 +30,6 @@ if TYPE_CHECKING:
 
 MAX_REQUEST_BYTES = 16 << 10
 """A request for a P-256 key has a few hundred bytes; more is somebody's mistake or attack."""
-
-
-def make_key() -> ec.EllipticCurvePrivateKey:
-    """Return a new P-256 key."""
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return `key` as PKCS #8 PEM, unencrypted: the file's permissions protect it."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def load_key_pem(pem: bytes, what: str) -> ec.EllipticCurvePrivateKey:
-    """Read a P-256 key.
-
-    Args:
-        pem: PKCS #8 PEM, unencrypted.
-        what: what it should be, for the error.
-
-    Raises:
-        ConfigurationError: it is none.
-    """
-    try:
-        key = serialization.load_pem_private_key(pem, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(f"{what} is not an unencrypted PEM key: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ConfigurationError(f"{what} is not a P-256 key: make one with `federation pki`")
-    return key
 
 
 def make_request(key: ec.EllipticCurvePrivateKey) -> bytes:

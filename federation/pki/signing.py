@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.errors import BundleError, ConfigurationError
 from federation.pki.files import make_private_folder, read, refuse_existing, write_private, write_public
-from federation.pki.requests import key_pem, load_key_pem, make_key
+from federation.pki.keys import key_pem, load_key_pem, make_key
 
 if TYPE_CHECKING:
     from pathlib import Path

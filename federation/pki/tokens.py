@@ -14,7 +14,7 @@ from federation.errors import ConfigurationError, IdentityError
 from federation.names import Identity, Role, SiteName, check_name
 from federation.pki.authority import CertificateAuthority, write_identity
 from federation.pki.certificates import parse_certificate
-from federation.pki.requests import key_pem, load_key_pem, make_key
+from federation.pki.keys import key_pem, load_key_pem, make_key
 
 if TYPE_CHECKING:
     from pathlib import Path

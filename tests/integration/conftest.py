@@ -22,7 +22,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 
 from federation.names import FederationName, Identity, Role, director_server_name
 from federation.pki.authority import CertificateAuthority, issue_identity, write_identity
-from federation.pki.requests import key_pem, load_key_pem, make_key
+from federation.pki.keys import key_pem, load_key_pem, make_key
 from federation.pki.revocation import RevocationList
 from federation.telemetry.metrics import Metrics
 from federation.testing.clock import FakeClock

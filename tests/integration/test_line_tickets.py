@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtensionOID
 from federation.errors import TransportError
 from federation.names import FederationName, Role
 from federation.pki.authority import CertificateAuthority, issue_identity
-from federation.pki.requests import load_key_pem
+from federation.pki.keys import load_key_pem
 from federation.pki.revocation import revoke
 from federation.transport import lines
 from federation.transport.authority import CallRefusal

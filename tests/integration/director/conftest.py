@@ -20,7 +20,7 @@ from federation.bundle.manifest import Manifest, new_nonce
 from federation.bundle.signing import sign_manifest
 from federation.names import Digest, FederationName, Identity, Role, UserName, director_server_name
 from federation.pki.authority import CertificateAuthority, issue_identity
-from federation.pki.requests import make_key
+from federation.pki.keys import make_key
 from federation.plan import ExperimentSpec, Plan, tensor_rows
 from federation.storage.checkpoints import write_model
 from federation.tensors import DType, TensorSchema, TensorSpec

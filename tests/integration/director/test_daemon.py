@@ -23,7 +23,8 @@ from director.store.tables import Audit, Experiment
 from federation.client.doctor import examine
 from federation.errors import ConfigurationError, ConflictError, IdentityError
 from federation.names import Identity, Role, SiteName
-from federation.pki.requests import key_pem, make_key, make_request
+from federation.pki.keys import key_pem, make_key
+from federation.pki.requests import make_request
 from federation.pki.revocation import parse_serial, revoke
 from federation.pki.tokens import make_join_token, unpack_join_token
 from federation.transport.credentials import TlsFiles, read_certificate

@@ -25,7 +25,7 @@ from federation.client.submission import packaged
 from federation.errors import IdentityError, MalformedMessageError, NotFoundError
 from federation.names import Identity, Role, UserName, director_server_name
 from federation.pki.authority import CertificateAuthority, issue_identity
-from federation.pki.requests import make_key
+from federation.pki.keys import make_key
 from federation.pki.signing import load_signing_key
 from federation.transport.channels import open_channel
 from federation.transport.credentials import TlsFiles

@@ -11,7 +11,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from federation.errors import ConfigurationError, IdentityError, InvalidNameError
 from federation.names import FederationName, Identity, Role, director_server_name
 from federation.pki.authority import CertificateAuthority, issue_identity
-from federation.pki.requests import make_key
+from federation.pki.keys import make_key
 
 if TYPE_CHECKING:
     from pathlib import Path

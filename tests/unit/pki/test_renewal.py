@@ -10,8 +10,9 @@ from federation.errors import ConfigurationError, PeerError, StorageError, Trans
 from federation.names import FederationName, Identity, Role
 from federation.pki import renewal
 from federation.pki.authority import DAY_S, CertificateAuthority, issue_identity
+from federation.pki.keys import key_pem, make_key
 from federation.pki.renewal import Renewal, complete, due_at, install
-from federation.pki.requests import key_pem, make_key, make_request, read_request
+from federation.pki.requests import make_request, read_request
 from federation.testing.clock import FakeClock
 from federation.transport.credentials import TlsFiles
 

@@ -7,11 +7,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from federation.errors import ConfigurationError, IdentityError, MalformedMessageError
+from federation.errors import IdentityError, MalformedMessageError
 from federation.names import FederationName, Identity, Role
 from federation.pki.authority import CertificateAuthority
 from federation.pki.certificates import parse_certificate
-from federation.pki.requests import enrol, load_key_pem, make_key, make_request, read_request, renew
+from federation.pki.keys import make_key
+from federation.pki.requests import enrol, make_request, read_request, renew
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,13 +112,3 @@ def test_only_a_joiner_enrols_and_everybody_else_renews(authority: CertificateAu
 def test_a_joiner_cannot_renew(authority: CertificateAuthority) -> None:
     with pytest.raises(IdentityError, match="cannot be renewed"):
         renew(authority, JOINER, make_request(make_key()), now=NOW, lifetime_s=60)
-
-
-def test_refuses_a_key_file_that_is_no_p256_key() -> None:
-    other = ec.generate_private_key(ec.SECP384R1()).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    with pytest.raises(ConfigurationError, match="P-256"):
-        load_key_pem(other, "the key")
-    with pytest.raises(ConfigurationError, match="the key"):
-        load_key_pem(b"rubbish", "the key")

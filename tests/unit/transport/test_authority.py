@@ -7,7 +7,7 @@ import pytest
 from federation.errors import ConfigurationError, IdentityError
 from federation.names import FederationName, Identity, Role
 from federation.pki.authority import CertificateAuthority
-from federation.pki.requests import make_key
+from federation.pki.keys import make_key
 from federation.pki.revocation import RevocationList, revoke
 from federation.testing.clock import FakeClock
 from federation.transport.authority import Authority, CallRefusal, Peer, RefusedCallError

@@ -19,7 +19,7 @@ from federation.aggregation.rule import AggregationRule, RuleContext, RuleReport
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from federation.aggregation.columns import Scratch
+    from federation.aggregation.scratch import Scratch
     from federation.aggregation.tiles import Array, Tile, TileSource
 
 

@@ -13,7 +13,6 @@ half precision is widened, which is exact.
 
 from __future__ import annotations
 
-import math
 import os
 from collections import deque
 from functools import partial
@@ -24,6 +23,7 @@ import numpy as np
 
 from federation.aggregation.crew import Crew
 from federation.aggregation.mixing import MixedTiles
+from federation.aggregation.scratch import Scratch
 from federation.aggregation.tiles import TILE_ELEMENTS, Tile, part_of
 from federation.aggregation.watching import WatchedTiles
 from federation.tensors import DType
@@ -42,22 +42,6 @@ BLOCK_COLUMNS = 1 << 16
 """Of a part of a fold whose rows are all at hand: what it makes, float64, stays in the cache from row to row, and with
 few calls threads seldom wait for the interpreter lock."""
 _MOST_BYTES = 1 << 27  # of the memory of all threads of a pass together
-
-
-class Scratch:
-    """Arrays that a worker uses again for every part."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[tuple[str, str], Array] = {}
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: Any = np.float64) -> Array:
-        """Return an array whose elements are whatever was left in it."""
-        kind = np.dtype(dtype)
-        size = math.prod(shape)
-        found = self._arrays.get((name, kind.str))
-        if found is None or found.size < size:
-            found = self._arrays[name, kind.str] = np.empty(size, dtype=kind)
-        return found[:size].reshape(shape)
 
 
 def cores() -> int:

@@ -27,7 +27,7 @@ from federation.tensors import DType
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from federation.aggregation.columns import Scratch
+    from federation.aggregation.scratch import Scratch
     from federation.aggregation.tiles import Array, TileSource
 
 _CANCELLED = 1e-9

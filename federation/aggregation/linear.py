@@ -12,8 +12,8 @@ from federation.aggregation.mixing import MixedTiles, unmixed
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-    from federation.aggregation.columns import Scratch
     from federation.aggregation.rule import RuleContext
+    from federation.aggregation.scratch import Scratch
     from federation.aggregation.tiles import Array, Tile, TileSource
     from federation.names import SiteName
 

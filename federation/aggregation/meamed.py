@@ -13,7 +13,7 @@ from federation.aggregation.sorting import mean_of_nearest, sorted_rows
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from federation.aggregation.columns import Scratch
+    from federation.aggregation.scratch import Scratch
     from federation.aggregation.tiles import Array, Tile, TileSource
 
 

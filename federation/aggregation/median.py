@@ -11,7 +11,7 @@ from federation.aggregation.sorting import median_row
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from federation.aggregation.columns import Scratch
+    from federation.aggregation.scratch import Scratch
     from federation.aggregation.tiles import Array, Tile, TileSource
 
 

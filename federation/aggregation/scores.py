@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from federation.aggregation.columns import BLOCK_COLUMNS, Scratch, columns_of_piece
+from federation.aggregation.columns import BLOCK_COLUMNS, columns_of_piece
+from federation.aggregation.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from federation.aggregation.columns import Scratch
+    from federation.aggregation.scratch import Scratch
     from federation.aggregation.tiles import Array
 
 

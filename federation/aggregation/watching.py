@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from federation.aggregation.columns import Scratch
+    from federation.aggregation.scratch import Scratch
     from federation.aggregation.tiles import Array, TileSource
 
 

@@ -17,9 +17,10 @@ from functools import cached_property, partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from federation.aggregation.columns import Scratch, columns_of_piece, read_rows, threads_for
+from federation.aggregation.columns import columns_of_piece, read_rows, threads_for
 from federation.aggregation.crew import Crew
 from federation.aggregation.scores import RULE_WEIGHT, Scores, SiteScores
+from federation.aggregation.scratch import Scratch
 from federation.aggregation.tiles import Array, part_of
 from federation.aggregation.watching import WatchedTiles
 

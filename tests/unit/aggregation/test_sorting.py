@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from federation.aggregation.columns import Scratch
+from federation.aggregation.scratch import Scratch
 from federation.aggregation.sorting import mean_of, mean_of_nearest, median_row, middle_of, network, sorted_rows
 
 

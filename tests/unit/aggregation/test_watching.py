@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from federation.aggregation import columns
-from federation.aggregation.columns import Scratch
 from federation.aggregation.mean import WeightedMean
 from federation.aggregation.median import Median
 from federation.aggregation.rule import RuleContext
+from federation.aggregation.scratch import Scratch
 from federation.aggregation.tiles import Array, ArrayTiles
 from federation.aggregation.watching import WatchedTiles
 from federation.names import SiteName

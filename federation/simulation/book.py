@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from federation.names import Attempt, PayloadName, RoundNumber, SiteName
     from federation.rounds.events import Commit, Phase, Standing
-    from federation.simulation.models import Candidate, StepSize
+    from federation.simulation.candidates import Candidate, StepSize
     from federation.training.work import Trained
 
 _EPOCH = Epoch(1)

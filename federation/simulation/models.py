@@ -9,7 +9,7 @@ to the next is made and applied as an aggregator and its sites do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,7 @@ from federation.aggregation.tiles import ArrayTiles
 from federation.algorithms.server import ServerRound, SiteFacts
 from federation.names import PayloadName
 from federation.rounds.schedules import server_rate
+from federation.simulation.candidates import Candidate, StepSize
 from federation.simulation.memory import GENERATIONS, Payload
 from federation.storage import combination
 from federation.storage.encoded import IDENTITY, RoleOf
@@ -39,7 +40,6 @@ from federation.training.exchange import MODEL, OPTIMIZER, SCALARS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from federation.aggregation.rule import RuleReport
     from federation.algorithms import Algorithm
     from federation.names import Digest, RoundNumber, SiteName
     from federation.plan import ExperimentSpec
@@ -51,33 +51,6 @@ if TYPE_CHECKING:
 _MASTER = PayloadName("master")
 HELD = PayloadName("held")
 """What sites hold, where it is not the model itself."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A finished model that is not committed.
-
-    Attributes:
-        digest: of the model.
-        update_norm: L2 norm of the change.
-        weights: of each site, in name order.
-        scores: of each site's change.
-        report: what the rule says of the round.
-    """
-
-    digest: Digest
-    update_norm: float
-    weights: tuple[float, ...]
-    scores: Mapping[SiteName, Mapping[str, float]]
-    report: RuleReport | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSize:
-    """What a step costs: its bytes with those of the buffers beside it, and the digest of the model it is added to."""
-
-    from_digest: bytes
-    nbytes: int
 
 
 class Models:
@@ -193,31 +166,15 @@ class Models:
         """
         payloads = {update.site: self._payloads(update) for update in updates}
         facts = tuple(self._facts(update, round_number, payloads[update.site]) for update in updates)
-        plan = self._spec.plan
-        server_round = ServerRound(
-            number=round_number, plan=plan, sites=facts, total=total, learning_rate=server_rate(plan, round_number)
-        )
-        has_master = _MASTER in self._own
+        server_round = self._round(round_number, facts, total)
         combined = combine_round(
             algorithm=self._algorithm,
             spec=self._spec,
             aggregation=self._aggregation,
             round=server_round,
             updates=[combination.SiteUpdate(site=site, payloads=parts) for site, parts in payloads.items()],
-            sources=RoundSources(
-                model=self.model(),
-                slots={name: self.model(name) for name in self.slots},
-                master=self.model(_MASTER) if has_master else None,
-                rule_state={own: self.model(name) for own, name in self.rule_state.items()},
-                bases=self._bases(updates),
-                total=self.total,
-            ),
-            sinks=RoundSinks(
-                model=self._writer(MODEL),
-                slots={name: self._writer(name) for name in self.slots},
-                master=self._writer(_MASTER) if has_master else None,
-                rule_state={own: self._writer(name) for own, name in self.rule_state.items()},
-            ),
+            sources=self._sources(updates),
+            sinks=self._sinks(),
             scores_later=True,
         )
         weights = combined.weights or tuple(self._algorithm.server().weights(server_round)["delta"])
@@ -250,7 +207,6 @@ class Models:
         Raises:
             ValueError: the rule takes no such round.
         """
-        plan = self._spec.plan
         facts = tuple(
             replace(
                 self._facts(update, round_number, self._payloads(update)),
@@ -258,9 +214,7 @@ class Models:
             )
             for update in updates
         )
-        server_round = ServerRound(
-            number=round_number, plan=plan, sites=facts, total=total, learning_rate=server_rate(plan, round_number)
-        )
+        server_round = self._round(round_number, facts, total)
         weights = self._algorithm.server().weights(server_round)["delta"]
         sites = [update.site for update in updates]
         size = len(deltas[sites[0]])
@@ -386,6 +340,29 @@ class Models:
             steps=update.trained.steps,
             scalars=scalars,
             staleness=max(round_number - update.round, 0),
+        )
+
+    def _round(self, round_number: RoundNumber, facts: tuple[SiteFacts, ...], total: int) -> ServerRound:
+        plan = self._spec.plan
+        rate = server_rate(plan, round_number)
+        return ServerRound(number=round_number, plan=plan, sites=facts, total=total, learning_rate=rate)
+
+    def _sources(self, updates: Sequence[Update]) -> RoundSources:
+        return RoundSources(
+            model=self.model(),
+            slots={name: self.model(name) for name in self.slots},
+            master=self.model(_MASTER) if _MASTER in self._own else None,
+            rule_state={own: self.model(name) for own, name in self.rule_state.items()},
+            bases=self._bases(updates),
+            total=self.total,
+        )
+
+    def _sinks(self) -> RoundSinks:
+        return RoundSinks(
+            model=self._writer(MODEL),
+            slots={name: self._writer(name) for name in self.slots},
+            master=self._writer(_MASTER) if _MASTER in self._own else None,
+            rule_state={own: self._writer(name) for own, name in self.rule_state.items()},
         )
 
     def _bases(self, updates: Sequence[Update]) -> dict[SiteName, MemoryModel]:

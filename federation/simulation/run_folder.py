@@ -23,7 +23,7 @@ from federation.errors import ConflictError, StorageError
 from federation.names import PayloadName, RoundNumber, SiteName
 from federation.rounds.events import Score
 from federation.rounds.history import RoundRecord
-from federation.simulation.models import StepSize
+from federation.simulation.candidates import StepSize
 from federation.simulation.under_way import UnderWay
 from federation.storage.checkpoints import read_model, write_model
 from federation.tensors import pack

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -27,9 +27,30 @@ if TYPE_CHECKING:
     from federation.data.local import LocalData
     from federation.tensors.buffers import Array
     from federation.training.context import RoundContext
-    from federation.training.gradient_task import GradientTask
 
 _OPTIONS = ("momentum", "weight_decay")
+
+
+class ArrayTask(Protocol):
+    """What a problem over arrays asks of its task; `federation.GradientTask` says what each of them is."""
+
+    batch_size: int
+    evaluation_batch_size: int
+
+    @property
+    def optimizer_choice(self) -> OptimizerChoice:
+        """The local optimizer."""
+        ...
+
+    def gradient(
+        self, model: dict[str, Array], samples: Any, targets: Any
+    ) -> tuple[Mapping[str, float], Mapping[str, Array]]:
+        """Return metrics and gradients of one batch, both as means over its examples."""
+        ...
+
+    def evaluate(self, model: dict[str, Array], data: LocalData) -> Mapping[str, float]:
+        """Return metrics over the validation examples."""
+        ...
 
 
 class ArrayProblem:
@@ -49,7 +70,7 @@ class ArrayProblem:
 
     batch_norm: frozenset[str] = frozenset()
 
-    def __init__(self, task: GradientTask, model: dict[str, Array], data: LocalData, round: RoundContext) -> None:
+    def __init__(self, task: ArrayTask, model: dict[str, Array], data: LocalData, round: RoundContext) -> None:
         self._task = task
         self._model = model
         self._data = data
@@ -234,7 +255,7 @@ class _Sgd:
             value -= rate * direction
 
 
-def means_of(task: GradientTask, model: dict[str, Array], batches: Iterable[tuple[Any, Any]]) -> dict[str, float]:
+def means_of(task: ArrayTask, model: dict[str, Array], batches: Iterable[tuple[Any, Any]]) -> dict[str, float]:
     """Return the means over examples of the metrics that `task.gradient` reports."""
     means = Means()
     for samples, targets in batches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
 import tomllib
@@ -152,6 +153,17 @@ def test_readme_walks_through_every_step() -> None:
         "federation report",
     ):
         assert step in text, step
+
+
+def test_the_ladder_of_packages_is_the_one_that_lint_checks() -> None:
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / ".importlinter", encoding="utf-8")
+    layers = contracts["importlinter:contract:layers"]["layers"].split("\n")
+    # What stands in brackets there may be missing; of that, `testing` alone is not.
+    rows = [[name for name in row.split(" | ") if name == "(testing)" or "(" not in name] for row in layers if row]
+    checked = " ▸ ".join(" | ".join(row).strip("()") for row in rows)
+    (shown,) = (block for block in blocks(ROOT / "docs/architecture.md", "") if "▸" in block)
+    assert " ".join(shown.split()) == checked
 
 
 def test_make_targets_in_the_documents_exist() -> None:

@@ -16,7 +16,7 @@ import pytest
 from federation.client.local import LocalFederation, LocalSite
 from federation.client.runs import read_run
 
-pytestmark = [pytest.mark.needs_torch, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs_torch, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")

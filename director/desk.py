@@ -135,7 +135,7 @@ class Desk:
                     await news.wait()
 
     async def read_logs(self, request: pb.ReadLogsRequest, call: Call) -> AsyncIterator[pb.LogLines]:
-        """Stream log lines, and follow them if asked to."""
+        """Stream log lines from a cursor on, and follow them if asked to."""
         call.is_session = request.follow
         record = await find_visible(self._database, request.experiment, call)
         if request.site:
@@ -145,14 +145,14 @@ class Desk:
                 raise MalformedMessageError(str(error)) from error
             if await self._database.relaxed(sites.participation, record.id, request.site) is None:
                 raise NotFoundError(f"site {request.site!r} takes no part in experiment {record.id!r}")
-        reader = LogReader(self._logs.path(record.id, request.site))
+        reader = LogReader(self._logs.path(record.id, request.site), cursor=request.cursor)
         with self._bulletin.follow(record.id) as news:
             while True:
                 news.clear()
                 # Asked before reading: what was written before the end is then certainly read.
                 over = not request.follow or await self._is_over(record)
-                async for lines in reader.read(to_end=over):
-                    yield pb.LogLines(lines=lines)
+                async for batch in reader.read(to_end=over):
+                    yield pb.LogLines(lines=batch.lines, cursor=batch.cursor)
                 if over:
                     return
                 await news.wait()

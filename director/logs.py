@@ -8,14 +8,18 @@ Rules, in order:
 2. Released lines are appended to one file per site, bounded in number of bytes; what is beyond is dropped, and the file
    says so once.
 3. Only whole lines are handed out, except at the end.
+4. Lines come with a cursor, the number of bytes up to their end: a reader that was cut begins there, and misses and
+   repeats nothing. A log that is shorter than a cursor is not what was read, and is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from federation.errors import StorageError
+from federation.errors import ConflictError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -74,49 +78,72 @@ class LogFolder:
             raise StorageError(f"released log lines cannot be written to {path}: {error.strerror}") from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Some lines, and the place in the log after them, bytes."""
+
+    lines: list[str]
+    cursor: int
+
+
 class LogReader:
     """Reads one log file on from where it stopped.
 
     Args:
         path: the file, which may not exist yet.
+        cursor: where to begin: 0, or the cursor of a batch of this file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, cursor: int = 0) -> None:
         self._path = path
-        self._offset = 0
-        self._rest = b""
+        self._cursor = cursor  # what was handed out ends here
+        self._rest = b""  # read, and not handed out
 
-    async def read(self, *, to_end: bool) -> AsyncIterator[list[str]]:
+    async def read(self, *, to_end: bool) -> AsyncIterator[Batch]:
         """Yield the lines written since the last call, in batches.
 
         Args:
             to_end: also yield what follows the last newline, because nothing more will be written.
 
         Raises:
+            ConflictError: the file is shorter than what was read of it.
             StorageError: the file cannot be read.
         """
         while block := await asyncio.to_thread(self._block):
             *whole, self._rest = (self._rest + block).split(b"\n")
             for start in range(0, len(whole), _LINES_PER_BATCH):
-                yield [_shown(line) for line in whole[start : start + _LINES_PER_BATCH]]
+                lines = whole[start : start + _LINES_PER_BATCH]
+                self._cursor += sum(map(len, lines)) + len(lines)
+                yield Batch(lines=[_shown(line) for line in lines], cursor=self._cursor)
             if len(self._rest) > _BLOCK_BYTES:
-                yield [_shown(self._rest)]
-                self._rest = b""
+                yield self._all_of_the_rest()
         if to_end and self._rest:
-            rest, self._rest = self._rest, b""
-            yield [_shown(rest)]
+            yield self._all_of_the_rest()
+
+    def _all_of_the_rest(self) -> Batch:
+        rest, self._rest = self._rest, b""
+        self._cursor += len(rest)
+        return Batch(lines=[_shown(rest)], cursor=self._cursor)
 
     def _block(self) -> bytes:
+        at = self._cursor + len(self._rest)
         try:
             with self._path.open("rb") as file:
-                file.seek(self._offset)
-                block = file.read(_BLOCK_BYTES)
+                self._check(at, os.fstat(file.fileno()).st_size)
+                file.seek(at)
+                return file.read(_BLOCK_BYTES)
         except FileNotFoundError:
+            self._check(at, 0)
             return b""
         except OSError as error:
             raise StorageError(f"log {self._path.name} cannot be read: {error.strerror}") from error
-        self._offset += len(block)
-        return block
+
+    def _check(self, at: int, size: int) -> None:
+        if at > size:
+            raise ConflictError(
+                f"log {self._path.name} has {size} bytes, and {at} were read: it was cut at the director; "
+                "read it from its start"
+            )
 
 
 def _one_line(text: str) -> str:

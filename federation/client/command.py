@@ -71,16 +71,22 @@ def _connect(profile: Path | None):  # type: ignore[no-untyped-def]  # its type 
     return Federation.connect(profile)
 
 
+def _say_away(_: Exception) -> None:
+    from federation.client.resuming import PATIENCE_S
+
+    print(f"federation: the director is away; it is waited for, {PATIENCE_S / 60:g} minutes at most", file=sys.stderr)
+
+
 def _follow(federation, experiment: str, *, as_json: bool, cursor: int = 0) -> None:  # type: ignore[no-untyped-def]
     from federation.client import views
     from federation.client.progress import follow
 
-    events: Iterator[views.Event] = federation.watch(experiment, cursor=cursor)
+    rounds = federation.show(experiment).summary.rounds_planned  # who is not there at all is told at once
+    events: Iterator[views.Event] = federation.watch(experiment, cursor=cursor, away=_say_away)
     if as_json:
         for event in events:
             print(views.to_json(event), flush=True)
     else:
-        rounds = federation.show(experiment).summary.rounds_planned
         follow(events, rounds=rounds, console=Console(stderr=False))
     summary = federation.show(experiment).summary
     if not as_json:
@@ -210,7 +216,9 @@ def logs(
     """Print an experiment's log lines."""
     is_empty = True
     with _connect(profile) as federation:
-        for line in federation.logs(experiment, site=site, follow=follow):
+        if follow:
+            federation.show(experiment)  # who is not there at all is told at once, and not waited for
+        for line in federation.logs(experiment, site=site, follow=follow, away=_say_away):
             is_empty = False
             print(json.dumps({"line": line}) if as_json else line, flush=True)
     if site and is_empty:

@@ -26,12 +26,13 @@ from federation.client import views
 from federation.client.background import BackgroundLoop
 from federation.client.profile import Profile, load_profile
 from federation.client.report import write_report
+from federation.client.resuming import AwayCallback, resumed
 from federation.client.runs import federated_run
 from federation.client.saving import writing
 from federation.client.submission import Package, packaged
-from federation.errors import IdentityError, MalformedMessageError, NotFoundError, TransportError
+from federation.errors import IdentityError, MalformedMessageError, NotFoundError
 from federation.names import Identity, Role, UserName
-from federation.runtime.clock import SystemClock, pause
+from federation.runtime.clock import SystemClock
 from federation.transport.channels import open_channel
 from federation.transport.methods import Stub
 from federation.v1 import director_pb2 as pb
@@ -42,6 +43,7 @@ from federation.wire.versions import range_to_proto
 if TYPE_CHECKING:
     import grpc
 
+    from federation.errors import TransportError
     from federation.plan import ExperimentSpec
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -49,13 +51,16 @@ ProgressCallback = Callable[[str, int, int], None]
 SpecCallback = Callable[["ExperimentSpec"], None]
 """Called with an experiment that was built, before anything of it is sent."""
 
-_MAX_RECONNECTS = 8
 _RUN_MODELS = {"last.safetensors": "model.safetensors", "best.safetensors": "best.safetensors"}
 """Artifacts that are models, and what a run folder calls them."""
 
 
 def _ignore(what: str, done: int, total: int) -> None:
     """Show nothing."""
+
+
+def _unheard(error: TransportError) -> None:
+    """Tell nobody."""
 
 
 def _unseen(spec: ExperimentSpec) -> None:
@@ -185,12 +190,17 @@ class Federation:
         reply: pb.ReleaseSiteReply = self._unary("ReleaseSite", request)
         return reply.quarantined_since if reply.released else 0
 
-    def watch(self, experiment: str, *, cursor: int = 0) -> Iterator[views.Event]:
+    def watch(self, experiment: str, *, cursor: int = 0, away: AwayCallback = _unheard) -> Iterator[views.Event]:
         """Yield events as they happen, from `cursor` on; ends after the experiment has ended.
 
-        A cut stream is taken up again where it stopped.
+        A cut stream is taken up again where it stopped, for up to `federation.client.resuming.PATIENCE_S` seconds.
+
+        Args:
+            experiment: its id.
+            cursor: only events with a higher sequence.
+            away: called with the reason, once each time that the director cannot be reached.
         """
-        return self._background.iterate(self._watch(experiment, cursor))
+        return self._background.iterate(self._watch(experiment, cursor, away))
 
     def wait(self, experiment: str) -> views.ExperimentSummary:
         """Wait until the experiment has ended; return where it ended."""
@@ -198,13 +208,22 @@ class Federation:
             pass
         return self.show(experiment).summary
 
-    def logs(self, experiment: str, *, site: str = "", follow: bool = False) -> Iterator[str]:
+    def logs(
+        self, experiment: str, *, site: str = "", follow: bool = False, away: AwayCallback = _unheard
+    ) -> Iterator[str]:
         """Yield log lines of the experiment's aggregator, or those a site released.
+
+        Args:
+            experiment: its id.
+            site: whose lines; empty for the aggregator's.
+            follow: stay until the experiment has ended; a cut stream is taken up again as `watch` does it.
+            away: as for `watch`.
 
         Raises:
             NotFoundError: there is no such experiment, or `site` takes no part in it.
+            ConflictError: the log was cut at the director while we read it.
         """
-        return self._background.iterate(self._logs(experiment, site, follow=follow))
+        return self._background.iterate(self._logs(experiment, site, follow=follow, away=away))
 
     def download(
         self, experiment: str, artifact: str, target: Path | str, *, progress: ProgressCallback = _ignore
@@ -295,30 +314,31 @@ class Federation:
         reply: pb.SubmitReply = await self._stub.client_stream("Submit", requests())
         return reply.experiment
 
-    async def _watch(self, experiment: str, cursor: int) -> AsyncGenerator[views.Event, None]:
-        failures = 0
-        while True:
+    def _watch(self, experiment: str, cursor: int, away: AwayCallback) -> AsyncGenerator[views.Event, None]:
+        async def attempt() -> AsyncGenerator[views.Event, None]:
+            nonlocal cursor
             request = pb.WatchExperimentRequest(experiment=experiment, cursor=cursor)
-            try:
-                # As a context: whoever stops listening half-way ends the call, or the director would keep it open.
-                async with self._stub.server_stream("WatchExperiment", request) as messages:
-                    async for message in messages:
-                        failures = 0
-                        cursor = message.sequence
-                        yield views.event_of(message)
-                return
-            except TransportError:
-                failures += 1
-                if failures > _MAX_RECONNECTS:
-                    raise
-                await pause(SystemClock(), min(0.1 * 2**failures, 10.0))
+            # As a context: whoever stops listening half-way ends the call, or the director would keep it open.
+            async with self._stub.server_stream("WatchExperiment", request) as messages:
+                async for message in messages:
+                    cursor = message.sequence
+                    yield views.event_of(message)
 
-    async def _logs(self, experiment: str, site: str, *, follow: bool) -> AsyncGenerator[str, None]:
-        request = pb.ReadLogsRequest(experiment=experiment, site=site, follow=follow)
-        async with self._stub.server_stream("ReadLogs", request) as messages:
-            async for message in messages:
-                for line in message.lines:
-                    yield line
+        return resumed(attempt, clock=SystemClock(), away=away)
+
+    def _logs(self, experiment: str, site: str, *, follow: bool, away: AwayCallback) -> AsyncGenerator[str, None]:
+        cursor = 0
+
+        async def attempt() -> AsyncGenerator[str, None]:
+            nonlocal cursor
+            request = pb.ReadLogsRequest(experiment=experiment, site=site, follow=follow, cursor=cursor)
+            async with self._stub.server_stream("ReadLogs", request) as messages:
+                async for message in messages:
+                    cursor = message.cursor
+                    for line in message.lines:
+                        yield line
+
+        return resumed(attempt, clock=SystemClock(), away=away) if follow else attempt()
 
     async def _download(
         self, experiment: str, artifact: views.Artifact, target: Path, progress: ProgressCallback

@@ -395,20 +395,24 @@ class ReleaseSiteReply(_message.Message):
     def __init__(self, released: _Optional[bool] = ..., quarantined_since: _Optional[int] = ...) -> None: ...
 
 class ReadLogsRequest(_message.Message):
-    __slots__ = ("experiment", "site", "follow")
+    __slots__ = ("experiment", "site", "follow", "cursor")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     site: str
     follow: bool
-    def __init__(self, experiment: _Optional[str] = ..., site: _Optional[str] = ..., follow: _Optional[bool] = ...) -> None: ...
+    cursor: int
+    def __init__(self, experiment: _Optional[str] = ..., site: _Optional[str] = ..., follow: _Optional[bool] = ..., cursor: _Optional[int] = ...) -> None: ...
 
 class LogLines(_message.Message):
-    __slots__ = ("lines",)
+    __slots__ = ("lines", "cursor")
     LINES_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
     lines: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, lines: _Optional[_Iterable[str]] = ...) -> None: ...
+    cursor: int
+    def __init__(self, lines: _Optional[_Iterable[str]] = ..., cursor: _Optional[int] = ...) -> None: ...
 
 class DownloadArtifactRequest(_message.Message):
     __slots__ = ("experiment", "name", "offset", "digest")

@@ -410,3 +410,26 @@ def make_package(tmp_path: Path) -> Callable[..., Package]:
         return Package(header, bundle, model)
 
     return make
+
+
+@pytest.fixture
+def config(tmp_path: Path, settings: Any, pki: Any) -> Path:
+    """Return the configuration file of a director process."""
+    tls = settings.tls
+    path = tmp_path / "director.toml"
+    path.write_text(
+        f"""
+        federation = "test"
+        state = "state"
+        [listen]
+        port = 0
+        [tls]
+        authority = "{tls.authority}"
+        certificate = "{tls.certificate}"
+        key = "{tls.key}"
+        ca = "{tls.ca}"
+        [times]
+        restart_s = 0.05
+        """
+    )
+    return path

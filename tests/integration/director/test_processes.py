@@ -7,109 +7,24 @@ import contextlib
 import json
 import os
 import signal
-import socket
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import select
 
-from director.service import DESCRIPTOR
 from director.store import experiments
 from director.store.database import Database
 from director.store.tables import Audit
 from federation.errors import TransportError
-from federation.names import ExperimentState, Role, director_server_name
+from federation.names import ExperimentState, Role
 from federation.runtime.children import ProcessIdentity
-from federation.transport.channels import open_channel
-from federation.transport.methods import Stub
 from federation.v1 import director_pb2 as pb
-from federation.wire.versions import PROTOCOL
+
+from .processes import WAIT_S, People, attend, director_process, next_assignment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-
-WAIT_S = 60.0
-DYING = Path(__file__).with_name("dying_director.py")
-
-
-@dataclass
-class DirectorProcess:
-    """A director started from its configuration file."""
-
-    process: asyncio.subprocess.Process
-    address: str
-    log: Path
-
-    @property
-    def port(self) -> int:
-        return int(self.address.rpartition(":")[2])
-
-    async def end(self, number: int) -> int:
-        self.process.send_signal(number)
-        return await asyncio.wait_for(self.process.wait(), WAIT_S)
-
-
-@pytest.fixture
-def config(tmp_path: Path, settings: Any, pki: Any) -> Path:
-    tls = settings.tls
-    path = tmp_path / "director.toml"
-    path.write_text(
-        f"""
-        federation = "test"
-        state = "state"
-        [listen]
-        port = 0
-        [tls]
-        authority = "{tls.authority}"
-        certificate = "{tls.certificate}"
-        key = "{tls.key}"
-        ca = "{tls.ca}"
-        [times]
-        restart_s = 0.05
-        """
-    )
-    return path
-
-
-@contextlib.asynccontextmanager
-async def director_process(config: Path, dies: str = "") -> AsyncIterator[DirectorProcess]:
-    """Start one; with `dies`, one that does not outlive that instant of a release (`dying_director`)."""
-    folder, log = config.parent, config.parent / "director.log"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, log.open("ab") as output:
-        ready.setblocking(False)
-        name = f"\0director-test-{os.getpid()}-{id(ready)}"
-        ready.bind(name)
-        environment = {**os.environ, "NOTIFY_SOCKET": "@" + name[1:]}
-        program = (str(DYING), dies) if dies else ("-m", "director")
-        argv = (sys.executable, *program, "--config", str(config))
-        process = await asyncio.create_subprocess_exec(*argv, env=environment, stdout=output, stderr=output, cwd=folder)
-        try:
-            async with asyncio.timeout(WAIT_S):
-                text = (await asyncio.get_running_loop().sock_recv(ready, 4096)).decode()
-            facts = dict(line.split("=", 1) for line in text.splitlines())
-            yield DirectorProcess(process, facts["X_ADDRESS"], log)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-
-
-@dataclass
-class People:
-    """Dials whichever director runs now, as anybody."""
-
-    pki: Any
-    port: int
-
-    @contextlib.asynccontextmanager
-    async def stub(self, role: Role, name: str) -> AsyncIterator[Stub]:
-        tls = self.pki.issue(role, name)
-        address, server_name = f"127.0.0.1:{self.port}", director_server_name("test")
-        async with open_channel(address, server_name=server_name, tls=tls) as channel:
-            yield Stub(channel, DESCRIPTOR, timeout_s=WAIT_S)
+    from pathlib import Path
 
 
 def aggregator_of(config: Path, experiment: str) -> ProcessIdentity:
@@ -130,23 +45,6 @@ async def has_ended(identity: ProcessIdentity) -> None:
         asyncio.get_running_loop().remove_reader(descriptor)
     finally:
         os.close(descriptor)
-
-
-async def next_assignment(call: Any) -> pb.Assignment:
-    async with asyncio.timeout(WAIT_S):
-        while True:
-            message = await call.read()
-            if message.WhichOneof("message") == "assignment":
-                return message.assignment
-
-
-async def attend(stub: Stub, make_shard: Any) -> Any:
-    call = stub.bidi("Attend")
-    hello = pb.EnvoyHello()
-    hello.protocol.lowest = hello.protocol.highest = PROTOCOL.highest
-    await call.write(pb.AttendRequest(hello=hello))
-    await call.write(pb.AttendRequest(offers=pb.ShardOffers(shards=[make_shard()])))
-    return call
 
 
 async def state_in(config: Path, experiment: str) -> ExperimentState:

@@ -1,4 +1,7 @@
-"""The `federation` command without a network: help, usage, errors as one line and an exit code."""
+"""The `federation` command without a network: help, usage, errors as one line and an exit code.
+
+What it does over a director is in `tests/integration`.
+"""
 
 from __future__ import annotations
 
@@ -146,7 +149,7 @@ def test_the_command_runs_as_a_module_and_the_package_shows_its_names() -> None:
     ],
 )
 @pytest.mark.parametrize("command", [("watch",), ("logs", "--follow")])
-def test_a_stopped_command_ends_its_stream_and_says_that_what_runs_goes_on(
+def test_a_command_stopped_while_it_waits_for_an_answer_says_that_what_runs_goes_on(
     tmp_path: Path, number: int, code: int, words: str, command: tuple[str, ...]
 ) -> None:
     now, identity = time.time(), Identity(federation=FederationName("demo"), role=Role.USER, name="alice")
@@ -164,7 +167,7 @@ def test_a_stopped_command_ends_its_stream_and_says_that_what_runs_goes_on(
             [sys.executable, "-c", script, *command, "trial-12345678", "--profile", str(tmp_path / "alice")],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"HOME": str(tmp_path), "PATH": "/usr/bin"},
         ) as watching:  # fmt: skip
-            silent.accept()[0].close()
-            watching.send_signal(number)
-            _, said = watching.communicate(timeout=30)
+            with silent.accept()[0]:  # not closed before it was stopped: it would be away
+                watching.send_signal(number)
+                _, said = watching.communicate(timeout=30)
     assert (watching.returncode, said) == (code, words)

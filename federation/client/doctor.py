@@ -1,13 +1,15 @@
 """`federation doctor`: check, in order, everything between this machine and its director, and say what to do.
 
 1. The profile can be read. 2. The certificate files belong together and have not expired. 3. The address can be
-reached.
-4. TLS stands, with the director's expected name. 5. The director takes us for whom we think we are. 6. The clocks
-agree. 7. The certificates live long enough. 8. The protocol versions overlap. 9. The signing key is there.
+reached. 4. TLS stands, with the director's expected name. 5. The director takes us for whom we think we are. 6. The
+clocks agree. 7. The certificates live long enough. 8. The protocol versions overlap. 9. The signing key is there.
 
 Aggregators are left out: silos dial them, not users, and they listen only while an experiment runs.
 
 Each check is a `Finding`. One that fails ends the examination only if nothing after it could be checked.
+
+Checks 3 to 8 are one call, as any other is. Only where it fails is the address tried by itself, to tell what does not
+stand: a connection without a call is one that the director counts as refused.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 CLOCK_TOLERANCE_S = 5.0
 """Clocks further apart than this are reported, seconds: certificates and expiries are judged by them."""
+PATIENCE_S = 10.0
+"""Whoever has not answered by then is tried as an address alone before the call is made at leisure, seconds."""
 EXPIRY_WARNING_S = 14 * 86400.0
 """A certificate that expires sooner is reported, seconds."""
 
@@ -80,10 +84,6 @@ def examine(path: Path | None) -> Iterator[Finding]:
     yield files
     if files.outcome == Outcome.BAD.value:
         return
-    reachable = check_reachable(profile.address)
-    yield reachable
-    if reachable.outcome == Outcome.BAD.value:
-        return
     yield from _ask(profile)
     yield check_signing_key(profile)
 
@@ -118,23 +118,19 @@ def check_reachable(address: str) -> Finding:
 
 
 def _ask(profile: Profile) -> Iterator[Finding]:
-    before = time.time()
-    try:
-        with Federation.connect(profile) as federation:
-            reply = federation.describe()
-    except TransportError as error:
-        clock = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
-        yield _bad(
-            "certificate chain",
-            str(error),
-            f"the director must present {profile.server_name}, both certificates must come from {profile.authority}, "
-            f"and neither may have expired by either clock: this machine's says {clock} UTC",
-        )
+    answer = _describe(profile.model_copy(update={"timeout_s": min(PATIENCE_S, profile.timeout_s)}))
+    reached = _good("reachable", f"{profile.address} accepts connections")
+    if isinstance(answer, TransportError | ConfigurationError):
+        reached = check_reachable(profile.address)
+        if reached.outcome == Outcome.GOOD.value:
+            answer = _describe(profile)  # it may only be slow
+    yield reached
+    if reached.outcome == Outcome.BAD.value:
         return
-    except FederationError as error:
-        yield _bad("identity", str(error), "ask your operator which certificate you should use")
+    if isinstance(answer, FederationError):
+        yield _refused(answer, profile)
         return
-    after = time.time()
+    reply, before, after = answer
     if profile.tls is not None:
         yield _good("certificate chain", f"mutual TLS with {profile.server_name}")
     yield check_identity(reply, profile)
@@ -142,6 +138,30 @@ def _ask(profile: Profile) -> Iterator[Finding]:
     yield from check_expiry("our certificate", reply.caller_expires_at, after)
     yield from check_expiry("director's certificate", reply.certificate_expires_at, after)
     yield check_version(reply)
+
+
+def _describe(profile: Profile) -> tuple[pb.DescribeReply, float, float] | FederationError:
+    """Return what the director says of itself and us, with our clock before and after, Unix seconds; or what failed."""
+    try:
+        with Federation.connect(profile) as federation:
+            before = time.time()
+            reply = federation.describe()
+            return reply, before, time.time()
+    except FederationError as error:
+        return error
+
+
+def _refused(error: FederationError, profile: Profile) -> Finding:
+    """Say what a call that did not come about, over an address that can be reached, tells."""
+    if not isinstance(error, TransportError):
+        return _bad("identity", str(error), "ask your operator which certificate you should use")
+    clock = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    return _bad(
+        "certificate chain",
+        str(error),
+        f"the director must present {profile.server_name}, both certificates must come from {profile.authority}, "
+        f"and neither may have expired by either clock: this machine's says {clock} UTC",
+    )
 
 
 def check_identity(reply: pb.DescribeReply, profile: Profile) -> Finding:

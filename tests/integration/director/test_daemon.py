@@ -27,6 +27,8 @@ from federation.pki.keys import key_pem, make_key
 from federation.pki.requests import make_request
 from federation.pki.revocation import parse_serial, revoke
 from federation.pki.tokens import make_join_token, unpack_join_token
+from federation.testing.clock import FakeClock
+from federation.transport import handshakes
 from federation.transport.credentials import TlsFiles, read_certificate
 from federation.v1 import director_pb2 as pb
 from federation.wire.versions import range_to_proto
@@ -190,6 +192,22 @@ async def test_without_certificates_a_user_of_this_machine_is_who_he_says(tmp_pa
     assert found["identity"].found == "the director takes us for spiffe://test/user/alice"
     assert found["files"].outcome == "warning"
     assert "certificate chain" not in found
+
+
+async def test_doctor_leaves_no_refused_handshake_in_the_directors_counters(
+    settings: Any, pki: Any, launcher: Any
+) -> None:
+    clock = FakeClock(now=time.time())
+    async with serving(settings, launcher=launcher, clock=clock) as director:
+        folder = pki.issue(Role.USER, "alice").certificate.parent
+        (folder / "client.toml").write_text(f'federation = "test"\naddress = "127.0.0.1:{director.port}"\n')
+        found = await asyncio.to_thread(lambda: {finding.check: finding for finding in examine(folder)})
+        assert found["reachable"].found == f"127.0.0.1:{director.port} accepts connections"
+        assert found["certificate chain"].outcome == "good"
+        clock.advance(handshakes.PATIENCE_S + 1)  # nobody calls any more over a connection that was begun
+        _, text = await get(director.metrics_port, "/metrics")
+        refused = [line for line in text.splitlines() if line.startswith("federation_refused_calls_total{")]
+        assert [line for line in refused if "handshake" in line] == []
 
 
 async def test_the_metrics_address_tells_of_experiments_and_lists_aggregators(

@@ -109,20 +109,31 @@ def test_without_a_profile_it_says_how_to_make_one(tmp_path: Path) -> None:
     assert finding.outcome == "bad" and "pki issue user" in finding.found
 
 
-def test_a_director_that_does_not_run_is_found_after_profile_and_files(home: Path) -> None:
+def test_a_director_that_does_not_run_is_found_and_what_needs_no_director_is_checked_too(home: Path) -> None:
     findings = list(examine(home))
     assert [(finding.check, finding.outcome) for finding in findings] == [
         ("profile", "good"),
         ("files", "good"),
         ("reachable", "bad"),
+        ("signing key", "warning"),
     ]
     assert "spiffe://demo/user/alice" in findings[1].found
+
+
+def test_a_server_that_never_greets_is_reached_and_its_chain_is_bad(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        profile, port = home / "client.toml", silent.getsockname()[1]
+        profile.write_text(f'federation = "demo"\naddress = "127.0.0.1:{port}"\ntimeout_s = 0.5\n')
+        reachable, chain = list(examine(home))[2:4]
+    assert (reachable.check, reachable.outcome) == ("reachable", "good")
+    assert (chain.check, chain.outcome) == ("certificate chain", "bad")
+    assert "director.demo.internal" in chain.advice and "this machine's says" in chain.advice
 
 
 def test_a_profile_without_certificates_is_a_warning_on_this_machine_and_bad_towards_another(home: Path) -> None:
     profile = home / "client.toml"
     profile.write_text(profile.read_text() + 'insecure_user = "alice"\n')
-    files, reachable = list(examine(home))[1:]
+    files, reachable = list(examine(home))[1:3]
     assert (files.check, files.outcome, reachable.outcome) == ("files", "warning", "bad")
     assert "spiffe://demo/user/alice" in files.found
     profile.write_text('federation = "demo"\naddress = "hub.example.org:8443"\ninsecure_user = "alice"\n')

@@ -10,6 +10,7 @@ from federation.bundle.manifest import FileEntry, Manifest, new_nonce, payload_d
 from federation.bundle.nonces import NonceLedger
 from federation.bundle.packing import Limits, Packed, file_digest, pack, unpack
 from federation.bundle.signing import (
+    MAX_VALID_FOR_S,
     SignedManifest,
     UnpinnedError,
     VerifiedManifest,
@@ -20,6 +21,7 @@ from federation.bundle.signing import (
 )
 
 __all__ = [
+    "MAX_VALID_FOR_S",
     "FileEntry",
     "Limits",
     "Manifest",

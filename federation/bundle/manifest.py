@@ -63,7 +63,8 @@ class Manifest:
             payload ``model`` in round 1, so that it can tell that it starts from what was signed.
         base_payload_digest: the same of the local tensors, payload ``base``; of no bytes if there are none.
         nonce: 16 random bytes in hex; a silo accepts each once.
-        not_after: Unix time after which no silo accepts the bundle, seconds.
+        not_after: Unix time after which no silo accepts the bundle, seconds; none accepts one that is further away than
+            `federation.bundle.signing.MAX_VALID_FOR_S`.
         spec_json: the spec as it was signed, byte for byte; left out at home, where it is `spec`'s canonical JSON. A
             newer release knows more fields, so writing `spec` anew need not give what was signed.
     """

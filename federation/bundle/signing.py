@@ -5,7 +5,7 @@ Rules, in order:
 1. A signature is ECDSA over P-256 with SHA-256 (DER) of a label and the manifest's exact bytes; the label keeps it from
    meaning anything elsewhere.
 2. `open_manifest` believes nobody: it checks that the holder of *this* key signed *these* bytes, for this federation,
-   and that they have not expired. That is all a director can know.
+   and that they have not expired and do so within `MAX_VALID_FOR_S`. That is all a director can know.
 3. `verify` is the silo's: beyond that, the key must be the one pinned for the submitter. A silo's trust starts at its
    own pins, not at the director's certificate authority (architecture §6).
 
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from federation.names import FederationName
 
 LABEL = b"federation bundle v1\x00"
+MAX_VALID_FOR_S = 30 * 86400.0
+"""Longest that a signature may still be valid when it is looked at, seconds.
+
+The expiry is the submitter's word. Without a bound to it a signature that nobody has used lies about for years, for
+whoever gets hold of it, and every silo would remember its nonce as long.
+"""
 _MAX_KEY_BYTES = 1024
 _MAX_SIGNATURE_BYTES = 256
 
@@ -108,7 +114,8 @@ def open_manifest(signed: SignedManifest, *, federation: FederationName, now: fl
         now: Unix time, seconds.
 
     Raises:
-        BundleError: unsigned, wrongly signed, malformed, meant for another federation, or expired.
+        BundleError: unsigned, wrongly signed, malformed, meant for another federation, expired, or valid for longer
+            than `MAX_VALID_FOR_S`.
     """
     _check_signature(signed)
     manifest = Manifest.parse(signed.manifest)
@@ -116,6 +123,13 @@ def open_manifest(signed: SignedManifest, *, federation: FederationName, now: fl
         raise BundleError(f"the bundle is signed for federation {manifest.federation!r}, this is {federation!r}")
     if now > manifest.not_after:
         raise BundleError(f"the bundle expired {now - manifest.not_after:.0f} s ago; submit it again")
+    left_s = manifest.not_after - now
+    if left_s > MAX_VALID_FOR_S:
+        raise BundleError(
+            f"the bundle's signature is valid for {left_s / 86400:.4g} days more, at most "
+            f"{MAX_VALID_FOR_S / 86400:.0f} are allowed: submit it with `federation submit` of this release, or sign "
+            "it again with an earlier expiry"
+        )
     return VerifiedManifest(manifest=manifest, fingerprint=fingerprint_of(signed.signing_key))
 
 

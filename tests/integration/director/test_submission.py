@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,7 +125,9 @@ async def test_the_bundle_of_somebody_else_is_refused(world: Any, make_package: 
         await make_package(user="bob").submit(world, user="alice")
 
 
-async def test_an_expired_or_foreign_manifest_is_refused(world: Any, make_package: Any) -> None:
+async def test_an_expired_long_lived_or_foreign_manifest_is_refused(world: Any, make_package: Any) -> None:
+    with pytest.raises(BundleError, match="days more, at most 30 are allowed"):
+        await make_package(not_after=time.time() + 31 * 86400).submit(world)
     with pytest.raises(BundleError, match="expired"):
         await make_package(not_after=1.0).submit(world)
     with pytest.raises(BundleError, match="signed for federation 'other'"):

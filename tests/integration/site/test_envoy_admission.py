@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -69,11 +70,13 @@ async def test_an_assignment_is_refused_with_a_reason_its_user_can_read(
     director.bundle = trial.archive.read_bytes()
     await host.start()
     session = await director.next_session()
+    long_lived = bundle.sign_manifest(replace(trial.manifest, not_after=time.time() + 31 * 86400), trial.key)
     spoils = {
         "not signed": {"signature": b""},
         "changed": {"manifest": trial.signed.manifest.replace(b"trial", b"trail")},
         "user eve submitted it": {"submitted_by": "eve"},
         "signed are": {"bundle_bytes": 1},
+        "at most 30 are allowed": {"manifest": long_lived.manifest, "signature": long_lived.signature},
         "shard 'attic' is not offered here": {"shards": ["ward", "attic"]},
     }
     for number, (word, spoilt) in enumerate(spoils.items(), start=1):

@@ -6,7 +6,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from federation.bundle import UnpinnedError, fingerprint_of, open_manifest, sign_manifest, verify
+from federation.bundle import MAX_VALID_FOR_S, UnpinnedError, fingerprint_of, open_manifest, sign_manifest, verify
+from federation.client.submission import VALID_FOR_S
 from federation.errors import BundleError
 from federation.names import FederationName
 
@@ -88,6 +89,24 @@ def test_an_expired_bundle_is_refused_and_one_at_its_last_second_is_not(source, 
     open_manifest(signed, federation=HERE, now=NOW + 60)
     with pytest.raises(BundleError, match="expired"):
         open_manifest(signed, federation=HERE, now=NOW + 60.5)
+
+
+@pytest.mark.parametrize("excess_s", [1.0, 10 * 365 * 86400.0, 1e300])
+def test_a_signature_that_is_valid_for_too_long_is_refused_and_one_at_the_bound_is_not(
+    source, describe, key, excess_s
+) -> None:
+    open_manifest(
+        sign_manifest(describe(source.packed, not_after=NOW + MAX_VALID_FOR_S), key), federation=HERE, now=NOW
+    )
+    signed = sign_manifest(describe(source.packed, not_after=NOW + MAX_VALID_FOR_S + excess_s), key)
+    with pytest.raises(
+        BundleError, match=r"valid for .* days more, at most 30 are allowed: .* sign it again with an earlier"
+    ):
+        open_manifest(signed, federation=HERE, now=NOW)
+
+
+def test_what_submit_signs_is_valid_for_less_than_the_bound_with_room_for_clocks_that_differ() -> None:
+    assert VALID_FOR_S + 86400 < MAX_VALID_FOR_S
 
 
 @pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP256K1()], ids=lambda curve: curve.name)

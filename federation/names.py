@@ -20,7 +20,6 @@ from federation.errors import IdentityError, InvalidNameError
 FederationName = NewType("FederationName", str)
 SiteName = NewType("SiteName", str)
 UserName = NewType("UserName", str)
-ProjectName = NewType("ProjectName", str)
 ExperimentId = NewType("ExperimentId", str)
 ShardName = NewType("ShardName", str)
 PayloadName = NewType("PayloadName", str)

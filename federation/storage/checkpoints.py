@@ -303,9 +303,7 @@ class ModelWriter:
         self.abort()
 
 
-def write_model(
-    path: Path, schema: TensorSchema, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None
-) -> Digest:
+def write_model(path: Path, schema: TensorSchema, arrays: Mapping[str, npt.NDArray[Any]]) -> Digest:
     """Write a whole model held in memory and return the digest of its data section. Works on every platform.
 
     Raises:
@@ -314,7 +312,7 @@ def write_model(
     """
     buffer = pack(schema, arrays)
     temporary = path.with_name(f".{path.name}.tmp")
-    header = encode_header(schema, metadata or {})
+    header = encode_header(schema, {})
     with translated(path, len(header) + len(buffer)):
         with open(temporary, "wb") as file:
             file.write(header)

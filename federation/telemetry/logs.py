@@ -75,8 +75,3 @@ def get_logger(name: str) -> BoundLogger:
         wrapper_class=BoundLogger,
     )
     return cast("BoundLogger", logger)
-
-
-def tail(text: str, limit: int = 2000) -> str:
-    """Return the end of `text`, at most `limit` characters: foreign text in a log line is capped."""
-    return text if len(text) <= limit else "…" + text[-limit:]

@@ -89,8 +89,3 @@ def test_an_unconfigured_process_writes_nothing_to_standard_output(capsys: pytes
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(ValueError, match="DEBUG, INFO, WARNING, ERROR"):
         logs.configure("chatty")
-
-
-def test_foreign_text_is_capped() -> None:
-    assert logs.tail("abcdef", 3) == "…def"
-    assert logs.tail("abc", 3) == "abc"

@@ -38,7 +38,7 @@ def _spec(base: Path, code: str, /, **changes: object) -> ChildSpec:
 
 
 async def _ended(child: Child) -> ExitStatus:
-    return await asyncio.wait_for(child.wait(), 20)
+    return await asyncio.wait_for(child.wait(), 60)
 
 
 async def _until_it_says(read_end: int) -> bytes:
@@ -47,7 +47,7 @@ async def _until_it_says(read_end: int) -> bytes:
     loop = asyncio.get_running_loop()
     loop.add_reader(read_end, ready.set)
     try:
-        await asyncio.wait_for(ready.wait(), 20)
+        await asyncio.wait_for(ready.wait(), 60)
     finally:
         loop.remove_reader(read_end)
     return os.read(read_end, 4096)
@@ -121,7 +121,7 @@ async def test_a_program_that_does_not_exist_is_a_configuration_error(tmp_path: 
 
 async def test_stop_asks_first_and_kills_after_the_grace(tmp_path: Path) -> None:
     polite = await spawn(_spec(tmp_path, "import signal; signal.pause()", folder=tmp_path / "polite"))
-    assert (await polite.stop(20)).signal == signal.SIGTERM
+    assert (await polite.stop(60)).signal == signal.SIGTERM
     read_end, write_end = os.pipe()
     code = STUBBORN.replace("print('ready', flush=True)", f"import os; os.write({write_end}, b'x')")
     stubborn = await spawn(_spec(tmp_path, code, folder=tmp_path / "stubborn", pass_fds=(write_end,)))
@@ -150,7 +150,7 @@ async def test_many_may_wait_and_one_that_gives_up_disturbs_none(tmp_path: Path)
     await asyncio.sleep(0)
     impatient.cancel()
     child.kill()
-    assert (await asyncio.wait_for(patient, 20)).signal == signal.SIGKILL
+    assert (await asyncio.wait_for(patient, 60)).signal == signal.SIGKILL
     assert (await child.wait()).signal == signal.SIGKILL
 
 
@@ -231,7 +231,7 @@ while True:
     read_end = await _killed_parent(tmp_path, code, "stays")
     child = adopt(tmp_path / "child")
     assert child is not None and child.is_running
-    status = await child.stop(20)
+    status = await child.stop(60)
     assert (status.code, status.signal) == (None, None)
     assert status.record is not None and status.record.outcome == "drained"
     os.close(read_end)

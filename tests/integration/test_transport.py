@@ -273,7 +273,7 @@ async def test_a_writer_of_a_call_ended_before_it_is_connected_gets_a_transport_
             stream.cancel()
         else:
             await channel.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             with pytest.raises(TransportError, match="ended on this side"):
                 await writer
             with pytest.raises(TransportError, match="ended on this side"):

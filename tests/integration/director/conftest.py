@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from federation.errors import FederationError
 
 FEDERATION = FederationName("test")
-WAIT_S = 20.0
+WAIT_S = 60.0
 """Longest a test waits for something that should happen at once."""
 
 

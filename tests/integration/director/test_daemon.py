@@ -45,7 +45,7 @@ def with_(settings: Any, section: str, **values: Any) -> Any:
 async def get(port: int, path: str) -> tuple[int, str]:
     def fetch() -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as reply:
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -139,7 +139,7 @@ async def test_a_second_signal_kills_aggregators_that_take_their_time(
     process.stop = dawdle
     hurry = asyncio.Event()
     hurry.set()
-    await asyncio.wait_for(world.director.overseer.drain(hurry), 10)
+    await asyncio.wait_for(world.director.overseer.drain(hurry), 60)
     assert process.ended.result() == "killed"
 
 
@@ -298,7 +298,7 @@ async def test_what_enrolment_and_renewal_issued_can_be_revoked_by_its_recorded_
         [serial] = await recorded_serials(world, "spiffe://test/envoy/west", "Renew")
         revoke(settings.tls.revoked, serial)
         with pytest.raises(IdentityError, match="is revoked"):
-            await asyncio.wait_for(session.read(), 20)
+            await asyncio.wait_for(session.read(), 60)
 
 
 async def test_the_session_of_a_revoked_envoy_ends_and_aggregators_are_told(
@@ -325,7 +325,7 @@ async def test_a_director_whose_lease_was_taken_stops(
             database = Database(settings.database_url, lambda _: None)
             await database.transact(lease.take, holder="other", now=time.time(), lasts_s=9, is_dead=lambda _: True)
             await database.close()
-            await asyncio.wait_for(asyncio.Event().wait(), 10)
+            await asyncio.wait_for(asyncio.Event().wait(), 60)
 
     with pytest.raises(ConflictError, match="taken by another director"):
         await lose_it()

@@ -146,7 +146,7 @@ async def test_a_second_request_to_stop_stops_at_once(
     await session.hear("ready")
     session.send(task=aggregator.task(trial.first_model))
     gate = await asyncio.to_thread(open, tmp_path / "gate", "w")
-    line = await asyncio.wait_for(lines.get(), 10)
+    line = await asyncio.wait_for(lines.get(), 60)
     await line.send({"type": "stop", "reason": "the envoy stops", "drain": True})
     await line.send({"type": "stop", "reason": "at once", "drain": True})
     status = await wait_for_end(child)

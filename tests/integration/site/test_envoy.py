@@ -110,7 +110,7 @@ async def test_an_envoy_says_once_that_it_is_ready_when_its_shards_are_offered(
         said = asyncio.create_task(asyncio.get_running_loop().sock_recv(listener, 1000))
         session = await director.next_session()
         await session.hear("offers")
-        assert await asyncio.wait_for(said, 20) == b"READY=1\nX_SHARDS=1"
+        assert await asyncio.wait_for(said, 60) == b"READY=1\nX_SHARDS=1"
         session.cut()
         session = await director.next_session()
         await session.hear("offers")

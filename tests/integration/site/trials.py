@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FEDERATION = FederationName("care")
 SITE = SiteName("north")
 EXPERIMENT = ExperimentId("trial-00000001")
-WAIT_S = 30.0
+WAIT_S = 60.0
 """Longest a test waits for something that should happen at once; trainers start within it on a busy machine."""
 
 

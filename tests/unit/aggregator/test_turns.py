@@ -175,7 +175,7 @@ async def test_a_cancelled_upload_leaves_no_turn_and_no_timer_behind(turns, cloc
     await asyncio.wait({read})
     turn.release()
     assert clock.waiting == 0
-    await asyncio.wait_for(Turn(turns, LONG).take(), 5)
+    await asyncio.wait_for(Turn(turns, LONG).take(), 60)
 
 
 def test_there_are_at_least_four_turns():

@@ -110,7 +110,7 @@ async def test_a_session_that_is_cancelled_while_its_last_reports_are_stored_lea
     while (await anext(replies)).WhichOneof("message") != "acknowledge":
         pass
     is_free = threading.Event()
-    busy = asyncio.create_task(database.relaxed(lambda _: is_free.wait(10)))
+    busy = asyncio.create_task(database.relaxed(lambda _: is_free.wait(60)))
     supervision.close()
     ending = asyncio.ensure_future(anext(replies))
     for _ in range(20):

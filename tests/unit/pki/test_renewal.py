@@ -62,7 +62,7 @@ def files(tmp_path: Path, authority: Authority) -> TlsFiles:
 
 async def until(condition: Callable[[], object]) -> None:
     """Let what is ready run, threads included, until something holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.get_running_loop().run_in_executor(None, lambda: None)
 

@@ -29,4 +29,4 @@ async def test_a_request_counts_as_a_signal() -> None:
     shutdown = Shutdown()
     shutdown.request("lost the lease")
     assert shutdown.draining.is_set() and not shutdown.stop_now.is_set()
-    await asyncio.wait_for(shutdown.draining.wait(), 1)
+    await asyncio.wait_for(shutdown.draining.wait(), 60)

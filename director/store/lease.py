@@ -4,7 +4,7 @@ Rules, in order:
 
 1. Taking the lease raises its epoch; envoys refuse a director with a lower epoch than they have seen.
 2. While a lease runs, nobody else may take it, except over a holder the taker knows to be dead (same machine, see
-   `director.daemon`), so that a director that was killed can be started again at once.
+   `director.leasing`), so that a director that was killed can be started again at once.
 3. A holder that finds its lease taken must stop at once: somebody else decides now.
 """
 

@@ -33,7 +33,7 @@ BLOCK_ELEMENTS = 1 << 16
 
 
 class Source(Protocol):
-    """Bytes that can be read at any offset; `federation.storage.Readable` is one."""
+    """Bytes that can be read at any offset; `federation.storage.disk.Readable` is one."""
 
     @property
     def nbytes(self) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +10,13 @@ import pytest
 from federation.errors import PlanError
 from federation.simulation import Rule, Script, simulate
 
+from .stops import stopping
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from federation import Experiment
-    from federation.rounds.history import RoundRecord
 
     Make = Callable[..., Experiment]
 
@@ -59,13 +58,8 @@ def test_any_number_of_workers_gives_the_same_bits(make: Make) -> None:
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits_and_bytes(make: Make, tmp_path: Path) -> None:
     plan: dict[str, Any] = {"downlink": "rand_k:0.1", "sample": 3, "sites": 5, "evaluate_every": 0}
     whole = simulate(wide(make, **plan), sites=5)
-
-    def press(record: RoundRecord) -> None:
-        if record.round == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(KeyboardInterrupt):
-        simulate(wide(make, **plan), sites=5, folder=tmp_path / "run", on_round=press)
+        simulate(wide(make, **plan), sites=5, folder=tmp_path / "run", on_round=stopping(3))
     rest = simulate(wide(make, **plan), sites=5, folder=tmp_path / "run")
     assert digests(rest) == digests(whole)
     assert [record.bytes_down for record in rest.records] == [record.bytes_down for record in whole.records]

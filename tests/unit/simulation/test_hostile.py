@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +14,13 @@ from federation.errors import ConflictError, PlanError
 from federation.rounds.history import SiteOutcome
 from federation.simulation import simulate
 
+from .stops import stopping
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from federation import Experiment
-    from federation.rounds.history import RoundRecord
 
     Make = Callable[..., Experiment]
 SITES = 5
@@ -109,13 +108,8 @@ def test_a_compressed_plan_sends_what_the_attack_wrote_through_the_codec(make: M
 
 def test_a_run_under_attack_that_was_stopped_goes_on_to_the_same_bits(make: Make, tmp_path: Path) -> None:
     attack: dict[str, Any] = {"attack": "gaussian:0.1", "hostile": 2, "sites": SITES}
-
-    def press(record: RoundRecord) -> None:
-        if record.round == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(KeyboardInterrupt):
-        simulate(make(), **attack, folder=tmp_path, on_round=press)
+        simulate(make(), **attack, folder=tmp_path, on_round=stopping(3))
     assert digests(simulate(make(), **attack, folder=tmp_path)) == digests(simulate(make(), **attack))
     head = json.loads((tmp_path / "run.json").read_text())
     assert (head["attack"], head["hostile"]) == ("gaussian:0.1", ["site-003", "site-004"])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,11 @@ import pytest
 from federation.errors import StorageError
 from federation.names import Attempt, PayloadName, RoundNumber, SiteName
 from federation.rounds import events
-from federation.simulation import Rule, Script, TimeModel, simulate
+from federation.simulation import Rule, Script, TimeModel, running, simulate
 from federation.simulation.under_way import Flight, UnderWay
 from federation.training.results import Trained
+
+from .stops import stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,14 +60,6 @@ def told(result: RunResult) -> list[RoundRecord]:
     ]  # fmt: skip
 
 
-def stopping(*rounds: int) -> Callable[[RoundRecord], None]:
-    def press(record: RoundRecord) -> None:
-        if record.round in rounds:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return press
-
-
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_at_any_round_it_arrives_at_the_same_bytes(make: Make, tmp_path: Path, case: str, seed: int) -> None:
@@ -87,7 +80,11 @@ def test_stopped_at_any_round_it_arrives_at_the_same_bytes(make: Make, tmp_path:
     assert any(row.staleness for record in whole.records for row in record.sites), "nothing was under way"
 
 
-def test_a_run_that_was_killed_goes_on_from_what_was_under_way_at_its_checkpoint(make: Make, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_goes_on_from_what_was_under_way_at_its_checkpoint(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "CHECKPOINT_S", math.inf)  # however long ten rounds take here
+
     class KilledError(Exception):
         pass
 

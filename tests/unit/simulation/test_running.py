@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import statistics
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from federation.data.shard import ArrayShard
-from federation.errors import ConfigurationError, ConflictError, PlanError, StorageError
+from federation.errors import ConfigurationError, PlanError, StorageError
 from federation.rounds.history import RoundRecord, SiteOutcome
 from federation.simulation import Rule, Script, TimeModel, simulate
 from federation.simulation.executors import SimulationError
-from federation.storage.checkpoints import read_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,117 +51,10 @@ def test_what_sites_keep_is_the_same_whoever_serves_them(make: Make, workers: in
     assert sorted(path.name for path in (tmp_path / "run" / "state").iterdir()) == [f"site-{n:03d}" for n in range(5)]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("stop", [2, 5])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(make: Make, tmp_path: Path, stop: int, workers: int) -> None:
-    plan: dict[str, Any] = {"local": ("own",), "sample": 3, "sites": 5}
-    script = Script(rules=(Rule(do="drop", probability=0.3),))
-    whole = simulate(make(**plan, quorum=1), sites=5, script=script)
-
-    def press(record: RoundRecord) -> None:
-        if record.round == stop:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    arguments: dict[str, Any] = {"sites": 5, "script": script, "folder": tmp_path / "run", "workers": workers}
-    with pytest.raises(KeyboardInterrupt, match=f"stopped after round {stop}; run the same command again"):
-        simulate(make(**plan, quorum=1), **arguments, on_round=press)
-    rest = simulate(make(**plan, quorum=1), **arguments)
-    assert digests(rest) == digests(whole)
-    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
-    assert [RoundRecord.from_json(json.loads(line)).model_digest for line in lines] == digests(whole)
-    assert [record.bytes_down for record in rest.records] == [record.bytes_down for record in whole.records]
-    assert [record.simulated_seconds for record in rest.records] == pytest.approx(
-        [record.simulated_seconds for record in whole.records]
-    )
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(make: Make, tmp_path: Path, workers: int) -> None:
-    class KilledError(Exception):
-        pass
-
-    def kill(record: RoundRecord) -> None:
-        if record.round == 13:
-            raise KilledError
-
-    plan: dict[str, Any] = {"rounds": 15, "local": ("own",), "sites": 3, "sample": 2, "evaluate_every": 0}
-    arguments: dict[str, Any] = {"sites": 3, "workers": workers}
-    with pytest.raises(KilledError):
-        simulate(make(**plan), **arguments, folder=tmp_path, on_round=kill)
-    seen: list[int] = []
-    rest = simulate(make(**plan), **arguments, folder=tmp_path, on_round=lambda record: seen.append(record.round))
-    assert seen == [11, 12, 13, 14, 15]
-    whole = simulate(make(**plan), sites=3)
-    assert digests(rest) == digests(whole)
-    assert [record.bytes_down for record in rest.records] == [record.bytes_down for record in whole.records]
-
-
-def test_a_finished_run_is_read_and_not_run_again(make: Make, tmp_path: Path) -> None:
-    first = simulate(make(), sites=3, folder=tmp_path)
-    seen: list[RoundRecord] = []
-    again = simulate(make(), sites=3, folder=tmp_path, on_round=seen.append)
-    assert not seen
-    assert digests(again) == digests(first)
-    assert again.arrays["w"].tobytes() == first.arrays["w"].tobytes()
-    assert (again.best_round, again.outcome, again.reason) == (first.best_round, first.outcome, first.reason)
-
-
-def test_a_folder_of_another_plan_is_refused_and_fresh_begins_anew(make: Make, tmp_path: Path) -> None:
-    simulate(make(), sites=3, folder=tmp_path)
-    with pytest.raises(ConflictError, match="is of another plan"):
-        simulate(make(learning_rate=0.1), sites=3, folder=tmp_path)
-    with pytest.raises(ConflictError, match="is of another plan"):
-        simulate(make(), sites=3, folder=tmp_path, script=Script.dropping(0.5))
-    assert simulate(make(learning_rate=0.1), sites=3, folder=tmp_path, resume=False).outcome == "completed"
-
-
-def test_a_folder_of_other_code_or_data_is_refused(source: Path, tmp_path: Path) -> None:
-    with (source / "steps.py").open("a") as steps:
-        steps.write("import numpy as np\nfrom federation.data import ArrayShard\n")
-        steps.write("PAIR = np.ones((8, 4)), np.ones(8)\n")
-        steps.write("def Other():\n    return ArrayShard(train=PAIR, validation=PAIR)\n")
-    simulate(source, sites=4, folder=tmp_path / "run")
-    (source / "notes.txt").write_text("no code")
-    assert simulate(source, sites=4, folder=tmp_path / "run").outcome == "completed"
-    with pytest.raises(ConflictError, match="its code, data or conditions were others"):
-        simulate(source, sites=4, data="steps:Other", folder=tmp_path / "run")
-    script = source / "experiment.py"
-    script.write_text(script.read_text().replace("batch_size=8", "batch_size=16"))
-    with pytest.raises(ConflictError, match="its code, data or conditions were others"):
-        simulate(source, sites=4, folder=tmp_path / "run")
-
-
-def test_a_run_that_begins_anew_shows_no_division_of_the_one_before(make: Make, tmp_path: Path) -> None:
-    whole = simulate(make(), sites=3, folder=tmp_path)
-    assert whole.report is not None
-    shards = {name: ArrayShard(train=(X, X), validation=(X, X)) for name in ("a", "b")}  # targets that are no classes
-    other = simulate(make(), sites=("a", "b"), data=shards, folder=tmp_path, resume=False)
-    assert other.report is None
-    assert not list(tmp_path.glob("partition.*"))
-
-
 def test_a_plan_that_would_have_other_sites_than_are_simulated_is_refused(make: Make) -> None:
     with pytest.raises(PlanError, match=r"those simulated, 4, and not 3: give --sites"):
         simulate(make(), sites=4, changes={"sites": 3})
     assert len(simulate(make(), sites=3, changes={"sites": 3}).records[0].sites) == 3
-
-
-def test_the_run_folder_has_what_comparing_reads(make: Make, tmp_path: Path) -> None:
-    result = simulate(make(), sites=3, folder=tmp_path, label="mine", partition="shards:2")
-    head = json.loads((tmp_path / "run.json").read_text())
-    assert (head["format"], head["kind"], head["name"], head["label"]) == (1, "simulated", "mean", "mine")
-    assert (head["partition"], head["sites"], head["outcome"]) == ("shards:2", list(result_sites(result)), "completed")
-    assert head["spec"]["plan"]["sites"] == 3
-    best = read_model(tmp_path / "best.safetensors")[1]
-    assert best["w"].tobytes() == result.best["w"].tobytes()
-    assert result.best_round == min(result.records, key=lambda record: record.metrics["loss"]).round
-    assert result.report is not None
-    assert (tmp_path / "partition.csv").read_text() == result.report.csv()
-    assert (tmp_path / "partition.svg").read_text().startswith("<svg")
-
-
-def result_sites(result: Any) -> list[str]:
-    return [row.site for row in result.records[0].sites]
 
 
 def test_a_scripts_pattern_that_matches_no_site_is_refused(make: Make) -> None:
@@ -220,37 +109,6 @@ def test_an_update_much_longer_than_the_median_is_refused_from_the_second_round_
     assert refused.update_norm > 5 * max(row.update_norm for row in result.records[0].sites)
 
 
-def test_a_stopped_run_goes_on_with_the_same_running_median(make: Make, tmp_path: Path) -> None:
-    def press(record: RoundRecord) -> None:
-        if record.round == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    plan = {"max_norm_ratio": 5.0, "sites": 4, "quorum": 3, "spoils": {"site-002/3": "far"}}
-    with pytest.raises(KeyboardInterrupt):
-        simulate(make(**plan), sites=4, folder=tmp_path / "run", on_round=press)
-    whole, resumed = simulate(make(**plan), sites=4), simulate(make(**plan), sites=4, folder=tmp_path / "run")
-    assert digests(resumed) == digests(whole)
-    assert resumed.records[2].sites[2].outcome is SiteOutcome.REFUSED
-
-
-def test_a_stopped_run_goes_on_with_what_its_rule_kept(make: Make, tmp_path: Path) -> None:
-    def press(record: RoundRecord) -> None:
-        if record.round == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    plan = {"rule": "centered_clipping", "byzantine": 1, "pre_aggregation": ("bucketing:2",), "sites": 5, "quorum": 5}
-    plan["local"] = ("seen",)
-    with pytest.raises(KeyboardInterrupt):
-        simulate(make(**plan), sites=5, folder=tmp_path / "run", on_round=press)
-    whole, resumed = simulate(make(**plan), sites=5), simulate(make(**plan), sites=5, folder=tmp_path / "run")
-    assert digests(resumed) == digests(whole)
-    for record in whole.records:
-        losses = [row.train_metrics["loss"] for row in record.sites]
-        assert record.train_metrics["loss"] == statistics.median(losses), "whatever one site claims"
-    forgetful = simulate(make(**{**plan, "rule": "median"}), sites=5)
-    assert digests(forgetful) != digests(whole)
-
-
 def test_no_site_weighs_more_than_the_plan_allows(make: Make) -> None:
     plan = {"max_share": 0.3, "quorum": 4, "sites": 4}
     result = simulate(make(**plan), sites=4, partition="sizes:0.3")
@@ -287,18 +145,6 @@ def test_what_comes_after_its_round_does_not_pass_for_an_answer_to_the_next(make
     result = simulate(make(**plan), sites=3, script=Script(rules=rules))
     assert [row.outcome for row in result.records[2].sites] == [SiteOutcome.COUNTED] * 3
     assert [record.simulated_seconds for record in result.records[1:3]] == pytest.approx([10.0, 8.0], abs=0.5)
-
-
-def test_a_run_that_goes_on_after_a_site_joined_asks_that_site_too(make: Make, tmp_path: Path) -> None:
-    def press(record: RoundRecord) -> None:
-        if record.round == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    script = Script(join_round={"site-000": 2})
-    whole = simulate(make(), sites=4, script=script)
-    with pytest.raises(KeyboardInterrupt):
-        simulate(make(), sites=4, script=script, folder=tmp_path, on_round=press)
-    assert digests(simulate(make(), sites=4, script=script, folder=tmp_path)) == digests(whole)
 
 
 def test_a_worker_that_died_is_replaced_and_the_result_is_the_same(make: Make, tmp_path: Path) -> None:
@@ -450,24 +296,6 @@ def test_a_site_that_goes_far_round_after_round_is_quarantined_and_not_asked_any
     held = result.records[-1].quarantined
     assert [(row.site, row.since_round) for row in held] == [("site-002", 2)]
     assert result.records[0].sites[2].scores["distance"] > 3 * result.records[0].sites[1].scores["distance"]
-
-
-def test_a_resumed_run_keeps_its_sites_in_quarantine_and_what_they_keep(make: Make, tmp_path: Path) -> None:
-    def press(record: RoundRecord) -> None:
-        if record.round == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    folder = tmp_path / "run"
-    spoils = {f"site-002/{number}": "far" for number in range(1, 9)}
-    plan = {"spoils": spoils, "quarantine": QUARANTINE, "rule": "median", "optimizer_state": "keep"}
-    plan["local"] = ("own", "seen")
-    with pytest.raises(KeyboardInterrupt):
-        simulate(make(**plan), sites=5, folder=folder, on_round=press)
-    state = {path: path.read_bytes() for path in (folder / "state" / "site-002").rglob("*") if path.is_file()}
-    resumed = simulate(make(**plan), sites=5, folder=folder)
-    assert digests(resumed) == digests(simulate(make(**plan), sites=5))
-    assert state and state == {path: path.read_bytes() for path in state}
-    assert [row.site for row in resumed.records[-1].quarantined] == ["site-002"]
 
 
 def test_too_few_sites_outside_quarantine_end_the_run_with_the_reason(make: Make) -> None:

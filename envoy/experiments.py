@@ -20,7 +20,7 @@ from federation.errors import ConflictError, FederationError, NotFoundError, Sto
 from federation.names import ExperimentId, check_name
 from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
-from federation.runtime.records import full_disk_of
+from federation.runtime.records import is_for_want_of_room
 from federation.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class Experiments:
             await fetching.fetch(self.director, experiment, manifest, folder, clock=self.clock, metrics=self.metrics)
             await asyncio.to_thread(fetching.unpack, manifest, folder, self.settings.limits.max_bundle_bytes)
         except FederationError as error:
-            if isinstance(error, StorageError) and full_disk_of(self.store.folder, None) is not None:
+            if is_for_want_of_room(error, self.store.folder):
                 _log.warning("experiment %s has to wait for room: %s", experiment, error, experiment=experiment)
                 self.tell(messages.pending(experiment, "the site's disk is full; it answers once there is room"))
                 return False

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from federation.errors import StorageError
 from federation.names import ExperimentId, check_name
 from federation.runtime.records import write_atomically
+from federation.storage.disk import translated
 from federation.v1 import director_pb2
 
 if TYPE_CHECKING:
@@ -152,10 +153,8 @@ class ParticipationStore:
             StorageError: the disk refused.
         """
         folder = self.folder / check_name(experiment, "experiment id")
-        try:
+        with translated(folder):
             folder.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{folder} cannot be made: {error.strerror or error}") from error
         return folder
 
     def save(self, record: Participation) -> Participation:

@@ -22,7 +22,7 @@ from federation.errors import FederationError, StorageError, TransportError
 from federation.runtime import children
 from federation.runtime.backoff import Backoff
 from federation.runtime.clock import pause
-from federation.runtime.records import full_disk_of, read_exit_record, write_atomically
+from federation.runtime.records import is_for_want_of_room, read_exit_record, write_atomically
 from federation.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Collaborator:
             try:
                 self._child = await self._spawn()
             except StorageError as error:
-                if full_disk_of(self.folder, None) is None:
+                if not is_for_want_of_room(error, self.folder):
                     raise
                 self._log.warning("the collaborator of %s has to wait for room: %s", self.experiment, error)
                 return endings.Again()

@@ -19,6 +19,7 @@
     ├── TaskError               experiment code failed in a trainer
     ├── PrivacyError            always fails closed
     └── StorageError            disk, database or artifact store
+        └── DiskFullError           there is no room; it goes on once there is
 
 Text says got, expected, next step; facts are fields. Wrong call order by our own code is RuntimeError, a bad argument
 ValueError. `federation.transport.status` maps these to gRPC status codes, in one place.
@@ -26,7 +27,12 @@ ValueError. `federation.transport.status` maps these to gRPC status codes, in on
 
 from __future__ import annotations
 
+import errno
 from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class FederationError(Exception):
@@ -136,3 +142,25 @@ class PrivacyError(FederationError):
 
 class StorageError(FederationError):
     """Disk, database or artifact store failed; what was committed before is intact."""
+
+
+class DiskFullError(StorageError):
+    """There is no room; what was committed before is intact.
+
+    Attributes:
+        path: file that could not grow.
+        needed_bytes: how much was asked for; 0 if that is not known.
+        free_bytes: how much its file system says is free; a quota or size limit may leave less.
+    """
+
+    NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    """What the system calls it: no space left, a quota used up, a file that may not grow further."""
+
+    def __init__(self, path: Path, needed_bytes: int, free: int) -> None:
+        super().__init__(
+            f"{path}: no room for {needed_bytes} bytes, {free} are free there; free some space, raise the quota, "
+            "or configure a folder on another disk"
+        )
+        self.path = path
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free

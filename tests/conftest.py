@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from federation.confinement.sandbox import Sandbox, SandboxMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _CI = os.environ.get("CI") == "true"
 settings.register_profile("unhurried", deadline=None)  # how long an example takes says how busy the machine is
@@ -51,3 +56,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if _CI:
             pytest.fail(f"in CI nothing may be skipped: {reason}", pytrace=False)
         pytest.skip(reason)
+
+
+@pytest.fixture
+def files_of_at_most() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Let no file of this process grow beyond so many bytes: a quota, which a disk's free bytes do not show."""
+    import resource
+
+    @contextlib.contextmanager
+    def limit(nbytes: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

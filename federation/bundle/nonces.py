@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from federation.errors import BundleError, StorageError
 from federation.names import ExperimentId
 from federation.runtime.records import write_atomically
+from federation.storage.disk import translated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,27 +67,28 @@ class NonceLedger:
         self._accepted[nonce] = (experiment, not_after)
         try:
             self._append(self._line(nonce))
-        except OSError as error:
+        except StorageError:
             del self._accepted[nonce]
-            raise StorageError(f"cannot write the nonce ledger {self._path}: {error}") from error
+            raise
 
     def _line(self, nonce: str) -> str:
         experiment, not_after = self._accepted[nonce]
         return f"{nonce} {experiment} {not_after!r}\n"
 
     def _append(self, line: str) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
-        try:
-            size = os.fstat(descriptor).st_size
+        with translated(self._path, len(line)):
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
             try:
-                if os.write(descriptor, line.encode("ascii")) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, size)  # else the next line would be glued to half of this one
-                raise
-        finally:
-            os.close(descriptor)
+                size = os.fstat(descriptor).st_size
+                try:
+                    if os.write(descriptor, line.encode("ascii")) != len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(descriptor)
+                except OSError:
+                    os.ftruncate(descriptor, size)  # else the next line would be glued to half of this one
+                    raise
+            finally:
+                os.close(descriptor)
 
     def _read(self, text: str, now: float) -> None:
         # A last line without its newline was torn by a crash: its nonce never counted as accepted.

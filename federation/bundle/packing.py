@@ -29,6 +29,7 @@ from federation.bundle.manifest import FileEntry, Manifest
 from federation.bundle.paths import check_path, check_paths
 from federation.errors import BundleError, PlanError, StorageError
 from federation.names import Digest
+from federation.runtime.records import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,7 +114,7 @@ def unpack(archive: Path, manifest: Manifest, folder: Path, limits: Limits | Non
             _extract(source, manifest, temporary)
         temporary.rename(folder)
     except OSError as error:
-        raise StorageError(f"cannot unpack a bundle into {folder}: {error}") from error
+        raise refusal(error, folder, "cannot take the unpacked bundle", needed_bytes=archive.stat().st_size) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -19,7 +19,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from federation.errors import StorageError, TaskError
+from federation.errors import TaskError
+from federation.storage.disk import preallocate, translated
 from federation.tensors.digest import PayloadHash
 
 if TYPE_CHECKING:
@@ -134,29 +135,23 @@ def open_for_write(path: Path, nbytes: int) -> int:
     """Open an exchange file for writing, made and preallocated to exactly `nbytes`; the caller closes the descriptor.
 
     Raises:
-        StorageError: no room, or something that is not a regular file lies in its place and cannot be removed.
+        DiskFullError: no room; the file is no longer than before, so that the next try does not take it for reserved.
+        StorageError: something that is not a regular file lies in its place and cannot be removed.
     """
-    try:
+    with translated(path, nbytes):
         try:
             descriptor = _open(path, os.O_RDWR | os.O_CREAT)
         except TaskError:
             path.unlink()  # a link or device the trainer left; the next open makes a file
             descriptor = _open(path, os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be opened: {error.strerror or error}") from error
     try:
-        if os.fstat(descriptor).st_size != nbytes:
-            os.ftruncate(descriptor, nbytes)
-            if nbytes:
-                os.posix_fallocate(descriptor, 0, nbytes)
-    except OSError as error:
+        with translated(path, nbytes):
+            if os.fstat(descriptor).st_size > nbytes:
+                os.ftruncate(descriptor, nbytes)
+        preallocate(descriptor, nbytes, path)
+    except BaseException:
         os.close(descriptor)
-        if error.errno == errno.ENOSPC:
-            free = os.statvfs(path.parent)
-            raise StorageError(
-                f"{path} needs {nbytes} bytes, {free.f_bavail * free.f_frsize} are free: make room and it goes on"
-            ) from error
-        raise StorageError(f"{path} cannot be sized: {error.strerror or error}") from error
+        raise
     return descriptor
 
 

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING
 from federation.confinement import answers
 from federation.confinement.interpreter import examine
 from federation.confinement.sandbox import Confinement, Sandbox, SandboxMode
-from federation.errors import MalformedMessageError, StorageError, TaskError
+from federation.errors import MalformedMessageError, TaskError
 from federation.runtime import children, framing
+from federation.runtime.records import refusal
 from federation.v1 import trainer_pb2
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class TrainerHandle:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._log_start = settings.log.stat().st_size if settings.log.exists() else 0
         except OSError as error:
-            raise StorageError(f"folders of {settings.name} cannot be made: {error}") from error
+            raise refusal(error, settings.log, f"or a folder of {settings.name} cannot be used") from error
         return Confinement(
             interpreter=interpreter,
             workspace=settings.workspace,

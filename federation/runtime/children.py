@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from federation.errors import ConfigurationError, StorageError
+from federation.errors import ConfigurationError
 from federation.runtime.records import (
     EXIT_FILE,
     IDENTITY_FILE,
@@ -39,6 +39,7 @@ from federation.runtime.records import (
     ProcessIdentity,
     full_disk_of,
     read_exit_record,
+    refusal,
     write_atomically,
     write_exit_record,
 )
@@ -248,7 +249,7 @@ def _start(spec: ChildSpec, argv: list[str]) -> subprocess.Popen[bytes]:
         spec.log.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:
-        raise StorageError(f"folder or log of child {spec.name} cannot be written: {error}") from error
+        raise refusal(error, spec.log, f"or folder {spec.folder} of child {spec.name} cannot be written") from error
     try:
         return subprocess.Popen(
             argv,

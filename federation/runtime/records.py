@@ -13,12 +13,12 @@ import signal as signals
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from federation.errors import StorageError
+from federation.errors import DiskFullError, FederationError, StorageError
 
 IDENTITY_FILE = "process.json"
 EXIT_FILE = "exit.json"
 _DEAD_STATES = ("Z", "X", "x")
-_DISK_FULL, _STORAGE = "DiskFullError", "StorageError"
+_DISK_FULL, _STORAGE = DiskFullError.__name__, StorageError.__name__
 _FULL_BYTES = 1 << 20
 """Fewer free bytes than these are none: a log line and a record want some, and who failed for want of more gave some
 back as it ended."""
@@ -33,6 +33,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         mode: permissions of the new file.
 
     Raises:
+        DiskFullError: there is no room.
         StorageError: the disk refused.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -47,7 +48,24 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise StorageError(f"{path} could not be written: {error.strerror or error}") from error
+        raise refusal(error, path, "could not be written", needed_bytes=len(data)) from error
+
+
+def refusal(error: OSError, path: Path, text: str, *, needed_bytes: int = 0) -> StorageError:
+    """Return what a refusal of the disk is to our callers: want of room is told from all else.
+
+    Args:
+        error: the system's.
+        path: what was to be written.
+        text: what it says of the path where it is not want of room.
+        needed_bytes: how much was to be written.
+    """
+    if error.errno not in DiskFullError.NUMBERS:
+        return StorageError(f"{path} {text}: {error.strerror or error}")
+    while not path.parent.exists():
+        path = path.parent
+    status = os.statvfs(path.parent)
+    return DiskFullError(path, needed_bytes, status.f_bavail * status.f_frsize)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -178,6 +196,13 @@ def full_disk_of(folder: Path, record: ExitRecord | None) -> Path | None:
     except (OSError, AttributeError):  # it is gone; or this is Windows, which starts no children
         return None
     return folder if status.f_bavail * status.f_frsize < _FULL_BYTES else None
+
+
+def is_for_want_of_room(error: FederationError, folder: Path) -> bool:
+    """Tell whether something failed for want of room under `folder`: so it says, or its disk has none."""
+    return isinstance(error, DiskFullError) or (
+        isinstance(error, StorageError) and full_disk_of(folder, None) is not None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

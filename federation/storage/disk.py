@@ -16,7 +16,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from federation.errors import StorageError
+from federation.errors import DiskFullError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,26 +30,6 @@ except ImportError:  # Windows, where only clients run: they share no files
 Buffer = bytes | bytearray | memoryview
 _WRITE = 2
 """SYNC_FILE_RANGE_WRITE: begin, and do not wait."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class DiskFullError(StorageError):
-    """There is no room; what was committed before is intact.
-
-    Attributes:
-        path: file that could not grow.
-        needed_bytes: how much was asked for.
-        free_bytes: how much its file system says is free; a quota or size limit may leave less.
-    """
-
-    def __init__(self, path: Path, needed_bytes: int, free: int) -> None:
-        super().__init__(
-            f"{path}: no room for {needed_bytes} bytes, {free} are free there; free some space, raise the quota, "
-            "or configure a folder on another disk"
-        )
-        self.path = path
-        self.needed_bytes = needed_bytes
-        self.free_bytes = free
 
 
 class Readable(Protocol):
@@ -88,7 +68,7 @@ def translated(path: Path, needed_bytes: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in DiskFullError.NUMBERS:
             raise DiskFullError(path, needed_bytes, free_bytes(path)) from error
         raise StorageError(f"{path}: {error.strerror or error}") from error
 

@@ -112,7 +112,9 @@ async def test_a_bundle_that_declares_more_than_the_owner_allows_is_not_fetched(
     assert director.fetches == []
 
 
-async def test_a_bundle_that_the_disk_does_not_take_is_refused(make_trial: Any, director: Any, make_host: Any) -> None:
+async def test_a_bundle_that_the_disk_does_not_take_waits_for_room(
+    make_trial: Any, director: Any, make_host: Any
+) -> None:
     trial, host = make_trial(), make_host()
     director.bundle = trial.archive.read_bytes()
     host.experiment.mkdir(parents=True)
@@ -122,9 +124,13 @@ async def test_a_bundle_that_the_disk_does_not_take_is_refused(make_trial: Any, 
     session.send(assignment=trial.assignment("127.0.0.1:1"))
     answer = await session.hear("answer")
     assert (answer.answer, answer.reason) == (
-        ANSWER.ANSWER_REFUSED, "the site cannot run it now; its owner finds the reason in the envoy's log"
+        ANSWER.ANSWER_PENDING, "the site's disk is full; it answers once there is room"
     )  # fmt: skip
     assert "no room for" in host.log
+    (host.experiment / "bundle.zip").unlink()
+    while answer.answer == ANSWER.ANSWER_PENDING:  # it may have tried in vain once more meanwhile
+        answer = await session.hear("answer")
+    assert answer.answer == ANSWER.ANSWER_ACCEPTED, answer.reason
 
 
 async def test_a_signature_is_accepted_for_one_experiment_only(

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from federation.collaborator import exchange
 from federation.collaborator.exchange import Exchange
-from federation.errors import TaskError
+from federation.errors import DiskFullError, TaskError
 from federation.names import Digest
 from federation.tensors.digest import payload_digest
 
@@ -20,6 +20,25 @@ def _write(path: Path, data: bytes) -> Digest:
     os.pwrite(descriptor, data, 0)
     os.close(descriptor)
     return payload_digest(data)
+
+
+def test_room_that_there_is_not_is_a_full_disk_at_every_try_until_there_is(
+    tmp_path: Path, files_of_at_most: Any
+) -> None:
+    path, nbytes = tmp_path / "delta.bin", 20 << 20
+    for _ in range(2):  # a file that was only stretched by the first would look reserved to the second
+        with files_of_at_most(10 << 20), pytest.raises(DiskFullError, match="no room for 20971520 bytes"):
+            exchange.open_for_write(path, nbytes)
+    os.close(exchange.open_for_write(path, nbytes))
+    assert path.stat().st_blocks * 512 >= nbytes
+
+
+def test_a_longer_file_is_cut_and_a_shorter_one_grows(tmp_path: Path) -> None:
+    path = tmp_path / "delta.bin"
+    for nbytes in (70_000, 5, 100_000, 0):
+        os.close(exchange.open_for_write(path, nbytes))
+        assert path.stat().st_size == nbytes
+        assert path.stat().st_blocks * 512 >= nbytes
 
 
 def test_a_result_is_not_read_through_a_link_the_trainer_planted(tmp_path: Path) -> None:

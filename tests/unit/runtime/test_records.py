@@ -6,14 +6,16 @@ import dataclasses
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from federation.errors import StorageError
+from federation.errors import DiskFullError, PeerError, StorageError
 from federation.runtime.records import (
     ExitRecord,
     ExitStatus,
     ProcessIdentity,
+    is_for_want_of_room,
     read_exit_record,
     write_atomically,
     write_exit_record,
@@ -66,6 +68,22 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path) -> 
     with pytest.raises(StorageError, match="taken"):
         write_atomically(folder, b"new")  # a file cannot replace a folder
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_file_for_which_a_quota_has_no_room_is_a_full_disk(tmp_path: Path, files_of_at_most: Any) -> None:
+    (tmp_path / "kept").write_bytes(b"old")
+    with files_of_at_most(1000), pytest.raises(DiskFullError, match="no room for 2000 bytes"):
+        write_atomically(tmp_path / "kept", bytes(2000))
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def test_want_of_room_is_told_by_the_error_or_by_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_for_want_of_room(DiskFullError(tmp_path, 10, 5 << 30), tmp_path)
+    assert not is_for_want_of_room(StorageError("a lock is held"), tmp_path)
+    full = os.statvfs_result((4096, 4096, 1000, 10, 10, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    assert is_for_want_of_room(StorageError("a line could not be written"), tmp_path)
+    assert not is_for_want_of_room(PeerError("the director refuses"), tmp_path)
 
 
 @pytest.mark.parametrize(

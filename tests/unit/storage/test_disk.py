@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from federation.errors import StorageError
+from federation.errors import DiskFullError, StorageError
 from federation.storage.disk import (
-    DiskFullError,
     begin_writeback,
     free_bytes,
     pread_into,

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from federation.errors import StorageError
-from federation.storage.disk import DiskFullError
+from federation.errors import DiskFullError, StorageError
 from federation.storage.journal import Journal
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     script = f"""
 import json, pathlib, resource
-from federation.storage.disk import DiskFullError
+from federation.errors import DiskFullError
 from federation.storage.journal import Journal
 journal = Journal.open(pathlib.Path({str(path)!r}))
 journal.append("event", {{"number": 1}})

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from federation.errors import InvalidNameError, StorageError
+from federation.errors import DiskFullError, InvalidNameError, StorageError
 from federation.names import Attempt, Digest, RoundNumber, SiteName
-from federation.storage.disk import DiskFullError
 from federation.storage.spool import Spool, SpooledUpdate, UpdateKey
 from federation.tensors.digest import payload_digest
 
@@ -324,7 +323,7 @@ def test_site_names_that_are_no_names_never_reach_a_path(tmp_path: Path) -> None
 FULL_DISK = """
 import json, resource, sys
 from pathlib import Path
-from federation.storage.disk import DiskFullError
+from federation.errors import DiskFullError
 from federation.storage.spool import Spool, UpdateKey
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 spool = Spool(Path(sys.argv[1]))

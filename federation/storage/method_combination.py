@@ -17,17 +17,14 @@ Memory is a few tiles per slot and payload, and a block per compressed payload, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from federation.aggregation.mean import WeightedMean
-from federation.aggregation.scores import KRUM
-from federation.aggregation.tiles import TILE_ELEMENTS, Array, Tile, TileSource, tiles_of
-from federation.algorithms.server import ServerHalf, ServerTile
-from federation.compression.frame import payload_damping
-from federation.compression.registry import load_codec
+from federation.aggregation.tiles import TILE_ELEMENTS, TileSource, tiles_of
+from federation.algorithms.server import ServerHalf
 from federation.names import PayloadName
 from federation.rounds import randomness
 from federation.storage import small_models
@@ -36,26 +33,23 @@ from federation.storage.combination import (
     Combined,
     SiteUpdate,
     combine_model,
-    site_tiles,
     value_streams,
     walk,
 )
-from federation.storage.encoded import IDENTITY, decoded, rebased
-from federation.storage.norms import squared_norm
-from federation.storage.rounding import Rounder
+from federation.storage.method_step import MethodStep
+from federation.storage.opened_round import OpenedRound, open_round
 from federation.storage.rule_state import KeepingCombiner, StoredVector
-from federation.storage.scoring import Scoring
 from federation.storage.tile_streams import PayloadTiles, TileStream
-from federation.storage.vectors import append_in_order, in_order, widened, widened_tiles
+from federation.storage.vectors import in_order, widened_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from federation.aggregation.combiner import Aggregation, Combiner
     from federation.algorithms.algorithm import Algorithm
-    from federation.algorithms.server import ServerRound, SiteFacts
+    from federation.algorithms.server import ServerRound
     from federation.names import Digest, SiteName
-    from federation.plan import ExperimentSpec, PayloadPlan
+    from federation.plan import ExperimentSpec
     from federation.storage.disk import Readable
     from federation.storage.memory import ModelSink, ModelSource, PlacedSink
     from federation.tensors import TensorSchema
@@ -127,12 +121,13 @@ def combine_round(
         PlanError: the result is not finite in the dtype of a tensor, or there are too few updates for the plan's rule.
         StorageError: the disk failed.
     """
-    ready = _prepare(
+    ready = open_round(
         algorithm=algorithm,
         spec=spec,
         round=round,
         updates=updates,
-        sources=sources,
+        model=sources.model,
+        bases=sources.bases,
         scores_later=scores_later,
     )
     is_plain = type(ready.server) is ServerHalf and not sources.slots and ready.round.learning_rate == 1.0
@@ -155,72 +150,13 @@ def combine_round(
     return combined
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ready:
-    """A round whose updates can be read.
-
-    Attributes:
-        server: the method's server half.
-        round: with norms and damping.
-        updates: in name order, payloads readable as flat buffers, changes from the present model.
-        weights: of each site, by payload.
-        scoring: watches the sites' changes go by.
-    """
-
-    server: ServerHalf
-    round: ServerRound
-    updates: list[SiteUpdate]
-    weights: Mapping[str, Sequence[float]]
-    scoring: Scoring
-
-
-def _prepare(
-    *,
-    algorithm: Algorithm,
-    spec: ExperimentSpec,
-    round: ServerRound,
-    updates: Sequence[SiteUpdate],
-    sources: RoundSources,
-    scores_later: bool,
-) -> _Ready:
-    """Check and open the updates, and weigh the sites."""
-    ordered = sorted(updates, key=lambda update: update.site)
-    if [update.site for update in ordered] != [facts.site for facts in round.sites]:
-        raise ValueError("the updates are not those of the round's sites, in name order")
-    planned = spec.uploads()
-    names = {plan.name for plan in planned}
-    if all(plan.codec == IDENTITY for plan in planned) and all(update.payloads.keys() == names for update in ordered):
-        opened = ordered
-    else:
-        opened = [_opened(update, planned) for update in ordered]
-    if algorithm.needs_base:
-        opened = [_rebased(update, sources.model, sources.bases[update.site]) for update in opened]
-    if algorithm.needs_norms:
-        round = replace(round, sites=_with_norms(round, opened, sources.model.schema.parameters))
-    if (damping := _damping(spec)) != round.damping:
-        round = replace(round, damping=damping)
-    server = algorithm.server()
-    quarantine = spec.plan.quarantine
-    return _Ready(
-        server=server,
-        round=round,
-        updates=opened,
-        weights=server.weights(round),
-        scoring=Scoring(
-            byzantine=spec.plan.byzantine,
-            needs_krum=quarantine is not None and quarantine.score == KRUM,
-            is_late=scores_later,
-        ),
-    )
-
-
 def _rule_of(aggregation: Aggregation, round: ServerRound, sources: RoundSources, sinks: RoundSinks) -> KeepingCombiner:
     """Return what combines ``delta``, keeping what the rule keeps."""
     combiner = combiner_of(aggregation, round, sources.rule_state)
     return KeepingCombiner(combiner, aggregation.rule, sources.rule_state, sinks.rule_state)
 
 
-def _average(ready: _Ready, rule: KeepingCombiner, sources: RoundSources, sinks: RoundSinks) -> Combined:
+def _average(ready: OpenedRound, rule: KeepingCombiner, sources: RoundSources, sinks: RoundSinks) -> Combined:
     """Rule 1."""
     weighed = [
         SiteUpdate(site=update.site, payloads=update.payloads, weight=weight)
@@ -238,14 +174,14 @@ def _average(ready: _Ready, rule: KeepingCombiner, sources: RoundSources, sinks:
 
 
 def _take_method_step(
-    algorithm: Algorithm, ready: _Ready, rule: KeepingCombiner, sources: RoundSources, sinks: RoundSinks
+    algorithm: Algorithm, ready: OpenedRound, rule: KeepingCombiner, sources: RoundSources, sinks: RoundSinks
 ) -> Combined:
     """Rule 2."""
     schema, weights = sources.model.schema, ready.weights[DELTA]
     changes = _changes(algorithm, ready, rule, schema.parameters)
     scalars = ready.server.begin(ready.round)
     rescaling = _rescaling(algorithm, sources.total, ready.round.total)
-    step = _MethodStep(ready.server, scalars, sources.slots, sinks.slots, rescaling, schema.parameters)
+    step = MethodStep(ready.server, scalars, sources.slots, sinks.slots, rescaling, schema.parameters)
     squares = walk(
         model=sources.model,
         writer=sinks.model,
@@ -293,38 +229,9 @@ def read_scalars(schema: TensorSchema, payload: Readable) -> dict[str, float]:
     return {tensor.name: float(value) for tensor, value in zip(schema, values, strict=True)}
 
 
-def _damping(spec: ExperimentSpec) -> float:
-    if spec.plan.compression == IDENTITY:
-        return 1.0
-    return payload_damping(spec.schema_.parameters.widened, load_codec(spec.plan.compression))
-
-
-def _opened(update: SiteUpdate, payload_plans: Sequence[PayloadPlan]) -> SiteUpdate:
-    """Return the update with every payload readable as its flat buffer."""
-    payloads = {}
-    for planned in payload_plans:
-        if planned.name not in update.payloads:
-            raise ValueError(f"the update of {update.site} lacks payload {planned.name!r}")
-        payloads[planned.name] = decoded(update.payloads[planned.name], planned)
-    return SiteUpdate(site=update.site, payloads=payloads)
-
-
-def _rebased(update: SiteUpdate, model: ModelSource, start: ModelSource) -> SiteUpdate:
-    return replace(update, payloads={**update.payloads, DELTA: rebased(update.delta, model, start)})
-
-
-def _with_norms(round: ServerRound, updates: Sequence[SiteUpdate], schema: TensorSchema) -> tuple[SiteFacts, ...]:
-    """One more pass over the changes: ‖Δ_i‖₂ of each site, whatever pieces it came in."""
-    tiles = site_tiles(updates, [], [update.delta for update in updates], schema, TILE_ELEMENTS)
-    rounder = Rounder(TILE_ELEMENTS)
-    found = []
-    for facts, update in zip(round.sites, updates, strict=True):
-        squares = math.fsum(squared_norm(rounder.read(update.delta, tile)) for tile in tiles.tiles)
-        found.append(replace(facts, norm=math.sqrt(squares)))
-    return tuple(found)
-
-
-def _changes(algorithm: Algorithm, ready: _Ready, rule: KeepingCombiner, schema: TensorSchema) -> dict[str, TileStream]:
+def _changes(
+    algorithm: Algorithm, ready: OpenedRound, rule: KeepingCombiner, schema: TensorSchema
+) -> dict[str, TileStream]:
     """Return the combined change of each payload, tile by tile."""
     updates, weights, scoring = ready.updates, ready.weights, ready.scoring
     streams: dict[str, TileStream] = {}
@@ -344,50 +251,3 @@ def _rescaling(algorithm: Algorithm, previous: int, total: int) -> dict[str, flo
     if not previous or previous == total:
         return {}
     return dict.fromkeys(algorithm.rescaled, previous / total)
-
-
-class _MethodStep:
-    """One pass of a server half: reads each slot beside the model, writes the next one. Implements `Step`."""
-
-    def __init__(
-        self,
-        server: ServerHalf,
-        scalars: Mapping[str, float],
-        slots: Mapping[str, ModelSource],
-        writers: Mapping[str, PlacedSink],
-        rescaling: Mapping[str, float],
-        parameters: TensorSchema,
-    ) -> None:
-        if slots.keys() != writers.keys():
-            raise ValueError(f"slots {sorted(slots)} are read, {sorted(writers)} are written")
-        self._server = server
-        self._scalars = scalars
-        self._slots = {name: in_order(slot, parameters) for name, slot in slots.items()}
-        self._writers = writers
-        self._sinks = {name: append_in_order(writer, parameters) for name, writer in writers.items()}
-        self._offset = 0
-        self._rescaling = rescaling
-        self._rounders = {name: Rounder(TILE_ELEMENTS, f"state {name!r} of the method") for name in slots}
-        self._before = np.empty(TILE_ELEMENTS, dtype=np.float64)
-
-    def __call__(self, x: Array, means: Mapping[str, Array], piece: Tile, start: int, /) -> float:
-        before = self._before[: x.size]
-        np.copyto(before, x)
-        state = {}
-        wide = widened(piece, self._offset)
-        self._offset += wide.nbytes
-        for name, slot in self._slots.items():
-            state[name] = self._rounders[name].read(slot, wide)
-            if name in self._rescaling:
-                np.multiply(state[name], self._rescaling[name], out=state[name])
-        # A method that overflows is told of when its result is rounded, not by a warning on the way.
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            self._server.step(ServerTile(x=x, mean=means, state=state, start=start), self._scalars)
-            np.subtract(x, before, out=before)
-        for name, rounder in self._rounders.items():
-            self._sinks[name].append(rounder.round(wide, state[name]).view(np.uint8).data)
-        return squared_norm(before)
-
-    def finish(self) -> dict[str, Digest]:
-        """Finish the slots and return their digests."""
-        return {name: writer.finish() for name, writer in self._writers.items()}

@@ -2,7 +2,8 @@
 
 Factories are code, so they run in a trainer and never here. A shard that fails is named, with what its factory said,
 in the site's log; the others are offered. A factory that takes the whole trainer down is found by asking each shard
-alone, the only one too: what killed the trainer may have been something else, such as a machine out of memory.
+alone, the only one too, some times with a pause between: what killed the trainer may have been something else, such as
+a machine out of memory, and a shard that is not offered now is refused to experiments for good.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from envoy.admission import OfferedShard
 from federation.collaborator.trainers import shard_configs, trainer_settings
 from federation.confinement.handle import TrainerHandle
 from federation.errors import TaskError
+from federation.runtime.backoff import Backoff
+from federation.runtime.clock import pause
 from federation.v1 import director_pb2, trainer_pb2
 
 if TYPE_CHECKING:
@@ -22,10 +25,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from federation.collaborator.config import ShardSettings, TrainerOptions
+    from federation.runtime.clock import Clock
 
 _log = logging.getLogger(__name__)
 _MAX_DESCRIPTION_CHARACTERS = 1000
 _DIED = "TrainerDied"
+_MOST_DEATHS = 5
+"""Trainers that may die of one shard alone, in a row; with the pauses it takes up to 8 s to know."""
 
 
 class Catalogue:
@@ -37,6 +43,7 @@ class Catalogue:
         folder: for the describing trainer; made if missing.
         hidden: keys and state it must never see.
         timeout_s: how long it may take, seconds.
+        clock: for the pause before a shard is asked again.
 
     Attributes:
         problems: why a shard is not offered, by its name.
@@ -51,12 +58,14 @@ class Catalogue:
         *,
         hidden: Sequence[Path],
         timeout_s: float,
+        clock: Clock,
     ) -> None:
         self._shards = tuple(shards)
         self._options = options
         self._folder = folder
         self._hidden = tuple(hidden)
         self._timeout_s = timeout_s
+        self._clock = clock
         self._offers: dict[str, director_pb2.ShardOffer] = {}
         self.problems: dict[str, str] = {}
         self.described = asyncio.Event()
@@ -122,17 +131,23 @@ class Catalogue:
             handle.kill()
 
     async def _ask_each(self) -> list[trainer_pb2.ShardDescription]:
-        described = []
-        for shard in self._shards:
+        return [described for shard in self._shards for described in await self._ask_alone(shard)]
+
+    async def _ask_alone(self, shard: ShardSettings) -> list[trainer_pb2.ShardDescription]:
+        backoff = Backoff(first_s=0.5)
+        while True:
             try:
-                described += await self._ask([shard])
+                return await self._ask([shard])
             except TaskError as error:
-                described.append(
-                    trainer_pb2.ShardDescription(
-                        name=shard.name, error_class=error.error_class, error_text=error.traceback
-                    )
-                )
-        return described
+                if error.error_class != _DIED or backoff.failures + 1 == _MOST_DEATHS:
+                    return [
+                        trainer_pb2.ShardDescription(
+                            name=shard.name, error_class=error.error_class, error_text=error.traceback
+                        )
+                    ]
+            delay_s = backoff.next_s()
+            _log.warning("a trainer died of shard %s, %d in a row; asking again", shard.name, backoff.failures)
+            await pause(self._clock, delay_s)
 
     def _note_death(self, shard: ShardSettings, error: TaskError) -> None:
         self.problems[shard.name] = error.error_class

@@ -20,6 +20,7 @@ from envoy.identity import read_identity
 from federation.collaborator import local_socket
 from federation.confinement.sandbox import Sandbox, SandboxMode
 from federation.errors import ConfigurationError, FederationError, TransportError
+from federation.runtime.clock import SystemClock
 from federation.runtime.shutdown import Shutdown
 from federation.telemetry import logs
 
@@ -141,7 +142,7 @@ async def _serve(settings: EnvoySettings) -> None:
 async def _check(settings: EnvoySettings) -> dict[str, Any]:
     now = time.time()
     site = read_identity(settings, now=now)
-    catalogue = daemon.make_catalogue(settings)
+    catalogue = daemon.make_catalogue(settings, SystemClock())
     await catalogue.describe()
     sandbox = await asyncio.to_thread(Sandbox.choose, SandboxMode(settings.trainer.sandbox))
     return {

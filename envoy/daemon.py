@@ -80,7 +80,7 @@ async def run(settings: EnvoySettings, shutdown: Shutdown) -> None:
     metrics = Metrics()
     metrics.watch_certificate(site.identity.spiffe, site.expires_at)
     with _locked(folders.state):
-        catalogue = make_catalogue(settings)
+        catalogue = make_catalogue(settings, clock)
         collaborators = Collaborators(metrics)
         async with Supervisor("envoy") as supervisor:
             experiments = _assemble(settings, site, folders, catalogue, collaborators, supervisor, metrics, clock)
@@ -114,7 +114,7 @@ async def run(settings: EnvoySettings, shutdown: Shutdown) -> None:
                 await _drain(collaborators, shutdown)
 
 
-def make_catalogue(settings: EnvoySettings) -> Catalogue:
+def make_catalogue(settings: EnvoySettings, clock: Clock) -> Catalogue:
     """Return the catalogue of the shards in the settings, not yet described."""
     folders = _Folders(state=settings.state.absolute())
     return Catalogue(
@@ -123,6 +123,7 @@ def make_catalogue(settings: EnvoySettings) -> Catalogue:
         folders.describing,
         hidden=hidden_paths(settings),
         timeout_s=settings.limits.describe_s,
+        clock=clock,
     )
 
 

@@ -20,6 +20,8 @@ from federation.transport.credentials import TlsFiles, read_certificate
 from federation.transport.handshakes import PATIENCE_S
 from federation.transport.server import HEALTH_SERVICE
 
+from .calls import call
+
 
 async def test_a_site_with_its_certificate_is_who_it_says(lab: Any) -> None:
     await lab.start(Role.ENVOY)
@@ -308,17 +310,6 @@ async def test_a_client_renews_by_a_new_channel(lab: Any) -> None:
 
 def lab_facts(lab: Any, folder: str) -> Any:
     return read_certificate((lab.folder / folder / "cert.pem").read_bytes())
-
-
-async def call(stub: Any, method: str, lab: Any) -> Any:
-    """Call `method` of whatever kind, and return its first reply."""
-    if method == "Echo":
-        return await stub.unary(method, lab.chunk())
-    if method == "Follow":
-        return await stub.server_stream(method, lab.chunk()).read()
-    if method == "Collect":
-        return await stub.client_stream(method, [lab.chunk()])
-    return await stub.bidi(method).read()
 
 
 async def served_fingerprint(lab: Any, tls: TlsFiles) -> str:

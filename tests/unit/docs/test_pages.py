@@ -17,6 +17,8 @@ from director.command import app as director_app
 from director.config import DirectorSettings
 from envoy.command import app as envoy_app
 from envoy.config import EnvoySettings
+from federation.algorithms.algorithm import SCALARS
+from federation.algorithms.registry import BUILT_IN
 from federation.client.command import app as federation_app
 from federation.client.profile import Profile
 from federation.data.partitions import partition_names
@@ -164,6 +166,14 @@ def test_the_ladder_of_packages_is_the_one_that_lint_checks() -> None:
     checked = " ▸ ".join(" | ".join(row).strip("()") for row in rows)
     (shown,) = (block for block in blocks(ROOT / "docs/architecture.md", "") if "▸" in block)
     assert " ".join(shown.split()) == checked
+
+
+def test_what_leaves_a_silo_names_every_payload_that_a_method_sends() -> None:
+    text = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    told = text[text.index("## What leaves a silo") : text.index("Never: data")]
+    sent = {name for method in BUILT_IN.values() for name in method.vectors}
+    sent |= {SCALARS for method in BUILT_IN.values() if method.scalars}
+    assert sent and not [name for name in sorted(sent) if f"`{name}`" not in told]
 
 
 def test_make_targets_in_the_documents_exist() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _OF_ROUND = ("experiment", "quarantined")
 """Columns that are not fields of the message, or not as they are."""
-_ROUND_MAPS = ("phase_seconds", "train_metrics", "metrics", "algorithm_scalars")
+_ROUND_MAPS = ("phase_seconds", "train_metrics", "metrics", "algorithm_scalars", "unevaluated")
 _CONTRIBUTION_MAPS = ("train_metrics", "metrics", "scores")
 _QUARANTINE = ("site", "since_round", "releases", "reason")
 

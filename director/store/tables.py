@@ -156,6 +156,7 @@ class Round(Table):
     total_sites: Mapped[int]
     rule_note: Mapped[str]
     quarantined: Mapped[list[Any]]
+    unevaluated: Mapped[dict[str, Any]]
 
 
 class Contribution(Table):

@@ -105,6 +105,7 @@ class RoundBook:
             quarantined=commit.suspicion.held,
             rule_note=candidate.report.note[:MAX_REASON] if candidate.report else "",
             algorithm_scalars=dict(candidate.scalars),
+            unevaluated={site: reason[:MAX_REASON] for site, reason in commit.unevaluated.items()},
         )
 
     def _site(

@@ -5,8 +5,8 @@ Who calls is the certificate's say (role envoy, name = site). Rules:
 1. A session begins with a hello for this experiment, this spec and a common protocol. The welcome comes first, then the
    verdict on an update the site still keeps, then, once the site is ready, tasks. Before it is ready a site says
    nothing but that it never will be.
-2. What answers a task is checked against that task; an answer to an earlier one is ignored, for it may have crossed the
-   next task on the way. What cannot mean anything ends the session.
+2. What answers a task is checked against that task; an answer to an earlier one says only that its site is done with
+   that, for it may have crossed the next task on the way. What cannot mean anything ends the session.
 3. A sealed message is passed on unread to a site that has a session now, with the sender's name.
 4. A small update may come in the session. One that is admitted is answered by its verdict, which comes in any case;
    one that is not, at once. Should the session be cut in between, the site is asked again.
@@ -194,12 +194,19 @@ class AggregatorService:
                 f"ready with {ready.train_examples} training and {ready.validation_examples} validation examples; "
                 "expected at least one training example"
             )
+        if ready.work_round > self._driver.spec.plan.rounds:
+            raise MalformedMessageError(f"ready, and at work on round {ready.work_round}, which the plan does not have")
+        task = (RoundNumber(ready.work_round), Attempt(ready.work_attempt))
         self._sessions.set_ready(
-            session, train_examples=ready.train_examples, validation_examples=ready.validation_examples
+            session,
+            train_examples=ready.train_examples,
+            validation_examples=ready.validation_examples,
+            at_work=task if ready.work_round else None,
         )
 
     def _on_evaluated(self, site: SiteName, result: pb.EvaluationResult) -> None:
         if not self._is_open_evaluation(site, result):
+            self._driver.handle(events.SiteFree(site, RoundNumber(result.round)))
             return
         metrics = metrics_from_proto(result.metrics, "evaluation metrics", must_be_finite=False)
         bounds = self._sessions.bounds(site)
@@ -253,6 +260,8 @@ class AggregatorService:
         if failure.permanent or (is_open and failure.epoch == self._driver.epoch):
             reason = failure.error_class + (f": {failure.detail}" if failure.detail else "")
             self._driver.handle(events.SiteFailed(site, reason, failure.permanent))
+        else:
+            self._driver.handle(events.SiteFree(site, RoundNumber(failure.round)))
 
     def _on_sealed(self, site: SiteName, message: pb.SealedMessage) -> None:
         if len(message.body) > _MAX_SEALED_BYTES or len(message.purpose) > _MAX_PURPOSE:

@@ -26,7 +26,7 @@ from federation.v1 import aggregator_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from federation.names import SiteName
+    from federation.names import Attempt, RoundNumber, SiteName
     from federation.rounds.events import Event
     from federation.runtime.clock import Cancellable, Clock
     from federation.transport.calls import Call
@@ -176,8 +176,15 @@ class Sessions:
         self._wake()
         return session
 
-    def set_ready(self, session: Session, *, train_examples: int, validation_examples: int) -> None:
-        """Take a site's word that it can take tasks, within its roster's bounds."""
+    def set_ready(
+        self,
+        session: Session,
+        *,
+        train_examples: int,
+        validation_examples: int,
+        at_work: tuple[RoundNumber, Attempt] | None = None,
+    ) -> None:
+        """Take a site's word that it can take tasks, within its roster's bounds; `at_work`: as `SiteReady` has it."""
         if not self.is_current(session):
             return
         declared = self._roster[session.site]
@@ -187,7 +194,7 @@ class Sessions:
         )
         self._bounds[session.site] = session.bounds
         self._stop_grace(session.site)
-        self._report(SiteReady(session.site))
+        self._report(SiteReady(session.site, at_work))
 
     def close(self, session: Session) -> None:
         """Note that a session is over; its site has its grace time from now."""

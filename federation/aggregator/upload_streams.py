@@ -104,10 +104,12 @@ class UploadStreams:
         """Note that a site's update is admitted: its call must not be ended by a closing that this may bring about."""
         self._of.pop(site, None)
 
-    def close(self, but: Mapping[SiteName, Asking]) -> None:
-        """End all but those that answer the task their site goes on with."""
-        for stream in [stream for stream in self._of.values() if not stream.is_kept(but)]:
+    def close(self, but: Mapping[SiteName, Asking]) -> list[UploadStream]:
+        """End all but those that answer the task their site goes on with; return those that were ended."""
+        ended = [stream for stream in self._of.values() if not stream.is_kept(but)]
+        for stream in ended:
             self._close(stream)
+        return ended
 
     def turn_to(self, sites: Iterable[SiteName], asking: Asking) -> None:
         """End what sites that are given a task still send for another one."""

@@ -8,7 +8,8 @@ Rules, in order:
    one pass (`federation.aggregator.receptions`); norm and digests at the end. Only then is it admitted, in the spool
    first.
 4. Whatever is wrong with an update refuses it, one that cannot be read too, and the site is done for this attempt. A
-   cut transfer refuses nothing: it goes on where it stopped. What answers no open task is refused and changes nothing.
+   cut transfer refuses nothing: it goes on where it stopped. What answers no open task is refused, and says only that
+   its site is done with that.
 5. When the attempt closes, uploads in progress end with CLOSED_ROUND. Where rounds overlap, those end that answer
    another task than the one their site goes on with; also when a site is given a new task, or is lost.
 6. An update counts for the task it was announced for, and for no other: a site that was asked anew meanwhile cannot
@@ -32,7 +33,7 @@ from federation.aggregator.whole_updates import as_messages, check_whole
 from federation.errors import MalformedMessageError, Refusal, StorageError, TransportError, UpdateRejectedError
 from federation.names import Attempt, RoundNumber
 from federation.rounds import admission
-from federation.rounds.events import ModelHeld, SiteFailed, UpdateAdmitted, UpdateRefused
+from federation.rounds.events import ModelHeld, SiteFailed, SiteFree, UpdateAdmitted, UpdateRefused
 from federation.v1 import aggregator_pb2 as pb
 from federation.wire.chunks import CHUNK_BYTES
 from federation.wire.pieces import MessagePiece
@@ -160,7 +161,8 @@ class Uploads:
         Args:
             but: task of each site that goes on: uploads that answer it do too, and only those.
         """
-        self._streams.close(but)
+        for stream in self._streams.close(but):
+            self._round.handle(SiteFree(stream.site, *stream.asking))
         self._receptions.keep_only(but)
 
     def turn_to(self, sites: Iterable[SiteName], asking: Asking) -> None:
@@ -361,6 +363,7 @@ class Uploads:
     async def _refuse(self, site: SiteName, announcement: UpdateAnnouncement, error: UpdateRejectedError) -> None:
         self._metrics.updates_refused_total.labels(error.refusal.value).inc()
         if error.refusal in _ANSWERS_NO_TASK:
+            self._round.handle(SiteFree(site, announcement.round, announcement.attempt))
             return
         if self._is_awaited(site, asking_of(announcement)):
             self._announced[site] = key_of(site, announcement)

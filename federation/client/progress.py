@@ -95,6 +95,7 @@ def _print_round(report: views.Round, rounds: int, console: Console) -> None:
     counted = [site.site for site in report.contributions if site.outcome == "counted"]
     missing = [f"{site.site} {site.outcome}" for site in report.contributions if site.outcome != "counted"]
     missing += [f"{held.site} in quarantine" for held in report.quarantined]
+    missing += [f"{site} not evaluated ({why})" for site, why in report.unevaluated.items()]
     best = "  [green]best[/green]" if report.is_best else ""
     lost = f"  [yellow]{printable(', '.join(missing))}[/yellow]" if missing else ""
     console.print(

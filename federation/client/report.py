@@ -190,13 +190,15 @@ def _sites(details: ExperimentDetails) -> str:
 
 def _rounds(rounds: Sequence[Round]) -> str:
     phases = sorted({phase for report in rounds for phase in report.phase_seconds}, key=_phase_order)
-    head = ("round", "started", "seconds", *phases, "sent to sites", "received", "best", "model")
+    missing = ("not evaluated",) if any(report.unevaluated for report in rounds) else ()
+    head = ("round", "started", "seconds", *phases, "sent to sites", "received", "best", "model", *missing)
     rows = [
         (
             report.round, _time(report.started_at), f"{report.seconds:.3f}",
             *(f"{report.phase_seconds.get(phase, 0.0):.3f}" for phase in phases),
             _size(report.bytes_down), _size(report.bytes_up), "best" if report.is_best else "",
             report.model_digest[:12],
+            *("; ".join(f"{site}: {why}" for site, why in report.unevaluated.items()) for _ in missing),
         )
         for report in rounds
     ]  # fmt: skip

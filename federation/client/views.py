@@ -132,6 +132,7 @@ class Round:
     total_sites: int
     rule_note: str
     quarantined: tuple[Quarantine, ...]
+    unevaluated: dict[str, str]
     contributions: tuple[Contribution, ...]
 
 
@@ -285,6 +286,7 @@ def round_of(message: pb.RoundReport) -> Round:
             Quarantine(site=row.site, since_round=row.since_round, releases=row.releases, reason=row.reason)
             for row in message.quarantined
         ),
+        unevaluated=dict(sorted(message.unevaluated.items())),
         contributions=tuple(_contribution_of(contribution) for contribution in message.contributions),
     )
 

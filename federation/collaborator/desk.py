@@ -187,6 +187,9 @@ class Desk:
             ready = aggregator_pb2.SiteReady(
                 train_examples=shard.train_examples, validation_examples=shard.validation_examples
             )
+            present = self._under_way
+            if present is not None and present.is_training:
+                ready.work_round, ready.work_attempt = present.asking.round, present.asking.attempt
             await self.links.say(aggregator_pb2.ParticipateRequest(ready=ready))
 
     async def run(self, base: Payload | None) -> None:
@@ -304,10 +307,13 @@ class Desk:
         said = f"{error.error_class}\n{error.traceback}" if isinstance(error, TaskError) else str(error)
         _log.error("%s failed: %s", doing, said, round=order.asking.round if order else 0)
 
-    def _is_known(self, order: TaskOrder) -> bool:
+    @property
+    def _under_way(self) -> TaskOrder | None:
         # Work that has ended is done though nobody has looked yet: what is asked now is asked anew.
-        present = self._present if self._job is not None and not self._job.done() else None
-        known = [present, *self._waiting]
+        return self._present if self._job is not None and not self._job.done() else None
+
+    def _is_known(self, order: TaskOrder) -> bool:
+        known = [self._under_way, *self._waiting]
         return any(isinstance(each, TaskOrder) and each.is_same(order) for each in known)
 
     def _is_void(self, order: TaskOrder) -> bool:

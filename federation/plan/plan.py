@@ -90,7 +90,7 @@ class Plan(Frozen):
         sample: sites asked each round, drawn from the connected ones by `seed`. None: all.
         quorum: answers a round needs. None: all that were asked. Fewer lets the round go on without stragglers.
         deadline_s: seconds a round waits for updates; then it goes on if it has its quorum and is tried again if not.
-            Its evaluation waits as long at most.
+            Its evaluation waits as long at most, and not for sites that are still at a task they were late with.
         local_epochs: passes over the local data each round; give this, `local_steps` or neither, which is one pass.
         local_steps: optimizer steps each round.
         learning_rate: local step size, handed to the task's optimizer.

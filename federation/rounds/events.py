@@ -40,9 +40,22 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SiteReady:
-    """A site can take tasks. Said again when a newer session of it has replaced an older one."""
+    """A site can take tasks. Said again when a newer session of it has replaced an older one.
+
+    `at_work`: round and attempt of the train task that it is at meanwhile; None: it is at none.
+    """
 
     site: SiteName
+    at_work: tuple[RoundNumber, Attempt] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFree:
+    """A site is done with its task of this round and attempt (None: any), whose answer is not awaited any more."""
+
+    site: SiteName
+    round: RoundNumber
+    attempt: Attempt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +149,7 @@ class SiteReleased:
 
 Event = (
     SiteReady
+    | SiteFree
     | SiteLost
     | ModelHeld
     | UpdateAdmitted
@@ -259,6 +273,7 @@ class Commit:
         standings: what became of each site that was asked, in name order.
         metrics: federated evaluation; empty if there was none.
         evaluations: metrics and validation examples of each site that evaluated.
+        unevaluated: of each other site that was asked to evaluate, why it has no say, in name order.
         is_best: the candidate is the best model so far.
         score: to be written with the round, and given back in `Resume` after a restart.
         suspicion: likewise.
@@ -272,6 +287,7 @@ class Commit:
     is_best: bool
     score: Score
     suspicion: Suspicion = field(default_factory=Suspicion)
+    unevaluated: dict[SiteName, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,8 @@ class RoundRecord:
         sites: one record per site asked, in name order.
         train_metrics: of the counted sites: the mean weighted by examples, or the median where the plan's `byzantine`
             is above 0.
-        metrics: federated evaluation of the new model, likewise with validation examples; empty if there was none.
+        metrics: federated evaluation of the new model, likewise with validation examples, over the sites that answered;
+            empty if there was none.
         model_digest: BLAKE3 of the committed ``model`` payload, hex.
         is_best: best so far by the plan's measure.
         bytes_down: payload bytes sent to sites.
@@ -115,6 +116,7 @@ class RoundRecord:
         algorithm_scalars: numbers the server half of the method computed for this round.
         rule_note: what the aggregation rule says of the round; empty if nothing.
         quarantined: sites in quarantine once the round is committed, in name order.
+        unevaluated: of each site that was asked to evaluate, asked to train or not, and has no part in `metrics`, why.
     """
 
     round: RoundNumber
@@ -136,6 +138,7 @@ class RoundRecord:
     algorithm_scalars: dict[str, float] = field(default_factory=dict)
     rule_note: str = ""
     quarantined: tuple[QuarantinedSite, ...] = ()
+    unevaluated: dict[SiteName, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object."""

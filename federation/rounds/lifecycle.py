@@ -8,9 +8,9 @@ sites round by round, `asynchronous` whenever one is free; both say only how upd
    the sites of the last committed round instead, `REJOIN_S` at most, then for enough.
 2. **Pausing.** With fewer than `plan.sites_needed` sites that are connected or have an admitted update in the spool the
    experiment is paused until enough are back, or fails after `join_timeout_s`.
-3. **Evaluating.** The phase ends when each site that was asked has answered, failed or is lost, or at the deadline; the
-   metrics are the mean of those that answered. No answer at all leaves the round without metrics, and it is committed
-   all the same.
+3. **Evaluating.** The phase ends when each site that was asked has answered, failed, is lost or is still at work
+   (`evaluation`), or at the deadline; the metrics are the mean of those that answered, weighted by their examples. Of
+   the others it is said why not. No answer at all leaves the round without metrics; it is committed all the same.
 4. **Quarantine.** By the plan's policy a commit may quarantine sites (`quarantine`). They stay connected and are not
    asked; wherever sites are counted they are not. A released one is treated as a site that just became ready.
 5. **Committing.** Best model and early stopping follow the plan's measure. A round with fewer counted updates than
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from federation.names import Attempt, RoundNumber, SiteName
 from federation.rounds import events, quarantine, scoring
+from federation.rounds.evaluation import AtWork, Evaluation
 from federation.rounds.events import Action, Event, Phase, Progress, Standing
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class Lifecycle:
         self._plan = plan
         self._expected = frozenset(resume.expected)
         self._has_waited = False
-        self._evaluating: set[SiteName] = set()
-        self._evaluations: dict[SiteName, events.SiteEvaluated] = {}
+        self._at_work = AtWork()
+        self._evaluation = Evaluation((), self._at_work)
         self._scores: Mapping[SiteName, Mapping[str, float]] = {}
         self._actions: list[Action] = []
 
@@ -150,7 +151,7 @@ class Lifecycle:
 
     def is_evaluating(self, site: SiteName) -> bool:
         """Whether metrics of the candidate are awaited from this site."""
-        return self.phase is Phase.EVALUATE and site in self._evaluating
+        return self.phase is Phase.EVALUATE and self._evaluation.is_open(site)
 
     def start(self) -> list[Action]:
         """Return the first actions. To be called once, before any event."""
@@ -198,6 +199,9 @@ class Lifecycle:
         else:
             self._on_came_back(site)
 
+    def _on_free(self, event: events.SiteFree) -> None:
+        self._at_work.free(event.site, (event.round, event.attempt))
+
     def _on_lost(self, event: events.SiteLost) -> None:
         self.connected.discard(event.site)
         self._set_aside(event.site, Progress.LOST, event.reason)
@@ -212,11 +216,12 @@ class Lifecycle:
             self._set_aside(event.site, Progress.REFUSED, event.reason, norm=event.norm)
 
     def _set_aside(self, site: SiteName, progress: Progress, reason: str, *, norm: float = 0.0) -> None:
+        self._at_work.free(site)  # whoever is lost says what it is at when it comes back
         if self.is_asked(site):
             self.standings[site] = Standing(progress=progress, reason=reason, norm=norm)
             self._look_at_collection()
         elif self.is_evaluating(site):
-            self._evaluating.discard(site)
+            self._evaluation.set_aside(site, reason)
             self._look_at_evaluation()
 
     # --- joining and pausing
@@ -251,8 +256,7 @@ class Lifecycle:
                 "failed", f"{self._say_present()}, {self._plan.sites_needed} are needed, and no more came back"
             )
         elif self.phase is Phase.EVALUATE:
-            self._evaluating.clear()
-            self._look_at_evaluation()
+            self._end_evaluation()
         else:
             self._on_round_deadline()
 
@@ -267,8 +271,7 @@ class Lifecycle:
             self._finish("failed", f"{present} sites joined in time, but a round needs {self._plan.sites_needed}")
 
     def _pause_if_too_few(self) -> bool:
-        present = len(self._participants())
-        if present >= self._plan.sites_needed:
+        if len(self._participants()) >= self._plan.sites_needed:
             return False
         self._enter(Phase.PAUSED, f"{self._say_present()}, a round needs {self._plan.sites_needed}")
         self._do(events.StartTimer(self._plan.join_timeout_s))
@@ -278,29 +281,34 @@ class Lifecycle:
 
     def _evaluate(self, sites: set[SiteName]) -> None:
         """Have these sites evaluate the candidate if the plan wants it, then commit."""
-        self._evaluations = {}
-        self._evaluating = sites if self._plan.is_evaluated(self.round) else set()
-        if not self._evaluating:
+        asked = tuple(sorted(sites)) if self._plan.is_evaluated(self.round) else ()
+        self._evaluation = Evaluation(asked, self._at_work)
+        if asked:
+            self._enter(Phase.EVALUATE)
+            self._do(events.StartTimer(self._plan.deadline_s))
+            self._do(events.AskEvaluate(self.round, asked))
+            self._look_at_evaluation()
+        else:
             self._commit()
-            return
-        self._enter(Phase.EVALUATE)
-        self._do(events.StartTimer(self._plan.deadline_s))
-        self._do(events.AskEvaluate(self.round, tuple(sorted(self._evaluating))))
 
     def _on_evaluated(self, event: events.SiteEvaluated) -> None:
         if self.is_evaluating(event.site):
-            self._evaluating.discard(event.site)
-            self._evaluations[event.site] = event
+            self._at_work.free(event.site)
+            self._evaluation.take(event)
             self._look_at_evaluation()
 
     def _look_at_evaluation(self) -> None:
-        if not self._evaluating:
-            self._do(events.StopTimer())
-            self._commit()
+        if self.phase is Phase.EVALUATE and self._evaluation.is_over:
+            self._end_evaluation()
+
+    def _end_evaluation(self) -> None:
+        self._evaluation.end()
+        self._do(events.StopTimer())
+        self._commit()
 
     def _commit_round(self, standings: Mapping[SiteName, Standing], *, is_degraded: bool) -> None:
         self._enter(Phase.COMMIT)
-        metrics = scoring.federated_metrics(self._evaluations, byzantine=self._plan.byzantine)
+        metrics = scoring.federated_metrics(self._evaluation.answers, byzantine=self._plan.byzantine)
         self.suspicion = quarantine.judge(
             self._plan.quarantine,
             self.suspicion,
@@ -316,7 +324,8 @@ class Lifecycle:
                 attempt=self.attempt,
                 standings=dict(sorted(standings.items())),
                 metrics=metrics,
-                evaluations=dict(sorted(self._evaluations.items())),
+                evaluations=dict(sorted(self._evaluation.answers.items())),
+                unevaluated=dict(sorted(self._evaluation.missing.items())),
                 is_best=is_best,
                 score=self.score,
                 suspicion=self.suspicion,
@@ -324,8 +333,7 @@ class Lifecycle:
         )
 
     def _go_on(self) -> None:
-        self.round = RoundNumber(self.round + 1)
-        self.attempt = Attempt(1)
+        self.round, self.attempt = RoundNumber(self.round + 1), Attempt(1)
         self._end_or_go_on()
 
     def _try_again(self, reason: str) -> None:
@@ -375,6 +383,7 @@ class Lifecycle:
 
 _HANDLERS: Mapping[type, str] = {
     events.SiteReady: "_on_ready",
+    events.SiteFree: "_on_free",
     events.SiteLost: "_on_lost",
     events.ModelHeld: "_on_held",
     events.UpdateAdmitted: "_on_admitted",

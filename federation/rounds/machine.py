@@ -13,7 +13,10 @@
    the updates of the attempt are dropped and their sites told so, and the round is tried again by a new draw; refused
    sites are left out while enough others remain. `max_failures` misses in a row are forgiven; one more fails the
    experiment.
-4. **Evaluate.** The candidate of every evaluated round goes to all connected sites that are not in quarantine.
+4. **Evaluate.** The candidate of every evaluated round goes to all connected sites that are not in quarantine. One
+   that was late, in this round or before, and was not heard of since is still at its task: it is asked like the others
+   and its answer counts if it comes while they are waited for, but it is not waited for itself. In the next draw it is
+   a site like any other.
 5. **Commit.** A round with fewer counted updates than sites asked, or than planned (`sample`, else `sites_wanted`,
    unless the sampler leaves the number to chance), makes the experiment degraded.
 
@@ -52,7 +55,7 @@ TRANSITIONS: Transitions = {
     (Phase.MISSED, Phase.ENDED): "quorum missed too often",
     (Phase.AGGREGATE, Phase.EVALUATE): "the plan evaluates this round",
     (Phase.AGGREGATE, Phase.COMMIT): "the plan does not evaluate this round",
-    (Phase.EVALUATE, Phase.COMMIT): "every site answered, or the deadline passed",
+    (Phase.EVALUATE, Phase.COMMIT): "every site not at work answered, or the deadline passed",
     (Phase.COMMIT, Phase.SELECT): "next round",
     (Phase.COMMIT, Phase.ENDED): "last round, or early stopping",
 }
@@ -172,6 +175,15 @@ class RoundMachine(Lifecycle):
             least=plan.quorum or 1,
         )
 
+    def _on_ready(self, event: events.SiteReady) -> None:
+        # Of a task that was answered it says so only because it has not heard that yet.
+        is_done = self._is(event.site, Progress.ADMITTED, Progress.REFUSED)
+        self._at_work.free(event.site)
+        if event.at_work is not None and not (is_done and event.at_work == (self.round, self.attempt)):
+            self._at_work.note(event.site, event.at_work)
+        super()._on_ready(event)
+        self._look_at_evaluation()
+
     def _on_came_back(self, site: SiteName) -> None:
         if self.phase in _OPEN and self._is(site, Progress.ASKED, Progress.LOST) and site in self._asked:
             self.standings[site] = Standing(progress=Progress.ASKED)
@@ -185,6 +197,7 @@ class RoundMachine(Lifecycle):
 
     def _on_admitted(self, event: events.UpdateAdmitted) -> None:
         if self.is_asked(event.site):
+            self._at_work.free(event.site)
             self.standings[event.site] = Standing(progress=Progress.ADMITTED)
             self._look_at_collection()
 
@@ -192,6 +205,7 @@ class RoundMachine(Lifecycle):
         if self.phase in _OPEN:
             for site in self._asked:
                 if self._is(site, Progress.ASKED):
+                    self._at_work.note(site, (self.round, self.attempt))
                     self.standings[site] = Standing(progress=Progress.LATE, reason="late")
             self._look_at_collection()
 

@@ -147,6 +147,7 @@ class Page:
             total_sites=total_sites,
             quarantined=commit.suspicion.held,
             rule_note=candidate.report.note[:MAX_REASON] if candidate.report else "",
+            unevaluated={site: reason[:MAX_REASON] for site, reason in commit.unevaluated.items()},
         )
 
     def _site(

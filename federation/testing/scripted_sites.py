@@ -141,9 +141,11 @@ class ScriptedSite:
         self.welcome = reply.welcome
         return self.welcome
 
-    async def ready(self) -> None:
-        """Say that tasks may come."""
+    async def ready(self, *, at_work: pb.Task | None = None) -> None:
+        """Say that tasks may come; `at_work`: the train task that the site is at meanwhile."""
         ready = pb.SiteReady(train_examples=self._train_examples, validation_examples=self._validation_examples)
+        if at_work is not None:
+            ready.work_round, ready.work_attempt = at_work.round, at_work.attempt
         await self.say(pb.ParticipateRequest(ready=ready))
 
     async def say(self, request: pb.ParticipateRequest) -> None:

@@ -60,12 +60,16 @@ class PendingUpdate(_message.Message):
     def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., update_id: _Optional[bytes] = ...) -> None: ...
 
 class SiteReady(_message.Message):
-    __slots__ = ("train_examples", "validation_examples")
+    __slots__ = ("train_examples", "validation_examples", "work_round", "work_attempt")
     TRAIN_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    WORK_ROUND_FIELD_NUMBER: _ClassVar[int]
+    WORK_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     train_examples: int
     validation_examples: int
-    def __init__(self, train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ...) -> None: ...
+    work_round: int
+    work_attempt: int
+    def __init__(self, train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., work_round: _Optional[int] = ..., work_attempt: _Optional[int] = ...) -> None: ...
 
 class EvaluationResult(_message.Message):
     __slots__ = ("round", "epoch", "metrics", "examples", "seconds", "model_digest")

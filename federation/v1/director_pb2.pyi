@@ -178,7 +178,7 @@ class Artifact(_message.Message):
     def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., digest: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("round", "epoch", "sequence", "started_at", "seconds", "phase_seconds", "contributions", "train_metrics", "metrics", "model_digest", "is_best", "bytes_down", "bytes_up", "update_norm", "simulated_seconds", "algorithm_scalars", "total_sites", "rule_note", "quarantined")
+    __slots__ = ("round", "epoch", "sequence", "started_at", "seconds", "phase_seconds", "contributions", "train_metrics", "metrics", "model_digest", "is_best", "bytes_down", "bytes_up", "update_norm", "simulated_seconds", "algorithm_scalars", "total_sites", "rule_note", "quarantined", "unevaluated")
     class PhaseSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +207,13 @@ class RoundReport(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class UnevaluatedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -226,6 +233,7 @@ class RoundReport(_message.Message):
     TOTAL_SITES_FIELD_NUMBER: _ClassVar[int]
     RULE_NOTE_FIELD_NUMBER: _ClassVar[int]
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    UNEVALUATED_FIELD_NUMBER: _ClassVar[int]
     round: int
     epoch: int
     sequence: int
@@ -245,7 +253,8 @@ class RoundReport(_message.Message):
     total_sites: int
     rule_note: str
     quarantined: _containers.RepeatedCompositeFieldContainer[QuarantinedSite]
-    def __init__(self, round: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., started_at: _Optional[float] = ..., seconds: _Optional[float] = ..., phase_seconds: _Optional[_Mapping[str, float]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., train_metrics: _Optional[_Mapping[str, float]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., model_digest: _Optional[str] = ..., is_best: _Optional[bool] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., update_norm: _Optional[float] = ..., simulated_seconds: _Optional[float] = ..., algorithm_scalars: _Optional[_Mapping[str, float]] = ..., total_sites: _Optional[int] = ..., rule_note: _Optional[str] = ..., quarantined: _Optional[_Iterable[_Union[QuarantinedSite, _Mapping]]] = ...) -> None: ...
+    unevaluated: _containers.ScalarMap[str, str]
+    def __init__(self, round: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., started_at: _Optional[float] = ..., seconds: _Optional[float] = ..., phase_seconds: _Optional[_Mapping[str, float]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., train_metrics: _Optional[_Mapping[str, float]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., model_digest: _Optional[str] = ..., is_best: _Optional[bool] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., update_norm: _Optional[float] = ..., simulated_seconds: _Optional[float] = ..., algorithm_scalars: _Optional[_Mapping[str, float]] = ..., total_sites: _Optional[int] = ..., rule_note: _Optional[str] = ..., quarantined: _Optional[_Iterable[_Union[QuarantinedSite, _Mapping]]] = ..., unevaluated: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class QuarantinedSite(_message.Message):
     __slots__ = ("site", "since_round", "releases", "reason")

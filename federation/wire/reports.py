@@ -45,6 +45,7 @@ def report_to_proto(record: RoundRecord) -> director_pb2.RoundReport:
             )
             for row in record.quarantined
         ],
+        unevaluated={str(site): reason for site, reason in record.unevaluated.items()},
     )
 
 
@@ -56,8 +57,8 @@ def report_from_proto(message: director_pb2.RoundReport) -> RoundRecord:
     """
     if message.round < 1 or message.epoch < 1:
         raise MalformedMessageError(f"report of round {message.round}, epoch {message.epoch}; both count from 1")
-    if len(message.contributions) > MAX_SITES or len(message.quarantined) > MAX_SITES:
-        raise MalformedMessageError(f"{len(message.contributions)} contributions are more than {MAX_SITES}")
+    if max(len(message.contributions), len(message.quarantined), len(message.unevaluated)) > MAX_SITES:
+        raise MalformedMessageError(f"a report of more than {MAX_SITES} sites")
     if len(message.phase_seconds) > _MAX_PHASES or not all(_PHASE.fullmatch(phase) for phase in message.phase_seconds):
         raise MalformedMessageError("phase_seconds names what is no phase")
     sites = tuple(_site_from_proto(site) for site in message.contributions)
@@ -84,7 +85,16 @@ def report_from_proto(message: director_pb2.RoundReport) -> RoundRecord:
         total_sites=message.total_sites,
         rule_note=_bounded(message.rule_note, "rule_note"),
         quarantined=tuple(map(_quarantined_from_proto, message.quarantined)),
+        unevaluated=dict(_unevaluated_from_proto(*row) for row in sorted(message.unevaluated.items())),
     )
+
+
+def _unevaluated_from_proto(name: str, reason: str) -> tuple[SiteName, str]:
+    try:
+        site = SiteName(check_name(name, "site name"))
+    except InvalidNameError as error:
+        raise MalformedMessageError(f"evaluation of {name[:80]!r}: {error}") from error
+    return site, _bounded(reason, "reason of a missing evaluation")
 
 
 def _quarantined_from_proto(message: director_pb2.QuarantinedSite) -> QuarantinedSite:

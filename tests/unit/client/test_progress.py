@@ -24,6 +24,7 @@ def events() -> list[views.Event]:
             pb.Contribution(site="north", outcome="counted"),
             pb.Contribution(site="south", outcome="late"),
         ],
+        unevaluated={"south": "still at work since round 1"},
     )
     messages = [
         pb.Event(sequence=1, kind="state", text="running"),
@@ -46,7 +47,7 @@ def draw(*, terminal: bool) -> str:
 def test_without_a_terminal_each_round_is_one_plain_line() -> None:
     lines = draw(terminal=False).splitlines()
     assert lines[0] == "state running"
-    assert lines[1] == "round 1/3  1.25 s  1 sites  accuracy 0.9  best  south late"
+    assert lines[1].startswith("round 1/3  1.25 s  1 sites  accuracy 0.9  best  south late, south not evaluated (still")
     assert "\x1b" not in "".join(lines)
     assert len(lines) == 3
 

@@ -57,6 +57,15 @@ def details(reply: pb.GetExperimentReply) -> views.ExperimentDetails:
     return views.details_of(reply)
 
 
+def test_who_has_no_part_in_an_evaluation_is_in_the_table_of_rounds(details: views.ExperimentDetails) -> None:
+    silent = {"south": "still at work since round 1", "west": "no answer in time"}
+    rounds = tuple(replace(entry, unevaluated=silent if entry.round == 1 else {}) for entry in details.rounds)
+    text = Page(render_report(replace(details, rounds=rounds))).text
+    assert "not evaluated" in text and "south: still at work since round 1; west: no answer in time" in text
+    silenced = tuple(replace(entry, unevaluated={}) for entry in details.rounds)
+    assert "not evaluated" not in Page(render_report(replace(details, rounds=silenced))).text
+
+
 def test_hostile_texts_are_shown_and_never_run(details: views.ExperimentDetails) -> None:
     page = Page(render_report(details))
     assert "script" not in page.tags

@@ -75,6 +75,7 @@ def report(sequence: int, number: int) -> pb.RoundReport:
         bytes_up=2**40,
         rule_note="the weighted mean",
         quarantined=[pb.QuarantinedSite(site="west", since_round=1, releases=2, reason="far")],
+        unevaluated={"south": "connection lost"},
         contributions=[
             pb.Contribution(site="north", outcome="counted", examples=10, weight=1.0, scores={"distance": 0.5}),
             pb.Contribution(site="south", outcome="lost", reason="stream cut"),

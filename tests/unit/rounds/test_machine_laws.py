@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SITES = st.sampled_from([A, B, C, D])
 OUTSIDE = st.one_of(
     SITES.map(ev.SiteReady),
+    st.builds(ev.SiteReady, SITES, st.tuples(st.integers(1, 3), st.integers(1, 2))),
+    st.builds(ev.SiteFree, SITES, st.integers(1, 3), st.none() | st.integers(1, 2)),
     SITES.map(ev.SiteLost),
     SITES.map(ev.ModelHeld),
     SITES.map(ev.UpdateAdmitted),
@@ -40,11 +42,15 @@ PLANS = st.builds(
 @given(PLANS, st.lists(OUTSIDE, max_size=60))
 @settings(max_examples=300)
 def test_any_story_keeps_the_laws_of_a_round(plan, story):
-    """A model is made of enough admitted updates, rounds count up one by one, and the end is the end."""
+    """A model is made of enough admitted updates, rounds count up one by one, and the end is the end.
+
+    Whoever was asked to evaluate has a say, or it is said why not; and an evaluation that goes on waits for someone.
+    """
     machine = RoundMachine(plan)
     pending = machine.start()
     admitted: set[SiteName] = set()
     committed = 0
+    measuring: set[SiteName] = set()
     for event in story:
         if isinstance(event, ev.UpdateAdmitted) and machine.is_asked(event.site):
             admitted.add(event.site)
@@ -65,10 +71,17 @@ def test_any_story_keeps_the_laws_of_a_round(plan, story):
             elif isinstance(action, ev.RecordMiss):
                 admitted.clear()
                 pending += machine.step(ev.MissRecorded())
+            elif isinstance(action, ev.AskEvaluate):
+                measuring.update(action.sites)
             elif isinstance(action, ev.Commit):
                 committed += 1
+                assert measuring == action.evaluations.keys() | action.unevaluated.keys()
+                assert not action.evaluations.keys() & action.unevaluated.keys()
+                measuring.clear()
                 assert action.round == committed
                 admitted.clear()
                 pending += machine.step(ev.Committed())
             elif isinstance(action, ev.Finish):
                 assert action.outcome == "failed" or committed == plan.rounds
+        if machine.phase is ev.Phase.EVALUATE:
+            assert any(machine.is_evaluating(site) and site not in machine._at_work for site in measuring)

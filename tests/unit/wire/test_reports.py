@@ -57,6 +57,7 @@ RECORD = RoundRecord(
     algorithm_scalars={"eta": 0.5, "share": 0.25},
     rule_note="the weighted mean",
     quarantined=(QuarantinedSite(site=SiteName("gamma"), since_round=RoundNumber(2), releases=1, reason="krum"),),
+    unevaluated={SiteName("beta"): "still at work since round 2", SiteName("delta"): "no answer in time"},
 )
 
 
@@ -93,6 +94,18 @@ def infinite_scalar(message: director_pb2.RoundReport) -> None:
     message.algorithm_scalars["eta"] = math.inf
 
 
+def strange_site(message: director_pb2.RoundReport) -> None:
+    message.unevaluated["a/b"] = "no answer in time"
+
+
+def endless_reason(message: director_pb2.RoundReport) -> None:
+    message.unevaluated["beta"] = "x" * 5000
+
+
+def too_many_sites(message: director_pb2.RoundReport) -> None:
+    message.unevaluated.update({f"site-{number}": "no answer in time" for number in range(10_001)})
+
+
 def infinite_metric(message: director_pb2.RoundReport) -> None:
     message.metrics["accuracy"] = math.inf
 
@@ -117,6 +130,9 @@ def infinite_metric(message: director_pb2.RoundReport) -> None:
         a_site_twice,
         strange_phase,
         infinite_metric,
+        strange_site,
+        endless_reason,
+        too_many_sites,
     ],
     ids=lambda spoil: spoil.__name__,
 )

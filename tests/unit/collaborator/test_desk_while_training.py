@@ -1,0 +1,131 @@
+"""What a desk hears and says while its trainer is at a task that it cannot be called away from."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from federation.collaborator.desk import Desk
+from federation.collaborator.ordering import BEGINNING
+from federation.names import Digest, Epoch, RoundNumber
+from federation.plan import ExperimentSpec, Plan, tensor_rows
+from federation.tensors import DType, TensorSchema, TensorSpec
+from federation.v1 import aggregator_pb2 as pb
+from federation.v1 import tensors_pb2, trainer_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from federation.collaborator.tasks import TaskOrder
+
+SCHEMA = TensorSchema.of([TensorSpec(name="w", dtype=DType.FLOAT32, shape=(4,))])
+SPEC = ExperimentSpec(name="trial", shard="numbers", plan=Plan(rounds=9), tensors=tensor_rows(SCHEMA))
+FIRST = Digest(b"m" * 32)
+TRAIN, EVALUATE = pb.TASK_KIND_TRAIN, pb.TASK_KIND_EVALUATE
+
+
+class BusyWork:
+    """A trainer that is at each train task until it may end."""
+
+    retained = None
+    is_interruptible = False
+
+    def __init__(self) -> None:
+        self.shard = trainer_pb2.TrainerPrepared(train_examples=5, validation_examples=2)
+        self.done: list[str] = []
+        self.began = asyncio.Event()
+        self.may_end = asyncio.Event()
+
+    async def prepare(self, base: object) -> None:
+        pass
+
+    async def train(self, order: TaskOrder) -> None:
+        self.done.append(f"train {order.asking}")
+        self.began.set()
+        await self.may_end.wait()
+
+    async def evaluate(self, order: TaskOrder) -> pb.EvaluationResult:
+        self.done.append(f"evaluate {order.asking.round}")
+        return pb.EvaluationResult(round=order.asking.round)
+
+    def asked_again(self) -> None:
+        pass
+
+
+class Said:
+    """Keeps what the site said."""
+
+    def __init__(self) -> None:
+        self.requests: list[pb.ParticipateRequest] = []
+        self.heard = asyncio.Event()
+
+    async def say(self, request: pb.ParticipateRequest) -> None:
+        self.requests.append(request)
+        if request.HasField("evaluated"):
+            self.heard.set()
+
+
+class NoState:
+    def save(self, progress: object, *, durable: bool) -> None:
+        pass
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.work, self.said = BusyWork(), Said()
+        nothing: Any = None
+        progress = type(BEGINNING)(
+            epoch=Epoch(1), committed=RoundNumber(0), newest=BEGINNING.newest, settled=BEGINNING.settled
+        )
+        self.desk = Desk(
+            spec=SPEC, plan_digest=nothing, initial_model=FIRST, work=self.work, links=self.said,  # type: ignore[arg-type]
+            state=NoState(), progress=progress, on_round=lambda _: None,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def ask(self, kind: pb.TaskKind, number: int, attempt: int = 1) -> None:
+        model = tensors_pb2.PayloadDescriptor(
+            name="model", schema_digest=SCHEMA.digest, codec="identity", encoded_bytes=SCHEMA.nbytes, digest=FIRST
+        )
+        task = pb.Task(kind=kind, round=number, attempt=attempt, epoch=1, payloads=[model], deadline_s=5.0)
+        self.desk.post_task(task)
+
+    async def train(self, number: int) -> None:
+        """Ask to train, and return once the trainer is at it."""
+        self.ask(TRAIN, number)
+        await self.work.began.wait()
+
+    async def ready(self) -> tuple[int, int]:
+        """Begin a new session; return which task the site says it is at."""
+        await self.desk.announce()
+        ready = self.said.requests[-1].ready
+        assert (ready.train_examples, ready.validation_examples) == (5, 2)
+        return ready.work_round, ready.work_attempt
+
+
+@pytest.fixture(name="scene")
+async def _scene() -> AsyncIterator[Scene]:
+    scene = Scene()
+    running = asyncio.create_task(scene.desk.run(None))
+    yield scene
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_new_session_begins_with_the_word_which_task_the_site_is_at(scene: Scene) -> None:
+    await scene.train(3)
+    assert await scene.ready() == (3, 1)
+
+
+async def test_a_site_that_has_ended_its_task_says_that_it_is_at_none(scene: Scene) -> None:
+    await scene.train(1)
+    scene.ask(EVALUATE, 1)
+    scene.work.may_end.set()
+    await scene.said.heard.wait()
+    assert await scene.ready() == (0, 0)
+
+
+async def test_a_site_is_at_no_task_before_it_was_asked(scene: Scene) -> None:
+    await asyncio.sleep(0)
+    assert await scene.ready() == (0, 0)

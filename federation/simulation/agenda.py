@@ -7,12 +7,16 @@ Rules:
    comes next, whatever its time, where nothing else is left.
 3. The end of a task means something while it is the latest that was noted of its site, and an evaluation while nobody
    said that evaluations are over.
+4. A site does one thing at a time, and ends what it has begun: what it is asked meanwhile begins after that, and calls
+   off what it has not begun by then.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from federation.rounds import events
@@ -20,10 +24,20 @@ from federation.rounds import events
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from federation.names import SiteName
+    from federation.names import Attempt, RoundNumber, SiteName
 
 Row = tuple[float, "SiteName", int, events.Event]
 """When, of which site, the how manieth that was noted, and what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """The latest task of a site: number of the row in which it ends, what it is, and when it begins and ends."""
+
+    number: int
+    task: tuple[RoundNumber, Attempt]
+    begins: float
+    ends: float
 
 
 class Agenda:
@@ -43,7 +57,7 @@ class Agenda:
         self._heap: list[Row] = []
         self._sequence = itertools.count()
         self._timer: float | None = None
-        self._due: dict[SiteName, int] = {}
+        self._due: dict[SiteName, Due] = {}
         self._evaluating: set[int] = set()
 
     # --- in
@@ -54,19 +68,36 @@ class Agenda:
         heapq.heappush(self._heap, (at, site, number, event))
         return number
 
-    def note_loss(self, at: float, site: SiteName, event: events.SiteLost, action: events.AskTrain) -> None:
-        """Note that a site is lost while it has a task."""
-        self._note_overdue(at, site, action)
-        self.note(at, site, event)
-
     def note_end(self, at: float, site: SiteName, event: events.Event, action: events.AskTrain) -> None:
-        """Note how and when a site's task ends, and that it will have had its time before, if it will."""
+        """Note how and when a site's task ends, or the site is lost, and that it will have had its time before."""
+        begins = self.free_at(site)
         self._note_overdue(at, site, action)
-        self.resume_end(at, site, event)
+        self.resume_end(at, site, event, (action.round, action.attempt), begins=begins)
 
-    def resume_end(self, at: float, site: SiteName, event: events.Event) -> None:
-        """Note how and when a task ends that an earlier run gave."""
-        self._due[site] = self.note(at, site, event)
+    def resume_end(
+        self,
+        at: float,
+        site: SiteName,
+        event: events.Event,
+        task: tuple[RoundNumber, Attempt],
+        *,
+        begins: float = -math.inf,
+    ) -> None:
+        """Note how and when a task ends, such as one that an earlier run gave."""
+        self._due[site] = Due(self.note(at, site, event), task, begins, at)
+
+    def free_at(self, site: SiteName) -> float:
+        """Return when a site begins what it is asked now (rule 4)."""
+        due = self._due.get(site)
+        if due is None or due.ends <= self.clock:
+            return self.clock
+        return due.begins if due.begins > self.clock else due.ends
+
+    def call_off(self, site: SiteName) -> None:
+        """Have a site not begin what it has not begun; that it is done shows when it would have."""
+        due = self._due.get(site)
+        if due is not None and due.begins > self.clock:
+            self.resume_end(due.begins, site, events.SiteFree(site, *due.task), due.task)
 
     def note_evaluation(self, at: float, site: SiteName, event: events.Event) -> None:
         """Note when a site has evaluated, or failed to."""
@@ -114,7 +145,12 @@ class Agenda:
 
     def means_something(self, site: SiteName, number: int) -> bool:
         """Tell whether an end of a task, or of an evaluation, is still waited for (rule 3)."""
-        return number in self._evaluating or self._due.get(site) == number
+        return number in self._evaluating or self.ended(site, number) is not None
+
+    def ended(self, site: SiteName, number: int) -> tuple[RoundNumber, Attempt] | None:
+        """Return the site's latest task if it ends with this row; None: the row is of something else."""
+        due = self._due.get(site)
+        return due.task if due is not None and due.number == number else None
 
     def forget_evaluations(self) -> None:
         """Drop answers about a candidate that come after the deadline: they must not pass for those about the next."""
@@ -126,3 +162,10 @@ class Agenda:
     def of(self, sites: Collection[SiteName]) -> list[Row]:
         """Return what is to come of some sites, in no order."""
         return [row for row in self._heap if row[1] in sites]
+
+    def at_work(self) -> list[tuple[Due, Row]]:
+        """Return the tasks that have not ended, with the rows of their ends, in the order of the rows."""
+        rows = ((self._due.get(row[1]), row) for row in self._heap)
+        return sorted(
+            ((due, row) for due, row in rows if due is not None and due.number == row[2]), key=lambda pair: pair[1][:3]
+        )

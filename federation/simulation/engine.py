@@ -12,8 +12,8 @@ Rules:
 5. What a committed synchronous round leaves to be written down (its record, the run folder, whoever listens) is done
    when the tasks of the next round are with the workers, or when there are none; always before an answer of theirs is
    looked at. If the run is to stop by then, those tasks are as if they had never been given.
-6. Between two synchronous rounds nothing is under way. Between two steps of an asynchronous method much is: `under_way`
-   says what, and `resume` goes on with it.
+6. Between two synchronous rounds only those are at work who were late; when they are done the machine is told that they
+   are free. Between two steps of an asynchronous method much is under way: `under_way` says what, `resume` goes on.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from federation.rounds import events
 from federation.rounds.admission import NormWindow, check_norm
 from federation.rounds.asynchronous import AsyncMachine
 from federation.rounds.events import Phase
+from federation.rounds.machine import RoundMachine
 from federation.simulation.agenda import Agenda
 from federation.simulation.book import RoundBook, Update
 from federation.simulation.roles import NoSpans
@@ -36,7 +37,7 @@ from federation.simulation.site_work import SiteWork
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from federation.names import RoundNumber, SiteName
+    from federation.names import Attempt, RoundNumber, SiteName
     from federation.plan import ExperimentSpec
     from federation.rounds.history import RoundRecord
     from federation.simulation.bench import Failure
@@ -121,6 +122,7 @@ class Engine:
         self._round_began = 0.0
         self._finish: events.Finish | None = None
         self._unwritten: Callable[[], None] | None = None
+        self._at_work: dict[SiteName, tuple[RoundNumber, Attempt]] = {}
 
     def run(self) -> events.Finish | None:
         """Run to the end and return it; None if `is_stopping` said so first.
@@ -136,7 +138,8 @@ class Engine:
                 self.absent.setdefault(site, self._script.joining(site))
             if self.absent.get(site, 0) <= self._machine.round:
                 self.absent.pop(site, None)
-                self.agenda.note(-math.inf, site, events.SiteReady(site))  # before anything that was under way
+                # Before anything that was under way.
+                self.agenda.note(-math.inf, site, events.SiteReady(site, self._at_work.get(site)))
         try:
             while self._finish is None:
                 while self._actions:
@@ -163,6 +166,7 @@ class Engine:
     def resume(self, under_way: UnderWay) -> None:
         """Go on with what an earlier run left; before `run`, with a machine that knows of it."""
         self._work.resume(under_way)
+        self._at_work = {site: under_way.asked[site] for site in under_way.training}
 
     # --- events in
 
@@ -195,12 +199,18 @@ class Engine:
             return event
         elif not self.agenda.means_something(site, number):
             return None
+        elif (task := self.agenda.ended(site, number)) and self._is_over(site):
+            return events.SiteFree(site, *task)
         elif isinstance(event, events.UpdateAdmitted) and site in self._work.updates:
             try:
                 check_norm(self._work.updates[site].norm, self._spec.plan, self.norms)
             except UpdateRejectedError as error:
                 return events.UpdateRefused(site, str(error), error.norm)
         return event
+
+    def _is_over(self, site: SiteName) -> bool:
+        """Whether nobody awaits the end of a site's task any more."""
+        return isinstance(self._machine, RoundMachine) and not self._machine.is_asked(site)
 
     # --- actions out
 

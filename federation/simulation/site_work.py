@@ -7,10 +7,12 @@ Rules:
 2. An update is checked as the aggregator does; what is wrong with it shows when it would have come.
 3. A slot is taken as its task is given, and free again when there is no update, or when it is settled.
 4. What sites keep is promoted for updates that counted, and dropped for the others.
+5. A site that is late ends what it has begun before it begins what it is asked next, as a trainer does.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from federation.names import Attempt, SiteName
     from federation.plan import ExperimentSpec
-    from federation.simulation.agenda import Agenda
+    from federation.simulation.agenda import Agenda, Due, Row
     from federation.simulation.bench import EvaluateAnswer, Failure, TrainAnswer
     from federation.simulation.executors import Executor
     from federation.simulation.models import Models
@@ -156,11 +158,11 @@ class SiteWork:
 
     def _end_of(self, site: SiteName, fate: Fate, down: int, action: events.AskTrain) -> None:
         """What a script says instead of an answer; it shows once the site would have begun."""
-        at = self._agenda.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
+        at = self._agenda.free_at(site) + self._times.evaluation_s(bytes_down=down) + fate.delay_s
         if fate.end == "lose":
             self.leaving[site] = fate.back
             self._book.held.pop(site, None)
-            self._agenda.note_loss(at, site, events.SiteLost(site, "lost by the script"), action)
+            self._agenda.note_end(at, site, events.SiteLost(site, "lost by the script"), action)
         else:
             self._agenda.note_end(at, site, events.SiteFailed(site, "failed by the script"), action)
 
@@ -170,10 +172,10 @@ class SiteWork:
             assert answer.failure is not None  # noqa: S101 - an answer is one or the other
             self._free.append(slot)
             self._fail(action.round, site, answer.failure)
-            at = self._agenda.clock + self._times.evaluation_s(bytes_down=down) + fate.delay_s
+            at = self._agenda.free_at(site) + self._times.evaluation_s(bytes_down=down) + fate.delay_s
             self._agenda.note_end(at, site, events.SiteFailed(site, answer.failure.error_class), action)
             return
-        at = self._agenda.clock + fate.delay_s
+        at = self._agenda.free_at(site) + fate.delay_s
         at += self._times.training_s(
             site=site,
             seed=self._spec.plan.seed,
@@ -210,7 +212,11 @@ class SiteWork:
         """Have sites evaluate the candidate, and note what they say."""
         sent, step = self._models.candidate_sent, self._models.candidate_step
         downs = {site: self._book.send(site, sent, step) for site in action.sites}
-        at = {site: self._agenda.clock + self._times.evaluation_s(bytes_down=down) for site, down in downs.items()}
+        at = {
+            site: self._agenda.free_at(site) + self._times.evaluation_s(bytes_down=down) for site, down in downs.items()
+        }
+        for site in action.sites:
+            self._agenda.call_off(site)
         generation = self._models.next_generation
         orders = [EvaluateOrder(site, action.round, generation) for site in action.sites]
         with self._spans.span("evaluate"):
@@ -246,7 +252,7 @@ class SiteWork:
         """Return what goes on beyond the round that is being committed; to be asked while it is."""
         machine = self._machine
         if not isinstance(machine, AsyncMachine):
-            return UnderWay()
+            return UnderWay(flights=tuple(self._late(due, row) for due, row in self._agenda.at_work()))
         training = machine.training
         rows = self._agenda.of(training)
         coming = {site: (at, event) for at, site, _, event in rows if not isinstance(event, events.TaskOverdue)}
@@ -264,6 +270,12 @@ class SiteWork:
             for flight in flights
         ]
         return UnderWay(flights=tuple(flights), versions=versions)
+
+    def _late(self, due: Due, row: Row) -> Flight:
+        at, site, _, event = row
+        back = self.leaving.get(site, 0)
+        begins = due.begins if due.begins > self._agenda.clock else None
+        return Flight(site=site, round=due.task[0], attempt=due.task[1], at=at, event=event, back=back, begins=begins)
 
     def _flight(
         self, site: SiteName, task: tuple[RoundNumber, Attempt], at: float | None, event: events.Event | None
@@ -292,7 +304,8 @@ class SiteWork:
             if flight.back:
                 self.leaving[site] = flight.back
             if flight.at is not None and flight.event is not None:
-                self._agenda.resume_end(flight.at, site, flight.event)
+                begins = -math.inf if flight.begins is None else flight.begins
+                self._agenda.resume_end(flight.at, site, flight.event, (flight.round, flight.attempt), begins=begins)
             if flight.overdue_at is not None:
                 self._agenda.note(flight.overdue_at, site, events.TaskOverdue(site, flight.round, flight.attempt))
             if flight.trained is None:

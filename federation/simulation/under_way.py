@@ -1,7 +1,8 @@
-"""What is under way between two rounds of an asynchronous simulation: who trains from which version, what comes when.
+"""What is under way between two rounds of a simulation: who trains from which version, what comes when.
 
-Between two synchronous rounds nothing is. With it a run that was stopped goes on as if it had not been: the same
-answers come at the same simulated times, and what waits in the buffer waits in the same order.
+Between two synchronous rounds those are at work who were late, on what counts no more. With this a run that was stopped
+goes on as if it had not been: the same answers come at the same simulated times, and what waits in the buffer waits in
+the same order.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _EVENTS = {"admitted": events.UpdateAdmitted, "refused": events.UpdateRefused, "failed": events.SiteFailed,
-           "lost": events.SiteLost}  # fmt: skip
+           "lost": events.SiteLost, "free": events.SiteFree}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class Flight:
         is_overdue: it holds no place among those that train at once any more.
         overdue_at: simulated time from which it will hold none; None if it holds none now, or ends before.
         payloads: its update, as encoded.
+        begins: simulated time at which the site begins it; None if it has.
     """
 
     site: SiteName
@@ -51,6 +53,7 @@ class Flight:
     is_overdue: bool = False
     overdue_at: float | None = None
     payloads: Mapping[PayloadName, bytes] = field(default_factory=dict)
+    begins: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +145,7 @@ def _to_json(flight: Flight) -> dict[str, Any]:
         "has_pending": flight.has_pending,
         "is_overdue": flight.is_overdue,
         "overdue_at": flight.overdue_at,
+        "begins": flight.begins,
         "trained": None if flight.trained is None else asdict(flight.trained),
         "payloads": {name: len(data) for name, data in flight.payloads.items()},
     }
@@ -167,6 +171,7 @@ def _from_json(row: dict[str, Any], reader: _Reader) -> Flight:
         has_pending=bool(row["has_pending"]),
         is_overdue=bool(row.get("is_overdue", False)),
         overdue_at=None if row.get("overdue_at") is None else float(row["overdue_at"]),
+        begins=None if row.get("begins") is None else float(row["begins"]),
         trained=None if row["trained"] is None else Trained(**row["trained"]),
         payloads={PayloadName(name): reader.take(size) for name, size in row["payloads"].items()},
     )

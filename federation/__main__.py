@@ -1,6 +1,6 @@
 """``python -m federation`` is the ``federation`` command."""
 
-from federation.client.command import main
+from federation.client.start import main
 
 if __name__ == "__main__":
     main()

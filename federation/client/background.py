@@ -61,7 +61,7 @@ class BackgroundLoop:
             if not self._is_closing:
                 raise
             raise self._refusal() from None
-        except (KeyboardInterrupt, SystemExit):
+        except BaseException:  # of the coroutine, then nothing is left to cancel; or of a signal's handler
             future.cancel()
             raise
 

@@ -339,15 +339,28 @@ def root(
 
 
 def main() -> None:
-    """Run the command; errors are one line on standard error and an exit code."""
-    # SIGTERM unwinds like Ctrl-C, so that what a command started is ended by it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Run the command; errors are one line on standard error and an exit code.
+
+    SIGTERM is Ctrl-C with an exit code of its own: whatever stops in good order at the one does at the other, and an
+    experiment that is being imported is not taken for the one that exits.
+    """
+    terminated: list[int] = []
+
+    def terminate(number: int, _: object) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # why a handshake failed is in our line, not in one of gRPC's too
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # into a file on Windows, or in a bare locale, ✓ has no bytes
             stream.reconfigure(errors="replace")
     try:
         app()
+    except SystemExit as ending:
+        if terminated and ending.code == Exit.INTERRUPTED:
+            raise SystemExit(128 + terminated[0]) from None
+        raise
     except FederationError as error:
         print(f"federation: {error}", file=sys.stderr)
         raise SystemExit(int(exit_for(error))) from error

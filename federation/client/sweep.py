@@ -8,7 +8,8 @@
 4. A cell that another command runs now is left to it: a sweep that finds one at its start is refused before it starts
    any, and one that comes to it later counts it as failed, with the exit code of what is refused. A log is locked from
    before its cell starts until the cell has ended, so of two sweeps that start one together the second is refused too.
-5. Ctrl-C starts no further cell, lets each running one end its round and keep a checkpoint, and a second one ends them.
+5. Ctrl-C, or SIGTERM, starts no further cell, lets each running one end its round and keep a checkpoint, and a second
+   one ends them. So does a sweep that cannot go on, such as one whose reader has gone: nothing is left running.
 
 Each child is waited for by a thread of its own; nothing is polled. What it prints goes to ``OUT/<digest>.log``.
 """
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from federation.client.exits import exit_for
 from federation.client.runs import code_of, is_finished
+from federation.client.saving import writing
 from federation.errors import ConflictError
 from federation.storage.disk import try_lock
 from federation.storage.ownership import check_free
@@ -107,9 +109,11 @@ class Sweep:
 
         Raises:
             ConflictError: one of them is being run, or was run with other code; nothing was started.
+            StorageError: the folder of the run folders cannot be made.
             KeyboardInterrupt: Ctrl-C; the running cells have kept checkpoints, and the text says how many are left.
         """
-        self._out.mkdir(parents=True, exist_ok=True)
+        with writing(self._out):
+            self._out.mkdir(parents=True, exist_ok=True)
         done: dict[Path, Finished] = {}
         waiting: deque[Cell] = deque()
         code = code_digest(self._experiment)
@@ -141,6 +145,9 @@ class Sweep:
                     self._end(signal.SIGTERM)
                 left = f"{len(cells) - len(done)} of {len(cells)} runs are left"
                 raise KeyboardInterrupt(f"interrupted; {left}: the same command goes on with them") from None
+            except BaseException:  # of `on_finished`, perhaps: nobody reads any more what we print
+                self._end(signal.SIGINT)
+                raise
         return [done[self.folder_of(cell)] for cell in cells]
 
     def _check_code(self, folder: Path, code: str) -> None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -27,6 +28,9 @@ COMMANDS = (
     "quickstart", "pki", "submit", "list", "show", "watch", "cancel", "release", "logs", "download", "report", "envoys",
     "doctor", "simulate", "compare", "sweep",
 )  # fmt: skip
+
+
+INTERRUPTED = "federation: interrupted; what runs elsewhere goes on\n"
 
 
 def run(*arguments: str, home: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -142,15 +146,11 @@ def test_the_command_runs_as_a_module_and_the_package_shows_its_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "words"),
-    [
-        (signal.SIGINT, Exit.INTERRUPTED, "federation: interrupted; what runs elsewhere goes on\n"),
-        (signal.SIGTERM, 128 + signal.SIGTERM, ""),
-    ],
+    ("number", "code"), [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, 128 + signal.SIGTERM)]
 )
 @pytest.mark.parametrize("command", [("watch",), ("logs", "--follow")])
 def test_a_command_stopped_while_it_waits_for_an_answer_says_that_what_runs_goes_on(
-    tmp_path: Path, number: int, code: int, words: str, command: tuple[str, ...]
+    tmp_path: Path, number: int, code: int, command: tuple[str, ...]
 ) -> None:
     now, identity = time.time(), Identity(federation=FederationName("demo"), role=Role.USER, name="alice")
     authority = CertificateAuthority.create(FederationName("demo"), tmp_path / "ca", now=now)
@@ -170,4 +170,33 @@ def test_a_command_stopped_while_it_waits_for_an_answer_says_that_what_runs_goes
             with silent.accept()[0]:  # not closed before it was stopped: it would be away
                 watching.send_signal(number)
                 _, said = watching.communicate(timeout=30)
-    assert (watching.returncode, said) == (code, words)
+    assert (watching.returncode, said) == (code, INTERRUPTED)
+
+
+def test_sigterm_while_an_experiment_is_imported_is_no_fault_of_the_experiment(tmp_path: Path) -> None:
+    (tmp_path / "experiment.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    done = run("simulate", str(tmp_path), home=tmp_path)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "federation: interrupted\n")
+
+
+IMPORTING = """
+import importlib.abc, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupting(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "federation.client.command":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+from federation.client.start import main
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_still_loads_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (Exit.INTERRUPTED, "", INTERRUPTED)
+
+
+def test_the_installed_command_starts_where_ctrl_c_is_minded() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"]["federation"] == "federation.client.start:main"

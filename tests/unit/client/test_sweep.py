@@ -19,7 +19,7 @@ import pytest
 from federation.client.exits import Exit
 from federation.client.grid import make_grid
 from federation.client.sweep import Finished, Sweep
-from federation.errors import ConflictError
+from federation.errors import ConflictError, StorageError
 from federation.storage.ownership import owned
 from federation.training.importing import code_digest
 
@@ -226,3 +226,36 @@ def test_ctrl_c_lets_a_running_cell_stop_by_itself_and_starts_no_other(tmp_path:
     assert len(list((tmp_path / "runs").glob("*.stopped"))) == 1
     assert len(list((tmp_path / "runs").glob("*.log"))) == 1
     assert (tmp_path / "said").read_text() == "interrupted; 2 of 2 runs are left: the same command goes on with them"
+
+
+MIXED = """
+import sys
+if "a=1" in " ".join(sys.argv):
+    open(READY, "rb").read(1)  # the other has begun
+    sys.exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
+def test_a_sweep_that_cannot_say_what_ended_leaves_nothing_running(tmp_path: Path) -> None:
+    ready_file = tmp_path / "ready"
+    os.mkfifo(ready_file)
+    (tmp_path / "mixed.py").write_text((MIXED + WAITING).replace("READY", repr(str(ready_file))))
+    out = tmp_path / "runs"
+    command = [sys.executable, str(tmp_path / "mixed.py")]
+    sweep = Sweep(tmp_path, shared=[], out=out, parallel=2, command=command)
+
+    def show(finished: Finished) -> None:
+        raise BrokenPipeError  # whoever read it, such as `head`, has gone
+
+    first, second = make_grid([("a", ["1", "2"])])
+    with pytest.raises(BrokenPipeError):
+        sweep.run([first, second], show)
+    assert sweep.folder_of(second).with_suffix(".stopped").exists()
+
+
+def test_a_folder_for_runs_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    sweep = Sweep(tmp_path, shared=[], out=tmp_path / "file" / "runs")
+    with pytest.raises(StorageError, match=r"cannot write .*/file/runs: Not a directory"):
+        sweep.run(make_grid([]), lambda finished: None)

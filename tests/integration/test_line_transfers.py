@@ -326,26 +326,34 @@ async def test_an_aggregator_killed_in_the_middle_of_a_line_is_met_by_the_next_a
     assert (weight(built) == 0.5).all()
 
 
+@contextlib.contextmanager
+def files_of_at_most(nbytes):
+    """Let nothing in this process make a file longer, as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 async def test_a_full_disk_under_the_spool_in_the_middle_of_a_line_is_named(tmp_path):
     built = build(tmp_path, max_failures=1)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    async with Cable(stall_after={UP: 1 << 20}) as cable, built.aggregator() as running:
-        async with made(built, tmp_path, running, cable=cable) as site:
-            await begin(site)
-            try:
-                for _ in range(2):
-                    header, payloads = update_of(site, await site.next_task())
-                    cable.stalled.clear()
-                    cable.go_on.clear()
-                    async with stalled(cable, site.send(None, header, payloads)) as sending:
-                        resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, limits[1]))
-                        cable.go_on.set()
-                        with pytest.raises(StorageError):
-                            await sending
-                        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            record = await running.ended()
+    async with (
+        Cable(stall_after={UP: 1 << 20}) as cable,
+        built.aggregator() as running,
+        made(built, tmp_path, running, cable=cable) as site,
+    ):
+        await begin(site)
+        for _ in range(2):
+            header, payloads = update_of(site, await site.next_task())
+            cable.stalled.clear()
+            cable.go_on.clear()
+            async with stalled(cable, site.send(None, header, payloads)) as sending:
+                with files_of_at_most(2 << 20), pytest.raises(StorageError):
+                    cable.go_on.set()
+                    await sending
+        record = await running.ended()
     assert record.outcome == "failed" and "DiskFullError" in record.reason
 
 

@@ -125,6 +125,7 @@ def test_an_example_completes_with_every_site_it_plans_for(
     with local.connect() as client:
         details = client.show(completed[example])
     planned = len(SITES) if example == "digits_cnn" else len(HOSPITALS)
+    assert [entry.round for entry in details.rounds] == [1, 2]
     # Sites that offer the data beyond those wanted may join late, and then take part too.
     assert all(len(entry.contributions) >= planned for entry in details.rounds)
     assert all(part.outcome == "counted" for entry in details.rounds for part in entry.contributions)

@@ -9,6 +9,9 @@ Rules:
    what is held. An answer has the epoch of the session in which it is given.
 3. A newer asking makes waiting older ones void; if the present work only fetches or sends for an older one, it is
    ended.
+4. Being asked to evaluate a round says that it takes no more updates: who is late does not begin to train for it. What
+   was trained already is sent all the same, for it may have counted. Should an aggregator that was started again ask
+   once more, that is a new asking.
 """
 
 from __future__ import annotations
@@ -143,10 +146,14 @@ class Desk:
             if order.is_training and self._present is not None and self._present.is_same(order):
                 self.work.asked_again()
             return
-        for void in [each for each in self._waiting if isinstance(each, TaskOrder) and self._is_void(each)]:
+        waiting = [each for each in self._waiting if isinstance(each, TaskOrder)]
+        for void in [each for each in waiting if self._is_void(each) or _is_too_late(each, order)]:
             self._waiting.remove(void)
         self._waiting.append(order)
         self._interrupt_void()
+        present = self._under_way
+        if present is not None and _is_too_late(present, order) and self.work.is_fetching(present):
+            self._interrupt()
         self._news.set()
 
     def post_verdict(self, message: aggregator_pb2.Verdict) -> None:
@@ -322,10 +329,18 @@ class Desk:
         return order.asking.round < self.progress.round
 
     def _interrupt_void(self) -> None:
-        if self._job is not None and self._present is not None and self._is_void(self._present):
-            if self.work.is_interruptible:
-                self._job.cancel()
+        if self._present is not None and self._is_void(self._present):
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._job is not None and self.work.is_interruptible:
+            self._job.cancel()
 
     @property
     def _epoch(self) -> Epoch:
         return self.progress.epoch
+
+
+def _is_too_late(order: TaskOrder, heard: TaskOrder) -> bool:
+    """Whether a task is to train for a round whose model is to be evaluated already (rule 4)."""
+    return order.is_training and not heard.is_training and order.asking.round <= heard.asking.round

@@ -89,6 +89,10 @@ class Work:
         """Whether cancelling the present task costs nothing: it fetches or sends."""
         return self._left_trainer.is_set()
 
+    def is_fetching(self, order: TaskOrder) -> bool:
+        """Whether what a train task needs is still being fetched, if it is the present one: nothing is trained yet."""
+        return self.is_interruptible and (self.retained is None or not answers(self.retained, order))
+
     async def interruptible(self) -> None:
         """Return once cancelling costs nothing, which need not last."""
         await self._left_trainer.wait()

@@ -186,6 +186,18 @@ def test_a_site_that_is_too_slow_is_left_out_of_the_round_and_it_is_said(trial: 
     assert run.gate.count("train south 1") == 1
 
 
+def test_a_site_that_is_too_slow_costs_its_rounds_no_evaluation_and_takes_part_when_it_is_done(trial: Any) -> None:
+    plan = {"rounds": 3, "quorum": 1, "minimum_sites": 1, "deadline_s": 5.0}
+    run = trial.submit(plan=plan, holds={"south": [1]})
+    run.until_round(2)
+    run.gate.open("south")
+    details = run.complete()
+    silent = {"south": "still at work since round 1"}
+    assert [one.unevaluated for one in details.rounds] == [silent, silent, {}]
+    assert [one.contributions[1].outcome for one in details.rounds] == ["late", "late", "counted"]
+    assert [run.gate.count(f"train south {number}") for number in (1, 2, 3)] == [1, 0, 1]
+
+
 def test_a_failing_task_says_its_class_and_nothing_of_the_patient(trial: Any) -> None:
     run = trial.submit(plan={"quorum": 1, "minimum_sites": 1}, fails=["south"])
     details = run.complete()

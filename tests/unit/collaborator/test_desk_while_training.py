@@ -30,13 +30,20 @@ class BusyWork:
     """A trainer that is at each train task until it may end."""
 
     retained = None
-    is_interruptible = False
 
     def __init__(self) -> None:
+        self.stage = "training"
         self.shard = trainer_pb2.TrainerPrepared(train_examples=5, validation_examples=2)
         self.done: list[str] = []
         self.began = asyncio.Event()
         self.may_end = asyncio.Event()
+
+    @property
+    def is_interruptible(self) -> bool:
+        return self.stage != "training"
+
+    def is_fetching(self, order: TaskOrder) -> bool:
+        return self.stage == "fetching"
 
     async def prepare(self, base: object) -> None:
         pass
@@ -44,7 +51,11 @@ class BusyWork:
     async def train(self, order: TaskOrder) -> None:
         self.done.append(f"train {order.asking}")
         self.began.set()
-        await self.may_end.wait()
+        try:
+            await self.may_end.wait()
+        except asyncio.CancelledError:
+            self.done[-1] += ", interrupted"
+            raise
 
     async def evaluate(self, order: TaskOrder) -> pb.EvaluationResult:
         self.done.append(f"evaluate {order.asking.round}")
@@ -129,3 +140,54 @@ async def test_a_site_that_has_ended_its_task_says_that_it_is_at_none(scene: Sce
 async def test_a_site_is_at_no_task_before_it_was_asked(scene: Scene) -> None:
     await asyncio.sleep(0)
     assert await scene.ready() == (0, 0)
+
+
+async def test_a_site_that_is_late_does_not_begin_to_train_for_a_round_that_is_evaluated_already(scene: Scene) -> None:
+    await scene.train(1)
+    scene.ask(TRAIN, 2)
+    scene.ask(EVALUATE, 2)
+    scene.work.may_end.set()
+    await scene.said.heard.wait()
+    assert scene.work.done == ["train round 1", "evaluate 2"]
+
+
+async def test_a_round_that_was_evaluated_is_trained_for_if_it_is_asked_once_more(scene: Scene) -> None:
+    """An aggregator that was ended while the round was evaluated is in it again when it has started."""
+    await scene.train(1)
+    scene.ask(TRAIN, 2)
+    scene.ask(EVALUATE, 2)
+    scene.ask(TRAIN, 2)
+    scene.work.began.clear()
+    scene.work.may_end.set()
+    await scene.work.began.wait()
+    assert scene.work.done == ["train round 1", "evaluate 2", "train round 2"]
+
+
+async def test_a_task_for_a_later_round_is_kept_when_an_evaluation_is_heard(scene: Scene) -> None:
+    await scene.train(1)
+    scene.ask(EVALUATE, 1)
+    scene.ask(TRAIN, 2)
+    scene.work.began.clear()
+    scene.work.may_end.set()
+    await scene.work.began.wait()
+    assert scene.work.done == ["train round 1", "train round 2"]
+
+
+STAGES = {
+    "fetching": "train round 1, interrupted",
+    "training": "train round 1",
+    "sending": "train round 1",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_when_an_evaluation_is_heard_training_and_sending_go_on_and_fetching_does_not(
+    scene: Scene, stage: str
+) -> None:
+    scene.work.stage = stage
+    await scene.train(1)
+    scene.ask(EVALUATE, 1)
+    if stage != "fetching":
+        scene.work.may_end.set()
+    await scene.said.heard.wait()
+    assert scene.work.done == [STAGES[stage], "evaluate 1"]

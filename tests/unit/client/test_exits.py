@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from federation import errors
@@ -21,6 +23,8 @@ def every_error() -> list[type[errors.FederationError]]:
 def make(kind: type[errors.FederationError]) -> errors.FederationError:
     if kind is errors.UpdateRejectedError:
         return errors.UpdateRejectedError(errors.Refusal.NORM, "too large")
+    if kind is errors.DiskFullError:
+        return errors.DiskFullError(Path("models"), 8, 0)
     return kind("ValueError")
 
 
@@ -42,6 +46,7 @@ EXPECTED = {
     errors.TaskError: Exit.FAILURE,
     errors.PrivacyError: Exit.REFUSED,
     errors.StorageError: Exit.FAILURE,
+    errors.DiskFullError: Exit.FAILURE,
 }
 
 

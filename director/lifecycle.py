@@ -82,8 +82,7 @@ def check(experiment: str, current: ExperimentState, to: ExperimentState) -> boo
     if current is to:
         return False
     if not is_allowed(current, to):
-        can = ", ".join(sorted(state.value for state in TRANSITIONS[current])) or "nothing: it has ended"
-        raise ConflictError(
-            f"experiment {experiment} is {current.value} and cannot become {to.value}; it can become {can}"
-        )
+        can = ", ".join(sorted(state.value for state in TRANSITIONS[current]))
+        why = f"; it can become {can}" if can else ": it has ended"
+        raise ConflictError(f"experiment {experiment} is {current.value} and cannot become {to.value}{why}")
     return True

@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 from federation import __version__
 from federation.client import pki_commands, research, simulating
 from federation.client.exits import Exit, exit_for
-from federation.errors import FederationError
+from federation.errors import FederationError, TransportError
 from federation.names import ExperimentState  # noqa: TC001 - typer reads it at run time
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ def list_experiments(
         print(views.to_json(found))
         return
     Console().print(experiments_table(found))
+    if not found:
+        print("no experiment found", file=sys.stderr)
     if len(found) == limit:
         print(f"the newest {limit}; there may be more: --limit", file=sys.stderr)
 
@@ -222,14 +224,17 @@ def logs(
             is_empty = False
             print(json.dumps({"line": line}) if as_json else line, flush=True)
     if site and is_empty:
-        print(f"{site} released no lines: its owner decides, with release_logs in envoy.toml", file=sys.stderr)
+        print(
+            f"{site} released no lines: none were printed there, or its owner keeps them (release_logs in envoy.toml)",
+            file=sys.stderr,
+        )
 
 
 @app.command()
 def download(
     experiment: ExperimentArgument,
     artifact: Annotated[str, typer.Argument(help="Artifact name; `show` lists them.")] = "best.safetensors",
-    output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")] = Path(),
+    output: Annotated[str, typer.Option("--output", "-o", help="File or folder to write.")] = ".",
     run: Annotated[bool, typer.Option("--run", help="Write a run folder instead, for `compare`.")] = False,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
@@ -237,14 +242,15 @@ def download(
     """Download a model, the history or another artifact; a cut download goes on where it stopped."""
     from federation.client import views
     from federation.client.progress import TransferBar
+    from federation.client.saving import target_of
 
     with _connect(profile) as federation, TransferBar(Console(stderr=True)) as bar:
         if run:
-            folder = federation.download_run(experiment, output / experiment if output == Path() else output)
+            folder = federation.download_run(experiment, experiment if Path(output) == Path() else output)
             print(json.dumps({"run": str(folder)}) if as_json else str(folder))
             return
-        fetched = federation.download(experiment, artifact, output, progress=bar)
-    path = output / artifact if output.is_dir() else output
+        path = target_of(output, artifact)
+        fetched = federation.download(experiment, artifact, path, progress=bar)
     print(views.to_json(fetched) if as_json else str(path))
 
 
@@ -252,7 +258,7 @@ def download(
 def report(
     experiment: ExperimentArgument,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File or folder to write; default EXPERIMENT.html.")
+        str | None, typer.Option("--output", "-o", help="File or folder to write; default EXPERIMENT.html.")
     ] = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
@@ -260,10 +266,11 @@ def report(
     """Write a self-contained HTML page about an experiment."""
     from federation.client import views
     from federation.client.report import write_report
+    from federation.client.saving import target_of
 
     with _connect(profile) as federation:
         details = federation.show(experiment)
-    path = write_report(details, output or Path(f"{experiment}.html"))
+    path = write_report(details, target_of(output or ".", f"{details.summary.experiment}.html"))
     print(views.to_json(details) if as_json else str(path))
 
 
@@ -362,7 +369,8 @@ def main() -> None:
             raise SystemExit(128 + terminated[0]) from None
         raise
     except FederationError as error:
-        print(f"federation: {error}", file=sys.stderr)
+        hint = "; `federation doctor` looks for the reason" if isinstance(error, TransportError) else ""
+        print(f"federation: {error}{hint}", file=sys.stderr)
         raise SystemExit(int(exit_for(error))) from error
     except OSError as error:
         if error.errno != errno.ENOSPC:

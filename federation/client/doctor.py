@@ -112,8 +112,9 @@ def check_reachable(address: str) -> Finding:
     except ConfigurationError as error:
         return _bad("reachable", str(error), "mend `address` in the profile")
     except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or str(error)
         return _bad(
-            "reachable", f"{address}: {error}", "check address, name resolution, firewall, and that the director runs"
+            "reachable", f"{address}: {what}", "check address, name resolution, firewall, and that the director runs"
         )
 
 

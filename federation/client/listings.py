@@ -24,15 +24,23 @@ if TYPE_CHECKING:
 def experiments_table(found: Sequence[views.ExperimentSummary]) -> Table:
     """Return the table of `federation list`."""
     has_projects = any(row.project != "default" for row in found)
-    project = ("project",) if has_projects else ()
-    table = _table("experiment", *project, "by", "state", "rounds", "sites", "reason", whole=("experiment", "state"))
+    has_reasons = not all(_went_as_planned(row) for row in found)
+    project, reason = ("project",) if has_projects else (), ("reason",) if has_reasons else ()
+    names = ("experiment", *project, "by", "state", "rounds", "sites", *reason)
+    table = _table(*names, whole=("experiment", "by", "state"))
     for row in found:
         rounds = f"{row.rounds_done}/{row.rounds_planned}"
         state = row.state + ("\n(degraded)" if row.degraded else "")
         named = (row.project,) if has_projects else ()
         sites = named_or_counted(row.sites)
-        table.add_row(row.experiment, *named, row.submitted_by, state, rounds, sites, printable(row.reason))
+        why = (printable(row.reason),) if has_reasons else ()
+        table.add_row(row.experiment, *named, row.submitted_by, state, rounds, sites, *why)
     return table
+
+
+def _went_as_planned(row: views.ExperimentSummary) -> bool:
+    """Whether its reason says nothing that state and rounds do not: all are done, with as many sites as planned."""
+    return row.state == "completed" and not row.degraded and row.rounds_done == row.rounds_planned
 
 
 def sites_table(details: views.ExperimentDetails) -> Table:

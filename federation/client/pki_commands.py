@@ -218,7 +218,10 @@ def revoke(
     if path.is_file():
         serial = parse_certificate(read(path, "certificate"), certificate).serial
     else:
-        serial = parse_serial(certificate)
+        try:
+            serial = parse_serial(certificate)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"there is no certificate file {certificate!r}, and {error}") from error
     is_new = revoke_serial(revoked, serial)
     facts = {"serial": f"{serial:x}", "list": str(revoked), "changed": is_new}
     _print(facts, as_json, f"serial {serial:x} is {'now' if is_new else 'already'} in {revoked}")

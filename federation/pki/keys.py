@@ -34,7 +34,9 @@ def load_key_pem(pem: bytes, what: str) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(f"{what} is not an unencrypted PEM key: {error}") from error
+        # The library's own words are for programmers; of use is whether a password is missing, which is a TypeError.
+        note = ": it is encrypted" if isinstance(error, TypeError) else ""
+        raise ConfigurationError(f"{what} is not an unencrypted PEM key{note}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ConfigurationError(f"{what} is not a P-256 key: make one with `federation pki`")
     return key

@@ -73,7 +73,7 @@ def fingerprint_of_file(path: Path) -> str:
     try:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(f"{path} is not a public key: {error}") from error
+        raise ConfigurationError(f"{path} is not a public key") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ConfigurationError(f"{path} is not a P-256 key: make one with `federation pki signing-key`")
     return fingerprint(public_bytes(key))

@@ -123,13 +123,21 @@ def _without_metadata(code: grpc.StatusCode, text: str, call: str) -> Federation
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return errors.PeerError(f"{call} is not known to the other side: it runs another version or another service")
     if code is grpc.StatusCode.UNAVAILABLE:
-        return errors.TransportError(
-            f"{call} did not reach the other side ({text}). Is it running at this address, and does it trust this "
-            "certificate? A server ends the connection of a client whose certificate is missing, expired or of "
-            "another authority without saying why"
-        )
+        return errors.TransportError(f"{call} did not reach the other side ({text}): {_suspicion(text)}")
     error_class = _FALLBACK.get(code, errors.PeerError)
     return error_class(f"{call} failed with {code.name}: {text}")
+
+
+def _suspicion(text: str) -> str:
+    """Return what to look at when nothing was reached; `text` is gRPC's, which names the system's error last."""
+    if "Connection refused" in text:
+        return "nothing listens at this address. Is it running, and is the address right?"
+    if "DNS resolution failed" in text:
+        return "the host has no address. Is its name right, and is there a network?"
+    return (
+        "is it running at this address, and does it trust this certificate? A server ends the connection of a client "
+        "whose certificate is missing, expired or of another authority without saying why"
+    )
 
 
 def _ascii(text: str) -> str:

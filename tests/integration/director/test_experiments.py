@@ -461,3 +461,15 @@ async def test_watching_goes_on_from_a_cursor_and_ends_after_the_terminal_event(
     assert [event.kind for event in later if event.kind != "assignment"] == ["round", "state"]
     assert later[-1].transition.state == pb.EXPERIMENT_STATE_COMPLETED
     assert beyond == []
+
+
+async def test_a_list_of_nothing_says_so_and_is_an_empty_list_as_json(world: Any) -> None:
+    profile = world.profile(Role.USER, "alice")
+
+    def listed(*more: str) -> tuple[int, str, str]:
+        done = CliRunner().invoke(app, ["list", "--profile", str(profile), *more])
+        return done.exit_code, done.stdout, done.stderr
+
+    code, table, said = await asyncio.to_thread(listed)
+    assert (code, said) == (0, "no experiment found\n") and "experiment" in table
+    assert await asyncio.to_thread(listed, "--json") == (0, "[]\n", "")

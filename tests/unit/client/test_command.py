@@ -128,6 +128,20 @@ def test_a_server_that_speaks_no_tls_is_one_line_without_what_grpc_logs(tmp_path
     assert done.stderr.startswith("federation: ") and done.stderr.count("\n") == 1
 
 
+def test_a_director_that_does_not_run_is_one_line_that_says_what_to_try(tmp_path: Path) -> None:
+    authority = CertificateAuthority.create(FederationName("demo"), tmp_path / "ca", now=time.time())
+    identity = Identity(federation=FederationName("demo"), role=Role.USER, name="alice")
+    issue_identity(authority, identity, tmp_path / "alice", now=time.time())
+    with socket.socket() as bound:  # a port that nobody listens at
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        (tmp_path / "alice" / "client.toml").write_text(f'federation = "demo"\naddress = "{address}"\n')
+        done = run("list", "--profile", str(tmp_path / "alice"), home=tmp_path)
+    assert done.returncode == Exit.UNREACHABLE and done.stderr.count("\n") == 1
+    assert "nothing listens at this address" in done.stderr and "certificate" not in done.stderr
+    assert done.stderr.endswith("; `federation doctor` looks for the reason\n")
+
+
 def test_version_is_printed(tmp_path: Path) -> None:
     from federation import __version__
 

@@ -51,6 +51,24 @@ def test_an_envoy_without_shards_is_listed() -> None:
     assert "offline" in shown and "offers nothing" in shown
 
 
+def test_a_reason_has_a_column_once_one_says_more_than_that_all_rounds_are_done(reply: pb.GetExperimentReply) -> None:
+    summary = dataclasses.replace(
+        views.details_of(reply).summary, experiment="breast-cancer-jm4r1075", submitted_by="researcher",
+        sites=("island", "north", "south"), state="completed", reason="all 2 rounds are committed", degraded=False,
+    )  # fmt: skip
+    lines = drawn(experiments_table([summary])).splitlines()
+    assert "reason" not in lines[1]
+    assert "researcher" in lines[3] and "island, north," in lines[3]
+    failed = dataclasses.replace(summary, state="failed", reason="quorum missed")
+    for row in (
+        failed,
+        dataclasses.replace(summary, rounds_done=1, reason="stopped early"),
+        dataclasses.replace(summary, degraded=True),
+    ):
+        shown = drawn(experiments_table([summary, row]))
+        assert "reason" in shown and "researcher" in shown
+
+
 def test_experiments_fit_80_columns_without_a_broken_word(reply: pb.GetExperimentReply) -> None:
     summary = dataclasses.replace(views.details_of(reply).summary, submitted_by="researcher", state="completed")
     row = dataclasses.replace(summary, experiment="numpy-logistic-p7n7dxux", reason="all 20 rounds are committed")

@@ -251,3 +251,16 @@ def test_what_is_no_token_is_refused_before_anything_is_sent(tmp_path: Path) -> 
     (tmp_path / "x").write_text("hello")
     with pytest.raises(FederationError, match="not a join token"):
         pki("enrol", "x", "--director", "127.0.0.1:1")
+
+
+def test_what_is_neither_a_certificate_file_nor_a_serial_number_is_not_revoked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no certificate file 'certpem', and 'certpem' is not a serial number"):
+        pki("revoke", "certpem")
+    assert not (tmp_path / "revoked.txt").exists()
+
+
+@pytest.mark.parametrize("text", ["nonsense", "-----BEGIN PUBLIC KEY-----\nnonsense\n-----END PUBLIC KEY-----\n"])
+def test_what_is_no_key_is_named_without_a_librarys_own_words(tmp_path: Path, text: str) -> None:
+    (tmp_path / "notes.txt").write_text(text)
+    with pytest.raises(ConfigurationError, match=r"notes.txt is not (an unencrypted PEM|a public) key$"):
+        pki("fingerprint", "notes.txt")

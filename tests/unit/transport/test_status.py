@@ -96,6 +96,28 @@ def test_a_status_made_by_the_library_maps_by_its_code(
     assert type(from_rpc_error(error, "/a.B/C")) is error_class
 
 
+REFUSED = (
+    "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:9: Failed to connect to remote host: "
+)
+
+
+@pytest.mark.parametrize(
+    ("details", "said", "certificates"),
+    [
+        (REFUSED + "Connection refused", "nothing listens at this address", False),
+        ("DNS resolution failed for hub.example.org:8443: C-ares status is not ARES_SUCCESS", "has no address", False),
+        (REFUSED + "Ssl handshake failed: SSL_ERROR_SSL", "does it trust this certificate?", True),
+        ("Socket closed", "does it trust this certificate?", True),
+    ],
+    ids=["refused", "name", "handshake", "closed"],
+)
+def test_certificates_are_suspected_only_where_they_can_be_why(details: str, said: str, certificates: bool) -> None:
+    error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+    text = str(from_rpc_error(error, "/a.B/C"))
+    assert said in text and details in text
+    assert ("certificate" in text) is certificates
+
+
 def test_a_class_unknown_to_the_receiver_maps_by_its_code() -> None:
     metadata = grpc.aio.Metadata(("federation-error", "os.system"))
     error = grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), metadata, "gone")

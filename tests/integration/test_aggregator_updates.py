@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import string
 import time
 
@@ -336,19 +335,14 @@ async def test_another_update_id_begins_anew_and_an_admitted_one_is_only_acknowl
             assert holding.admitted and holding.admitted_update_id == second.update_id
 
 
-async def test_a_full_disk_under_the_spool_costs_the_update_and_is_named(tmp_path):
+async def test_a_full_disk_under_the_spool_costs_the_update_and_is_named(tmp_path, files_of_at_most):
     built = stage(tmp_path, "a", rounds=1, max_failures=1, schema=flat_schema(600_000))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     async with built.aggregator() as running, built.site("site-a", running.address) as site:
         await site.connect()
         await site.ready()
-        try:
-            # No file may grow beyond 1 MB: to the spool that is a disk without room for 2.4 MB.
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+        with files_of_at_most(1 << 20):  # the spool needs 2.4 MB
             for _ in range(2):
                 with pytest.raises(StorageError):
                     await site.answer(await site.next_task())
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         record = await running.ended()
     assert record.outcome == "failed" and "DiskFullError" in record.reason

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import socket
 import threading
 import time
@@ -326,18 +325,7 @@ async def test_an_aggregator_killed_in_the_middle_of_a_line_is_met_by_the_next_a
     assert (weight(built) == 0.5).all()
 
 
-@contextlib.contextmanager
-def files_of_at_most(nbytes):
-    """Let nothing in this process make a file longer, as a full disk does."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-async def test_a_full_disk_under_the_spool_in_the_middle_of_a_line_is_named(tmp_path):
+async def test_a_full_disk_under_the_spool_in_the_middle_of_a_line_is_named(tmp_path, files_of_at_most):
     built = build(tmp_path, max_failures=1)
     async with (
         Cable(stall_after={UP: 1 << 20}) as cable,

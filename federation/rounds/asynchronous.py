@@ -18,7 +18,7 @@ arXiv:1903.03934, algorithm 1. Rules:
    the next round. Updates that arrive meanwhile are taken: the round closes, the experiment does not.
 4. **Miss.** A deadline without any update, or every site's failure, is a miss; `max_failures` in a row are forgiven.
    Sites that train go on training, and nothing is dropped.
-5. **Evaluate.** Those that contributed evaluate the candidate, before they train again.
+5. **Evaluate.** Those that contributed evaluate the candidate, before they train again: nobody who is at work is asked.
 6. **Commit.** They get their verdicts, and they and all that failed or were refused before it are free again. What ends
    while a commit or a miss is being written down belongs to what is written next. A round of fewer updates than
    `buffer`, or than sites can train at once, makes the experiment degraded.

@@ -211,6 +211,34 @@ async def test_a_restarted_aggregator_hears_from_the_sites_who_is_still_at_work(
     assert [record["unevaluated"] for record in history(built)["rounds"]] == [AT_WORK] * 2
 
 
+async def test_a_late_site_whose_answer_comes_after_its_evaluation_is_waited_for_in_the_next(tmp_path):
+    """Site c is late in round 1, and heard of only by its answer about that round's model, in round 2."""
+    built = stage(tmp_path, "abc", rounds=2, sample=2, quorum=1, deadline_s=60, seed=13)
+    clock = FakeClock(now=time.time())
+    async with built.aggregator(clock=clock) as running, sites_of(built, running) as (a, b, c):
+        for site in (a, b, c):
+            await site.ready()
+        late = await c.next_task()
+        await a.answer(await a.next_task())
+        clock.advance(60)
+        for site in (a, b):
+            await site.answer(await site.next_task())
+        scene = Scene(running, clock, (a, b, c), late)
+        (task_a, task_b), stale = [await site.next_task() for site in (a, b)], await c.next_task()
+        assert (stale.kind, stale.round) == (pb.TASK_KIND_EVALUATE, 1)
+        await c.answer(stale)
+        await scene.is_taken_in(c)
+        await a.answer(task_a)
+        await b.answer(task_b)
+        tasks = [await site.next_task() for site in (a, b, c)]
+        for site, task in zip((a, b), tasks, strict=False):
+            await site.answer(task)
+            await scene.is_taken_in(site)
+        await c.answer(tasks[2])
+        assert (await running.ended()).outcome == "completed"
+    assert [record["unevaluated"] for record in history(built)["rounds"]] == [AT_WORK, {}]
+
+
 @asynccontextmanager
 async def sites_of(built, running):
     """All sites of a stage, each with a session."""

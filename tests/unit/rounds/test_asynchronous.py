@@ -185,6 +185,14 @@ def test_only_contributors_evaluate_and_only_then_they_train_again():
     assert the(machine.step(ev.Committed()), ev.AskTrain).sites == (A,)
 
 
+def test_a_contributor_is_waited_for_whatever_its_new_session_says_it_is_at():
+    machine, _ = started(Plan(sites=2), A, B)
+    machine.step(ev.UpdateAdmitted(A))
+    machine.step(ev.Combined())
+    assert the(machine.step(ev.SiteReady(A, at_work=(RoundNumber(1), Attempt(1)))), ev.AskEvaluate).sites == (A,)
+    assert the(machine.step(ev.SiteEvaluated(A, 1, {"loss": 1.0})), ev.Commit).unevaluated == {}
+
+
 def test_an_update_of_another_task_than_the_sites_present_one_is_ignored():
     machine, _ = started(Plan(sites=1, **QUIET), A)
     machine.step(ev.UpdateAdmitted(A))

@@ -16,6 +16,8 @@ SITES = st.sampled_from([A, B, C, D])
 STORY = st.lists(
     st.one_of(
         st.builds(ev.SiteReady, SITES),
+        st.builds(ev.SiteReady, SITES, st.tuples(st.integers(1, 3), st.integers(1, 2))),
+        st.builds(ev.SiteFree, SITES, st.integers(1, 3), st.none() | st.integers(1, 2)),
         st.builds(ev.SiteLost, SITES),
         st.builds(ev.UpdateAdmitted, SITES),
         st.builds(ev.UpdateRefused, SITES, st.just("bad")),

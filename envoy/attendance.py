@@ -53,7 +53,6 @@ _CLOCK_SKEW_S = 60.0
 _UNREAD_S = 10.0
 """What was sent in a session less than so many seconds before ours superseded it, the director may not have read."""
 _REPEATED = 64
-_SERVICE = director_pb2.DESCRIPTOR.services_by_name["Director"]
 
 
 class Member(Protocol):

@@ -104,9 +104,9 @@ class Experiments:
         told = []
         for record in self.store.all():
             if record.stage is Stage.PENDING or (record.stage.is_over and not record.reported):
-                told.append(self._word_on(record))
+                told.append(messages.word_on(record))
             elif record.stage is Stage.ACCEPTED and self.collaborators.get(record.experiment) is not None:
-                told.append(self._word_on(record))
+                told.append(messages.word_on(record))
         return told
 
     def assigned(self, assignment: director_pb2.Assignment) -> None:
@@ -130,7 +130,7 @@ class Experiments:
             self._asked[experiment] = assignment
             self._begin(experiment, self._consider(assignment))
         elif record.stage.is_over:
-            self.tell(self._word_on(record))
+            self.tell(messages.word_on(record))
         else:
             self._again(record, assignment)
 
@@ -277,7 +277,7 @@ class Experiments:
                 collaborator.move(assignment.aggregator_address, assignment.aggregator_server_name),
             )
         if record.stage is Stage.PENDING or collaborator is not None:
-            self.tell(self._word_on(record))
+            self.tell(messages.word_on(record))
 
     def _hold(self, record: Participation, reason: str) -> None:
         record = self.store.save(messages.at_stage(record, Stage.PENDING, reason))
@@ -326,7 +326,7 @@ class Experiments:
         how = over.reason or over.error_class or "done"
         _log.info("experiment %s %s here: %s", experiment, over.outcome, how, experiment=experiment)
         await self._leave(record)
-        self.tell(self._word_on(record))
+        self.tell(messages.word_on(record))
 
     async def _withdraw(self, experiment: ExperimentId, reason: str) -> None:
         try:
@@ -335,7 +335,7 @@ class Experiments:
             is_asked = self._leaving.pop(experiment)
         record = self.store.get(experiment)
         if is_asked and record is not None:
-            self.tell(self._word_on(record))
+            self.tell(messages.word_on(record))
 
     async def _stop(self, experiment: ExperimentId, reason: str) -> None:
         self._asked.pop(experiment, None)
@@ -391,9 +391,6 @@ class Experiments:
         if record.stage is not Stage.PENDING:
             raise ConflictError(f"experiment {experiment} is {record.stage.value}, it does not wait for approval")
         return record
-
-    def _word_on(self, record: Participation) -> director_pb2.AttendRequest:
-        return messages.word_on(record)
 
     def _count(self) -> None:
         for stage in Stage:

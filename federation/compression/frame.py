@@ -170,7 +170,6 @@ class PayloadDecoder:
         if spec not in codecs:
             raise ValueError(f"frame names codec {spec[:80]!r}; expected {' or '.join(sorted(codecs))}")
         self.codec = codecs[spec]
-        self._schema = schema
         self._readers = [
             _SegmentReader(segment, _open(schema, segment, self.codec, body), dtype)
             for segment, body, dtype in bodies_of(source, schema, self.codec)

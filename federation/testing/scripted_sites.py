@@ -91,7 +91,6 @@ class ScriptedSite:
         self.steps = 0
         self.welcome = pb.SessionWelcome()
         self.pending: pb.PendingUpdate | None = None
-        self._tls = tls
         self._train_examples = train_examples
         self._validation_examples = validation_examples
         self._held: dict[bytes, bytes] = {}

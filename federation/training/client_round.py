@@ -88,7 +88,6 @@ class SiteRound:
         self._resident = resident
         self._context = context
         self._outputs = outputs
-        self._arrays = arrays
         parameters = resident.schema.parameters
         self.start = Vector({spec.name: arrays[spec.name].copy() for spec in parameters}).widened()
         self.received = {

@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from federation.errors import ConfigurationError, IdentityError
 from federation.names import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 UNREADABLE = (
@@ -278,15 +279,22 @@ def _check_private(path: Path) -> None:
         )
 
 
-def _check_fit(material: TlsMaterial, files: TlsFiles) -> None:
+@contextlib.contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Read what a file holds within this; one that holds something else is named, without the library's own words."""
     try:
-        authority = x509.load_pem_x509_certificate(material.authority)
-        certificate = x509.load_pem_x509_certificate(material.certificate)
-        key = serialization.load_pem_private_key(material.key, None)
+        yield
     except (*UNREADABLE, TypeError) as error:
-        raise ConfigurationError(
-            f"{files.authority}, {files.certificate} or {files.key} is not the PEM it should be: {error}"
-        ) from error
+        raise ConfigurationError(f"{path} is not {what} in PEM: copy it again, or have it issued anew") from error
+
+
+def _check_fit(material: TlsMaterial, files: TlsFiles) -> None:
+    with _reading(files.authority, "a certificate"):
+        authority = x509.load_pem_x509_certificate(material.authority)
+    with _reading(files.certificate, "a certificate"):
+        certificate = x509.load_pem_x509_certificate(material.certificate)
+    with _reading(files.key, "an unencrypted key"):
+        key = serialization.load_pem_private_key(material.key, None)
     if key.public_key() != certificate.public_key():
         raise ConfigurationError(f"key {files.key} does not belong to certificate {files.certificate}")
     try:

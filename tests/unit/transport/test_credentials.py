@@ -76,10 +76,17 @@ def test_refuses_a_certificate_of_another_authority(files: TlsFiles, tmp_path: P
         foreign.load()
 
 
-def test_refuses_a_file_that_is_no_pem(files: TlsFiles) -> None:
-    files.certificate.write_text("not a certificate")
-    with pytest.raises(ConfigurationError, match=r"cert\.pem"):
+@pytest.mark.parametrize("name", ["authority", "certificate", "key"])
+def test_a_file_that_is_no_pem_is_the_one_that_is_named(files: TlsFiles, name: str) -> None:
+    path = getattr(files, name)
+    path.write_text("not a certificate")
+    what = "an unencrypted key" if name == "key" else "a certificate"
+    with pytest.raises(ConfigurationError, match=rf"^{path} is not {what} in PEM: copy it again"):
         files.load()
+
+
+def test_a_certificate_file_that_is_no_pem_says_nothing_of_itself(files: TlsFiles) -> None:
+    files.certificate.write_text("not a certificate")
     with pytest.raises(ConfigurationError, match=r"cert\.pem"):
         files.facts()
 

@@ -105,11 +105,21 @@ REFUSED = (
     ("details", "said", "certificates"),
     [
         (REFUSED + "Connection refused", "nothing listens at this address", False),
-        ("DNS resolution failed for hub.example.org:8443: C-ares status is not ARES_SUCCESS", "has no address", False),
+        (
+            "errors resolving hub:1: [lookup error:address lookup failed for hub:1: Domain name not found]",
+            "the host has no address",
+            False,
+        ),
+        (
+            REFUSED
+            + "Custom verification check failed with error: UNAUTHENTICATED: Hostname Verification Check failed.",
+            "carries another name",
+            True,
+        ),
         (REFUSED + "Ssl handshake failed: SSL_ERROR_SSL", "does it trust this certificate?", True),
         ("Socket closed", "does it trust this certificate?", True),
     ],
-    ids=["refused", "name", "handshake", "closed"],
+    ids=["refused", "unknown host", "another name", "handshake", "closed"],
 )
 def test_certificates_are_suspected_only_where_they_can_be_why(details: str, said: str, certificates: bool) -> None:
     error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details)

@@ -6,6 +6,7 @@ JSON and nothing else. Exit codes are `federation.client.exits.Exit`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -65,10 +66,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one docume
 ExperimentArgument = Annotated[str, typer.Argument(help="Experiment id, as `submit` and `list` print it.")]
 
 
-def _connect(profile: Path | None):  # type: ignore[no-untyped-def]  # its type is imported when it is needed
+@contextlib.contextmanager
+def _connect(profile: Path | None) -> Iterator[Any]:  # a Federation, whose type is imported when it is needed
     from federation.client.federation import Federation  # gRPC loads only for commands that connect
 
-    return Federation.connect(profile)
+    try:
+        with Federation.connect(profile) as federation:
+            yield federation
+    except TransportError as error:
+        raise TransportError(f"{error}; `federation doctor` looks for the reason") from error
 
 
 def _say_away(_: Exception) -> None:
@@ -369,8 +375,7 @@ def main() -> None:
             raise SystemExit(128 + terminated[0]) from None
         raise
     except FederationError as error:
-        hint = "; `federation doctor` looks for the reason" if isinstance(error, TransportError) else ""
-        print(f"federation: {error}{hint}", file=sys.stderr)
+        print(f"federation: {error}", file=sys.stderr)
         raise SystemExit(int(exit_for(error))) from error
     except OSError as error:
         if error.errno != errno.ENOSPC:

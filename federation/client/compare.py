@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from federation.client.charts import PALETTE, Line, line_chart
 from federation.client.curves import Goal, Group, Point, along, available, curve, group_runs, reached
 from federation.client.report import PAGE_STYLE
+from federation.client.saving import writing
 from federation.errors import ConfigurationError, NotFoundError
 
 if TYPE_CHECKING:
@@ -146,14 +147,19 @@ def table_of(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def write_csv(comparison: Comparison, path: Path) -> None:
-    """Write every point of every curve: label, seeds, round, x, mean and deviation of y, and both in log space."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("run", "seeds", "round", comparison.x, comparison.y, "std", "geometric mean", "factor"))
-        for group, points in zip(comparison.groups, comparison.curves, strict=True):
-            label, seeds = group.label, len(group.runs)
-            writer.writerows((label, seeds, p.round, p.x, p.y, p.spread, p.geometric, p.factor) for p in points)
+    """Write every point of every curve: label, seeds, round, x, mean and deviation of y, and both in log space.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("run", "seeds", "round", comparison.x, comparison.y, "std", "geometric mean", "factor"))
+            for group, points in zip(comparison.groups, comparison.curves, strict=True):
+                label, seeds = group.label, len(group.runs)
+                writer.writerows((label, seeds, p.round, p.x, p.y, p.spread, p.geometric, p.factor) for p in points)
 
 
 def is_logarithmic(comparison: Comparison) -> bool:
@@ -193,9 +199,14 @@ def render_page(comparison: Comparison) -> str:
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
-    """Write the page of `render_page`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_page(comparison), encoding="utf-8")
+    """Write the page of `render_page`.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render_page(comparison), encoding="utf-8")
 
 
 def write_picture(comparison: Comparison, path: Path) -> None:
@@ -203,6 +214,7 @@ def write_picture(comparison: Comparison, path: Path) -> None:
 
     Raises:
         ConfigurationError: matplotlib is not installed, or cannot write that kind of file.
+        StorageError: it cannot be written.
     """
     try:
         from matplotlib.figure import Figure  # no pyplot: no global state, no display
@@ -226,8 +238,9 @@ def write_picture(comparison: Comparison, path: Path) -> None:
     axes.legend(fontsize="small")
     if said := middle_and_band(comparison):
         axes.set_title(said, fontsize="small", loc="left")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
     except ValueError as error:
         raise ConfigurationError(f"{path.name} cannot be drawn: {error}; give a name in .png, .svg or .pdf") from error

@@ -51,6 +51,9 @@ def parse_certificate(pem: bytes, what: str) -> Certificate:
     """
     try:
         certificate = x509.load_pem_x509_certificate(pem)
+    except ValueError as error:
+        raise ConfigurationError(f"{what} is not a certificate in PEM") from error
+    try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
     except (ValueError, x509.ExtensionNotFound) as error:

@@ -131,11 +131,11 @@ def _without_metadata(code: grpc.StatusCode, text: str, call: str) -> Federation
 def _suspicion(text: str) -> str:
     """Return what to look at when nothing was reached; `text` is gRPC's, which names the system's error last."""
     if "Connection refused" in text:
-        return "nothing listens at this address. Is it running, and is the address right?"
+        return "nothing listens at this address"
     if "address lookup failed" in text or "DNS resolution failed" in text:
-        return "the host has no address. Is its name right, and is there a network?"
+        return "the host has no address, or there is no network"
     if "Hostname Verification Check failed" in text:
-        return "the server's certificate carries another name. Is it of another federation, or another server?"
+        return "the server's certificate carries another name: it is of another federation, or another server"
     return (
         "is it running at this address, and does it trust this certificate? A server ends the connection of a client "
         "whose certificate is missing, expired or of another authority without saying why"

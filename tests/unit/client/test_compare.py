@@ -13,7 +13,7 @@ from federation.client.command import app
 from federation.client.compare import compare_runs, is_logarithmic, render_page, table_of, write_csv, write_picture
 from federation.client.curves import Goal
 from federation.client.runs import find_runs
-from federation.errors import ConfigurationError, NotFoundError
+from federation.errors import ConfigurationError, NotFoundError, StorageError
 
 from .made_runs import make_run
 
@@ -86,6 +86,13 @@ def test_numbers_are_whole_however_narrow_the_terminal_is(runs: Path, columns: s
     assert shown.exit_code == 0
     assert "…" not in shown.output
     assert "bits to it" in shown.output
+
+
+@pytest.mark.parametrize(("option", "name"), [("--csv", "c.csv"), ("--html", "c.html"), ("--png", "c.png")])
+def test_a_file_that_cannot_be_written_is_named(runs: Path, tmp_path: Path, option: str, name: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match=rf"cannot write .*/file/{name}: "):
+        CliRunner().invoke(app, ["compare", str(runs), option, str(tmp_path / "file" / name)], catch_exceptions=False)
 
 
 def test_the_command_prints_a_table_or_json_and_writes_its_files(runs: Path, tmp_path: Path) -> None:

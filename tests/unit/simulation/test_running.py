@@ -138,62 +138,6 @@ def test_answers_about_an_earlier_candidate_do_not_pass_for_those_about_the_next
     assert [record.metrics for record in result.records] == [{}] * 6
 
 
-def test_a_late_site_ends_what_it_has_begun_before_it_begins_the_next(make: Make) -> None:
-    """Site 0 is 15 s late in round 2 and needs 4 s in round 3: it has its rest of 5 s before, so that takes 9."""
-    rules = (
-        Rule(do="delay", sites=("site-000",), rounds=(2, 2), seconds=15.0),
-        Rule(do="delay", sites=("site-000",), rounds=(3, 3), seconds=4.0),
-    )
-    plan = {"deadline_s": 10.0, "sites": 3, "quorum": 2}
-    result = simulate(make(**plan), sites=3, script=Script(rules=rules))
-    assert [row.outcome for row in result.records[2].sites] == [SiteOutcome.COUNTED] * 3
-    assert [record.simulated_seconds for record in result.records[1:4]] == pytest.approx([10.0, 9.0, 0.0], abs=0.5)
-
-
-def test_a_late_site_is_not_waited_for_when_the_model_is_evaluated(make: Make) -> None:
-    """Site 0 needs 25 s for round 2; round 3 has closed before it begins that, and it begins round 4 in its middle."""
-    script = Script(rules=(Rule(do="delay", sites=("site-000",), rounds=(2, 2), seconds=25.0),))
-    plan = {"deadline_s": 10.0, "sites": 3, "quorum": 2}
-    result = simulate(make(**plan), sites=3, script=script)
-    assert [record.simulated_seconds for record in result.records[1:5]] == pytest.approx([10, 10, 5, 0], abs=0.5)
-    evaluating = [[row.site for row in record.sites if row.metrics] for record in result.records[1:4]]
-    assert evaluating == [["site-001", "site-002"], ["site-001", "site-002"], ["site-000", "site-001", "site-002"]]
-
-
-def test_a_late_site_that_is_done_while_others_evaluate_has_its_say(make: Make) -> None:
-    """The model takes 2 s on its way down: site 0, 1 s late, is done in time to be waited for."""
-    script = Script(rules=(Rule(do="delay", sites=("site-000",), rounds=(2, 2), seconds=11.0),))
-    plan = {"deadline_s": 10.0, "sites": 3, "quorum": 2}
-    times = TimeModel(down=16.0, latency_s=0.0)
-    result = simulate(make(**plan), sites=3, script=script, times=times)
-    late = result.records[1]
-    assert late.sites[0].outcome is SiteOutcome.LATE and all(row.metrics for row in late.sites)
-    assert late.simulated_seconds == pytest.approx(13.0, abs=0.5)
-
-
-def test_a_run_that_was_stopped_goes_on_with_those_who_are_late(make: Make, tmp_path: Path) -> None:
-    def press(record: RoundRecord) -> None:
-        if record.round == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    rules = (
-        Rule(do="delay", sites=("site-000",), rounds=(2, 2), seconds=25.0),
-        Rule(do="delay", sites=("site-001",), rounds=(3, 3), seconds=12.0),
-    )
-    plan = {"deadline_s": 10.0, "sites": 4, "sample": 3, "quorum": 1, "seed": 1}
-    arguments: dict[str, Any] = {"sites": 4, "script": Script(rules=rules)}
-    whole = simulate(make(**plan), **arguments)
-    with pytest.raises(KeyboardInterrupt):
-        simulate(make(**plan), **arguments, folder=tmp_path, on_round=press)
-    rest = simulate(make(**plan), **arguments, folder=tmp_path)
-    assert digests(rest) == digests(whole)
-    assert any(row.outcome is SiteOutcome.LATE for row in whole.records[2].sites)
-    for one, other in zip(rest.records, whole.records, strict=True):
-        assert one.simulated_seconds == pytest.approx(other.simulated_seconds)
-        assert [row.outcome for row in one.sites] == [row.outcome for row in other.sites]
-        assert one.metrics == other.metrics
-
-
 def test_a_worker_that_died_is_replaced_and_the_result_is_the_same(make: Make, tmp_path: Path) -> None:
     once = {"site-002/2": f"die:{tmp_path / 'died'}"}
     result = simulate(make(spoils=once), sites=4, workers=2)

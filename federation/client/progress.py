@@ -87,8 +87,15 @@ def follow(events: Iterable[views.Event], *, rounds: int, console: Console) -> N
                 progress.update(over_rounds, completed=event.round.round, note=note)
                 _print_round(event.round, rounds, console)
             elif event.kind in ("state", "assignment", "site", "artifact") and event.text:
-                who = f"{printable(event.site)}: " if event.site else ""
-                console.print(f"[dim]{event.kind}[/dim] {who}{printable(event.text)}", highlight=False)
+                console.print(f"[dim]{event.kind}[/dim] {printable(_said(event))}", highlight=False)
+
+
+def _said(event: views.Event) -> str:
+    """Return an event's text with its site before it, without what would then be there twice."""
+    if event.site and not event.text.startswith((f"{event.site}:", f"{event.site} ")):
+        return f"{event.site}: {event.text}"
+    state, _, reason = event.text.partition(": ")
+    return state if event.kind == "state" and reason == state else event.text
 
 
 def _print_round(report: views.Round, rounds: int, console: Console) -> None:

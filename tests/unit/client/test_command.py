@@ -6,6 +6,7 @@ What it does over a director is in `tests/integration`.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -112,6 +113,20 @@ def test_output_that_finds_no_room_is_one_line_and_no_traceback(tmp_path: Path) 
     assert (done.returncode, done.stderr) == (
         Exit.FAILURE, "federation: cannot write what is printed: No space left on device\n"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [("doctor", "--json"), ("doctor",), ("--help",)])
+def test_a_reader_that_has_gone_ends_the_command_without_a_word(tmp_path: Path, command: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "federation", *command],
+            stdout=writing, stderr=subprocess.PIPE, text=True, check=False, env={"HOME": str(tmp_path)},
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (Exit.FAILURE, "")
 
 
 def test_a_server_that_speaks_no_tls_is_one_line_without_what_grpc_logs(tmp_path: Path) -> None:

@@ -57,6 +57,25 @@ def test_text_of_a_peer_is_shown_and_never_obeyed() -> None:
     assert last == "site south: [/red] [bold]x[/bold] \ufffd[2J \ufffd"
 
 
+@pytest.mark.parametrize(
+    ("kind", "site", "text", "line"),
+    [
+        ("assignment", "north", "north: accepted", "assignment north: accepted"),
+        ("assignment", "north", "north is asked to take part", "assignment north is asked to take part"),
+        ("site", "north", "ready", "site north: ready"),
+        ("site", "north", "northern lights", "site north: northern lights"),
+        ("state", "", "submitted: submitted", "state submitted"),
+        ("state", "", "failed: no quorum", "state failed: no quorum"),
+    ],
+)
+def test_nothing_is_said_twice_in_one_line(kind: str, site: str, text: str, line: str) -> None:
+    stream = io.StringIO()
+    follow(
+        [views.event_of(pb.Event(sequence=1, kind=kind, site=site, text=text))], rounds=3, console=Console(file=stream)
+    )
+    assert stream.getvalue() == line + "\n"
+
+
 def test_on_a_terminal_bars_show_rounds_and_sites() -> None:
     drawn = draw(terminal=True)
     assert "rounds" in drawn and "1/3" in drawn

@@ -67,6 +67,7 @@ class ScriptedSite:
         validation_examples: likewise.
 
     Attributes:
+        tls: likewise.
         welcome: the last session's welcome.
         verdicts: every verdict heard.
         trained: rounds it was asked to train, in order, repeats included.
@@ -85,6 +86,7 @@ class ScriptedSite:
     ) -> None:
         self.name = name
         self.meeting = meeting
+        self.tls = tls
         self.verdicts: list[pb.Verdict] = []
         self.trained: list[int] = []
         self.pulled_bytes = 0

@@ -203,10 +203,10 @@ class LineSite(HonestSite):
         if port and self.cable is not None:
             port = self.cable.at(port)
         name = aggregator_server_name(self.meeting.federation, self.meeting.experiment)
-        assert self._tls is not None
+        assert self.tls is not None
         bulk = None
         if port:
-            bulk = BulkDialler(BulkAddress("127.0.0.1", port, server_name=name, tls=self._tls), self.place.clock)
+            bulk = BulkDialler(BulkAddress("127.0.0.1", port, server_name=name, tls=self.tls), self.place.clock)
         self.place.links.set(Link(stub=self.stub, call=None, epoch=Epoch(welcome.epoch), bulk=bulk))  # type: ignore[arg-type]
         return welcome
 

@@ -201,9 +201,10 @@ async def test_a_restarted_aggregator_hears_from_the_sites_who_is_still_at_work(
         assert [(await site.next_task()).kind for site in (a, b)] == [pb.TASK_KIND_EVALUATE] * 2
         assert (a.trained, b.trained, c.trained) == ([1, 2], [2], [1]), "as the plan's seed draws them"
     async with built.aggregator(clock=clock, epoch=2) as running, sites_of(built, running) as (a, b, c):
-        await c.ready(at_work=late)
-        for site in (a, b):
-            await site.ready()
+        await b.ready()
+        await Scene(running, clock, (a, b, c), late).is_taken_in(b)
+        await c.ready(at_work=late)  # once those who were asked in round 1 are there, it goes on
+        await a.ready()
         for site in (a, b):
             await site.answer(await site.next_task())
         assert (await running.ended()).outcome == "completed"

@@ -63,6 +63,9 @@ class Daemon:
 class LocalFederation:
     """A federation in a folder; a context manager.
 
+    Start it, and each daemon that is started again, from a thread that outlives it: the kernel ends a daemon with the
+    thread that started it, so that nothing is left running.
+
     Args:
         folder: for certificates, configuration, state and logs; made if missing. A folder of an earlier run is
             used again.

@@ -8,6 +8,7 @@ stranger's bytes before anybody asked who he is. The handler does, in this order
 3. Parse (bytes that are no message: INVALID_ARGUMENT). Of a stream each message when it is read.
 4. Call the implementation, and turn what it raises into a status (`federation.transport.status`).
 5. Guard a stream: when its `Call.ended` is set, cancel the implementation and abort from inside the handler.
+6. Count the call before it is answered: who has heard of its end finds it counted.
 
 An implementation has one method per method of the service, named as in the proto::
 
@@ -187,32 +188,33 @@ class ServedMethod:
         await self._serve(context, run)
 
     async def _serve(self, context: Context, run: Callable[[Call], Coroutine[Any, Any, _T]]) -> _T:
-        """Steps 1, 2, 4 and 5 around `run`, which does step 3."""
+        """Steps 1, 2 and 4 to 6 around `run`, which does step 3."""
         clock = self._gate.authority.clock
         started = clock.monotonic()
         peer: Peer | None = None
-        code = grpc.StatusCode.OK
+
+        def count(code: grpc.StatusCode) -> None:
+            self._gate.count_call(self.path, peer, code, clock.monotonic() - started)
+
         try:
             call = self._gate.enter(self.path, context, is_session=self._streams_in and self._streams_out)
             peer = call.peer
             try:
-                if self._streams_in or self._streams_out:
-                    return await self._guard(call, run(call))
-                return await run(call)
+                answer = await (self._guard(call, run(call)) if self._streams_in or self._streams_out else run(call))
             finally:
                 self._gate.leave(call)
         except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED  # the client went away; gRPC knows
+            count(grpc.StatusCode.CANCELLED)  # the client went away; gRPC knows
             raise
         except grpc.aio.AbortError:
-            code = grpc.StatusCode.ABORTED  # the implementation ended the call through call.raw
+            count(grpc.StatusCode.ABORTED)  # the implementation ended the call through call.raw
             raise
         except Exception as error:
-            code = to_status(error).code
             self._gate.note_error(error, self.path)
+            count(to_status(error).code)
             await _abort(context, error)
-        finally:
-            self._gate.count_call(self.path, peer, code, clock.monotonic() - started)
+        count(grpc.StatusCode.OK)
+        return answer
 
     async def _guard(self, call: Call, work: Coroutine[Any, Any, _T]) -> _T:
         """Run `work` until it ends or the call is ended from outside.

@@ -27,6 +27,7 @@ from federation.errors import (
 from federation.names import FederationName, Role
 from federation.telemetry.metrics import Metrics
 from federation.testing.clock import FakeClock
+from federation.transport import handlers
 from federation.transport.authority import Authority, CallRefusal, Limits
 from federation.transport.channels import MAX_MESSAGE_BYTES
 from federation.transport.server import HEALTH_SERVICE, RpcServer
@@ -68,6 +69,28 @@ async def test_calls_are_counted_by_method_role_and_code(lab: Any) -> None:
         labels = {"method": "Echo", "role": "envoy", "code": code}
         assert value("federation_rpc_total", labels) == 1
     assert value("federation_rpc_seconds_count", {"method": "Echo"}) == 2
+
+
+@pytest.mark.parametrize("method", ["Echo", "Follow", "Collect", "Talk"])
+async def test_a_call_is_counted_before_its_caller_hears_how_it_ended(lab: Any, method: str, monkeypatch: Any) -> None:
+    is_looked_at, abort = asyncio.Event(), handlers._abort
+
+    async def abort_and_linger(*ending: Any) -> None:
+        try:
+            await abort(*ending)
+        finally:
+            await is_looked_at.wait()
+
+    monkeypatch.setattr(handlers, "_abort", abort_and_linger)
+    stub = await connect(lab)
+    lab.service.error = LimitError("no")
+    try:
+        with pytest.raises(LimitError):
+            await call(stub, method, lab)
+        labels = {"method": method, "role": "envoy", "code": "RESOURCE_EXHAUSTED"}
+        assert lab.metrics.registry.get_sample_value("federation_rpc_total", labels) == 1
+    finally:
+        is_looked_at.set()
 
 
 @pytest.mark.parametrize("method", ["Echo", "Follow", "Collect", "Talk"])

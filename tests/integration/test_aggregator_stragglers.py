@@ -185,8 +185,9 @@ async def test_a_site_that_is_at_work_on_a_round_beyond_the_plan_has_no_session(
         await scene.late.hear()
 
 
-async def test_a_restarted_aggregator_hears_from_the_sites_who_is_still_at_work(tmp_path):
-    """Site c is late in round 1 and not drawn in round 2, in whose evaluation the aggregator ends without a word."""
+@asynccontextmanager
+async def late_and_not_drawn(tmp_path):
+    """Give a stage and a scene in which site c is late in round 1, and not drawn in round 2."""
     built = stage(tmp_path, "abc", rounds=2, sample=2, quorum=1, deadline_s=60, seed=13)
     clock = FakeClock(now=time.time())
     async with built.aggregator(clock=clock) as running, sites_of(built, running) as (a, b, c):
@@ -195,11 +196,20 @@ async def test_a_restarted_aggregator_hears_from_the_sites_who_is_still_at_work(
         late = await c.next_task()
         await a.answer(await a.next_task())
         clock.advance(60)
+        yield built, Scene(running, clock, (a, b, c), late)
+
+
+async def test_a_restarted_aggregator_hears_from_the_sites_who_is_still_at_work(tmp_path):
+    """Site c is late in round 1 and not drawn in round 2, in whose evaluation the aggregator ends without a word."""
+    async with late_and_not_drawn(tmp_path) as (built, scene):
+        a, b = scene.a, scene.b
         for _ in ("evaluate round 1", "train in round 2"):
             for site in (a, b):
                 await site.answer(await site.next_task())
         assert [(await site.next_task()).kind for site in (a, b)] == [pb.TASK_KIND_EVALUATE] * 2
-        assert (a.trained, b.trained, c.trained) == ([1, 2], [2], [1]), "as the plan's seed draws them"
+        trained = (a.trained, b.trained, scene.late.trained)
+        assert trained == ([1, 2], [2], [1]), "as the plan's seed draws them"
+    clock, late = scene.clock, scene.task
     async with built.aggregator(clock=clock, epoch=2) as running, sites_of(built, running) as (a, b, c):
         await b.ready()
         await Scene(running, clock, (a, b, c), late).is_taken_in(b)
@@ -214,17 +224,10 @@ async def test_a_restarted_aggregator_hears_from_the_sites_who_is_still_at_work(
 
 async def test_a_late_site_whose_answer_comes_after_its_evaluation_is_waited_for_in_the_next(tmp_path):
     """Site c is late in round 1, and heard of only by its answer about that round's model, in round 2."""
-    built = stage(tmp_path, "abc", rounds=2, sample=2, quorum=1, deadline_s=60, seed=13)
-    clock = FakeClock(now=time.time())
-    async with built.aggregator(clock=clock) as running, sites_of(built, running) as (a, b, c):
-        for site in (a, b, c):
-            await site.ready()
-        late = await c.next_task()
-        await a.answer(await a.next_task())
-        clock.advance(60)
+    async with late_and_not_drawn(tmp_path) as (built, scene):
+        a, b, c = scene.a, scene.b, scene.late
         for site in (a, b):
             await site.answer(await site.next_task())
-        scene = Scene(running, clock, (a, b, c), late)
         (task_a, task_b), stale = [await site.next_task() for site in (a, b)], await c.next_task()
         assert (stale.kind, stale.round) == (pb.TASK_KIND_EVALUATE, 1)
         await c.answer(stale)
@@ -236,7 +239,7 @@ async def test_a_late_site_whose_answer_comes_after_its_evaluation_is_waited_for
             await site.answer(task)
             await scene.is_taken_in(site)
         await c.answer(tasks[2])
-        assert (await running.ended()).outcome == "completed"
+        assert (await scene.running.ended()).outcome == "completed"
     assert [record["unevaluated"] for record in history(built)["rounds"]] == [AT_WORK, {}]
 
 

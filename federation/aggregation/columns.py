@@ -3,9 +3,11 @@
 1. A tile is cut into pieces, whose size depends on the number of sites alone. Whoever is free takes the next one, reads
    every site's elements of it, and works on them, part by part. The calling thread is one of them
    (`federation.aggregation.crew`): there are no more threads than cores, nor than `threads_for` has memory for.
-2. Pieces are independent, and what they make is handed on in their order, so the result does not depend on the number
+2. A fold works on all of a piece at once. A part would stay nearer to the core, but threads that make many short calls
+   wait for the interpreter lock, and to be woken takes longer than such a call.
+3. Pieces are independent, and what they make is handed on in their order, so the result does not depend on the number
    of threads.
-3. Memory is a piece of every site and scratch in each thread, and the results of a few tiles.
+4. Memory is a piece of every site and scratch in each thread, and the results of a few tiles.
 
 Rows are float64 where the tile is, or the source mixes sites (`federation.aggregation.mixing`), and float32 otherwise:
 half precision is widened, which is exact.
@@ -38,9 +40,6 @@ _PIECE_BYTES, _PART_BYTES = 1 << 23, 1 << 21
 """Of all rows of a piece that is read at once, and of a part that is worked on at once: larger ones leave the cache of
 a core, smaller ones are mostly calls."""
 _MIN_COLUMNS, _MAX_COLUMNS = 1 << 10, 1 << 14
-BLOCK_COLUMNS = 1 << 16
-"""Of a part of a fold whose rows are all at hand: what it makes, float64, stays in the cache from row to row, and with
-few calls threads seldom wait for the interpreter lock."""
 _MOST_BYTES = 1 << 27  # of the memory of all threads of a pass together
 
 
@@ -169,7 +168,7 @@ class _Pass:
         self._is_fold = is_fold
         self._watched = source if is_fold and isinstance(source, WatchedTiles) else None
         self._piece = columns_of_piece(len(self._base.sites))
-        self._part = BLOCK_COLUMNS if is_fold else columns_of_part(len(self._base.sites))
+        self._part = columns_of_part(len(self._base.sites))
         pieces = [-(-tile.elements // self._piece) for tile in self._base.tiles]
         self._threads = max(min(threads or threads_for(len(self._base.sites)), sum(pieces)), 1)
         # So many tiles that there is a piece at hand for every thread while the first tile is handed on; all are taken
@@ -224,15 +223,11 @@ class _Pass:
             self._work(_rows_in_turn(self._base, piece, scratch), out, scratch)
             return [], []
         rows = read_rows(self._base, piece, scratch, room=0 if self._watched is None else 1)
-        updates = rows[: len(self._base.sites)]
-        values: list[Any] = []
-        seen: list[Any] = []
-        for start in range(0, piece.elements, self._part):
-            part = slice(start, start + self._part)
-            values.append(self._work(self._mix(updates[:, part], scratch), out[part], scratch))
-            if self._watched is not None:
-                seen.append(self._watched.look(rows[:, part], out[part], scratch))
-        return values, seen
+        if self._watched is not None:
+            self._work(iter(rows[:-1]), out, scratch)
+            return [], [self._watched.look(rows, out, scratch)]
+        parts = [slice(start, start + self._part) for start in range(0, piece.elements, self._part)]
+        return [self._work(self._mix(rows[:, part], scratch), out[part], scratch) for part in parts], []
 
     def _mix(self, rows: Array, scratch: Scratch) -> Array:
         if self._mixed is None:

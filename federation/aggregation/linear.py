@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from federation.names import SiteName
 
 
-_BLOCK_ELEMENTS = 1 << 16
+_BLOCK_ELEMENTS = 1 << 17
 """Of float64: what is made of one site's elements stays in a core's cache until it is added."""
 
 

@@ -9,8 +9,8 @@ Of updates Δ_i and what a rule made of them, a:
    Guerraoui, Stainer: "Machine Learning with Adversaries", NeurIPS 2017, section 4. Absent with fewer than f + 3
    updates, and beyond `KRUM_SITES` of them unless the plan's quarantine asks for it: it costs n²/2 per element.
 
-All three come from one Gram matrix of the rows Δ_i − a and a, taken block by block in float32 (float64 where the
-updates are, or a block overflows) and summed in float64. Of most blocks it is made of products of the Δ_i and a as they
+All three come from one Gram matrix of the rows Δ_i − a and a, taken piece by piece in float32 (float64 where the
+updates are, or a piece overflows) and summed in float64. Of most pieces it is made of products of the Δ_i and a as they
 are, ⟨Δ_i − a, Δ_j − a⟩ = ⟨Δ_i, Δ_j⟩ − ⟨Δ_i, a⟩ − ⟨Δ_j, a⟩ + ⟨a, a⟩. Where an update is so close to a that this would
 cancel (`APART`), the rows are centred first, which takes twice as long: so no distance to a is off by more than some
 3e-6 of itself, be the updates as nearly equal as float32 allows. What arithmetic cannot tell from 0 is 0: a
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from federation.aggregation.columns import BLOCK_COLUMNS, columns_of_piece
+from federation.aggregation.columns import columns_of_piece
 from federation.aggregation.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _PRODUCT_ROWS, _PRODUCT_SIZE = 32, 32 * 256 * 32
 ours have the other cores, and sums are the same bytes for any number of them."""
 _DOT_COLUMNS = 1 << 13
 """Of one dot product, for the same reason."""
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES, _BLOCK_COLUMNS = 1 << 20, 1 << 16
 """Of centred rows: they stay in a core's cache from the subtraction to the products."""
 _LARGEST = float(np.finfo(np.float64).max)
 
@@ -74,7 +74,7 @@ class SiteScores:
         self._neighbours = len(sites) - byzantine - 2
         self._has_pairs = self._neighbours >= 1 and (needs_krum or len(sites) <= KRUM_SITES)
         size = len(sites) + 1
-        self._columns = max(_power_of_two(min(BLOCK_COLUMNS, _BLOCK_BYTES // (4 * size))), 256)
+        self._columns = max(_power_of_two(min(_BLOCK_COLUMNS, _BLOCK_BYTES // (4 * size))), 256)
         self._piece = _power_of_two(min(_PRODUCT_SIZE // min(size, _PRODUCT_ROWS) ** 2, _DOT_COLUMNS))
         self._scratch = Scratch()
         # With pairs the Gram matrix, lower triangle; without them its diagonal and its last row.
@@ -104,29 +104,19 @@ class SiteScores:
                 overwritten: next to the updates the aggregate takes part in one product.
             aggregate: as for `add`.
             scratch: for who calls.
-
-        Returns:
-            (blocks, ...): of `BLOCK_COLUMNS` each; a piece may as well be handed in as several of them.
         """
-        found = []
         # What overflows is told by the score, not by a warning.
         with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, aggregate.size, BLOCK_COLUMNS):
-                block = slice(start, start + BLOCK_COLUMNS)
-                products = self._plain(rows[:, block], aggregate[block])
-                if products is None:
-                    products = self._centred(rows[:-1, block], aggregate[block], scratch)
-                found.append(products)
-        return np.array(found)
+            products = self._plain(rows, aggregate)
+            return self._centred(rows[:-1], aggregate, scratch) if products is None else products
 
     def take(self, products: Array) -> None:
-        """Take in what `products` returned for one piece; pieces in order."""
+        """Take in what `products` returned for one piece; in order."""
         with np.errstate(over="ignore", invalid="ignore"):
-            for block in products:
-                self._sums += block
+            self._sums += products
 
     def _plain(self, rows: Array, center: Array) -> Array | None:
-        """Return the sums of a block from products of rows that are not centred; None if they cannot tell."""
+        """Return the sums of a piece from products of rows that are not centred; None if they cannot tell."""
         np.copyto(rows[-1], center, casting="same_kind")
         found = self._sums_of(rows)
         lengths, along, middle = self._diagonal(found)[:-1].copy(), found[-1, :-1].copy(), float(found[-1, -1])
@@ -142,7 +132,7 @@ class SiteScores:
         return found
 
     def _centred(self, rows: Array, center: Array, scratch: Scratch) -> Array:
-        """Return the sums of a block from products of centred rows."""
+        """Return the sums of a piece from products of centred rows."""
         found = np.zeros(self._sums.shape)
         for start in range(0, center.size, self._columns):
             block = slice(start, start + self._columns)

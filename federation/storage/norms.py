@@ -9,8 +9,9 @@ import numpy as np
 if TYPE_CHECKING:
     from federation.aggregation.tiles import Array
 
-_DOT_ELEMENTS = 1 << 13
-"""Below the size from which OpenBLAS splits a dot product over threads."""
+_DOT_ELEMENTS = 1 << 8
+"""Far below the size from which OpenBLAS splits a dot product over threads, and so short that there are many: of fewer
+than 500 NumPy makes a product without letting other threads have the interpreter."""
 
 
 def squared_norm(values: Array) -> float:

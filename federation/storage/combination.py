@@ -159,7 +159,7 @@ def combine_model(
         writer=writer,
         changes={DELTA: TileStream(deltas, results)},
         values=value_streams(ordered, weights, model.schema.buffers, tile_elements),
-        step=_add_mean,
+        step=None,
         master=master,
         master_writer=master_writer,
         tile_elements=tile_elements,
@@ -172,12 +172,6 @@ def combine_model(
         scores=scoring.finish(report) if scoring else {},
         report=report,
     )
-
-
-def _add_mean(x: Array, means: Mapping[str, Array], _piece: Tile, _start: int) -> float:
-    change = means[DELTA]
-    np.add(x, change, out=x)
-    return squared_norm(change)
 
 
 class Step(Protocol):
@@ -200,7 +194,7 @@ def walk(
     writer: ModelSink,
     changes: Mapping[str, TileStream],
     values: Mapping[bool, TileStream],
-    step: Step,
+    step: Step | None,
     master: ModelSource | None,
     master_writer: ModelSink | None,
     tile_elements: int,
@@ -212,7 +206,7 @@ def walk(
         writer: takes the next one; not finished here.
         changes: streams over equal tiles of the parameters, at least one.
         values: streams of the buffers: under True the floats, under False the others.
-        step: sees every parameter once, in order.
+        step: sees every parameter once, in order; None: the one change there is, is added.
         master: as for `combine_model`.
         master_writer: finished here.
         tile_elements: most elements of a piece.
@@ -233,9 +227,14 @@ def walk(
             if run.role is TensorRole.PARAMETER:
                 means = take_all(changes, left.elements)
                 piece, left = split(left, next(iter(means.values())).size)
-                x = parameters.read(piece)
-                squares += step(x, means, replace(piece, offset=offset), start)
-                out = parameters.write(piece, x)
+                if step is None:
+                    (change,) = means.values()
+                    squares += squared_norm(change)
+                    out = parameters.add(piece, change)
+                else:
+                    x = parameters.read(piece)
+                    squares += step(x, means, replace(piece, offset=offset), start)
+                    out = parameters.write(piece, x)
                 start, offset = start + piece.elements, offset + piece.nbytes
             else:
                 value = values[left.dtype.is_float].take(left.elements)

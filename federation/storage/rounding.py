@@ -53,9 +53,23 @@ class Rounder:
         out = self._out[: piece.nbytes].view(piece.dtype.numpy)
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(out, value, casting="same_kind")
-            # ml_dtypes' casts raise no flags, so the numbers themselves are looked at.
-            is_finite = not piece.dtype.is_float or _is_finite(out)
-        if not is_finite:
+            return self._finite(piece, out)
+
+    def add(self, base: Readable, piece: Tile, change: Array) -> Array:
+        """Return a piece of a buffer plus `change`, float64, rounded once: as `read`, an addition and `round`.
+
+        Raises:
+            PlanError: as `round`.
+        """
+        out = self._out[: piece.nbytes].view(piece.dtype.numpy)
+        base.pread_into(piece.offset, out.view(np.uint8).data)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.add(out, change, out=out, casting="same_kind")  # in float64, which no pass of its own makes of it
+            return self._finite(piece, out)
+
+    def _finite(self, piece: Tile, out: Array) -> Array:
+        # ml_dtypes' casts raise no flags, so the numbers themselves are looked at.
+        if piece.dtype.is_float and not _is_finite(out):
             raise PlanError(
                 f"the {self._what} does not fit {piece.dtype.value}: it has diverged; lower the learning rate, bound "
                 "the norm of updates (max_norm), or use a wider dtype"
@@ -64,7 +78,7 @@ class Rounder:
 
 
 class Parameters:
-    """The parameters of a model, piece by piece in order: `read`, then `write`.
+    """The parameters of a model, piece by piece in order: `read`, then `write`; or `add`, which is both.
 
     Args:
         model: what they are now.
@@ -97,9 +111,23 @@ class Parameters:
         """
         if piece.dtype not in HALF:
             return self._wide.round(piece, value)
-        assert self._master_writer is not None  # noqa: S101 - checked by the combination
         full = self._full(piece)
-        rounded = self._wide.round(full, value)
+        return self._narrowed(piece, full, self._wide.round(full, value))
+
+    def add(self, piece: Tile, change: Array) -> Array:
+        """Return a piece plus `change`, float64, as `write` would; its master is written.
+
+        Raises:
+            PlanError, StorageError: as `write`.
+        """
+        if piece.dtype not in HALF:
+            return self._wide.add(self._model, piece, change)
+        assert self._master is not None  # noqa: S101 - checked by the combination
+        full = self._full(piece)
+        return self._narrowed(piece, full, self._wide.add(self._master, full, change))
+
+    def _narrowed(self, piece: Tile, full: Tile, rounded: Array) -> Array:
+        assert self._master_writer is not None  # noqa: S101 - checked by the combination
         self._master_writer.append(rounded.view(np.uint8).data)
         self._position += full.nbytes
         return self._narrow.round(piece, rounded)

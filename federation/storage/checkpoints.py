@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _KNOWN_BYTES = 1 << 14
 """Largest header that is remembered."""
 
-_WRITEBACK_BYTES = 32 << 20
+_WRITEBACK_BYTES = 16 << 20
 """Of a large model goes to the disk at a time while the rest of it is made: a commit waits for the last."""
 
 

@@ -64,21 +64,24 @@ class DirectConnection(SSL.Connection):
 
     def fill(self, view: memoryview) -> int:
         """Read until `view` is full; returns how many bytes came: fewer only if the connection ended or failed."""
-        start, got = ffi.from_buffer(view, require_writable=True), 0
-        while got < len(view):
-            came = lib.SSL_read(self._ssl, start + got, min(len(view) - got, _MOST_BYTES))
+        memory = ffi.from_buffer("char[]", view, require_writable=True)
+        place, left = memory + 0, len(view)
+        read, connection = lib.SSL_read, self._ssl  # looked up once: a call for each record is most that Python does
+        while left:
+            came = read(connection, place, min(left, _MOST_BYTES))
             if came > 0:
-                got += came
+                place += came
+                left -= came
                 continue
             try:
-                self._raise_ssl_error(self._ssl, came)  # takes the error from the thread's list as well
+                self._raise_ssl_error(connection, came)  # takes the error from the thread's list as well
             except _WANTS:
                 if _was_interrupted():
                     continue
             except SSL.Error:
                 pass
             break
-        return got
+        return len(view) - left
 
 
 class CopyingConnection(SSL.Connection):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import importlib.util
@@ -73,3 +74,18 @@ def files_of_at_most() -> Callable[[int], contextlib.AbstractContextManager[None
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
+
+
+@pytest.fixture
+def on_unknown_curve() -> Callable[[bytes], bytes]:
+    """Make of a P-256 key, request or certificate, PEM or DER, one on a curve that no library has heard of."""
+    p256, unknown = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d03017f")
+
+    def change(encoded: bytes) -> bytes:
+        if not encoded.startswith(b"-----"):
+            assert p256 in encoded
+            return encoded.replace(p256, unknown)
+        begin, *body, end = encoded.splitlines()
+        return b"\n".join((begin, base64.b64encode(change(base64.b64decode(b"".join(body)))), end)) + b"\n"
+
+    return change

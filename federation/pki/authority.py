@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from federation.errors import ConfigurationError, IdentityError, InvalidNameError
@@ -31,12 +30,14 @@ from federation.names import (
     check_name,
     director_server_name,
 )
-from federation.pki.certificates import CLOCK_SKEW
+from federation.pki.certificates import CLOCK_SKEW, UNREADABLE, load_certificate_pem
 from federation.pki.files import make_private_folder, read, refuse_existing, write_private, write_public
-from federation.pki.keys import key_pem, make_key
+from federation.pki.keys import key_pem, load_key_pem, make_key
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric import ec
 
 DAY_S = 86_400.0
 AUTHORITY_LIFETIME_S = 3650 * DAY_S
@@ -109,17 +110,14 @@ class CertificateAuthority:
         """Read the authority that `create` wrote to `folder`.
 
         Raises:
-            ConfigurationError: the files are missing or not an authority of a federation.
+            ConfigurationError: the files are missing or not an authority of a federation; its key is not P-256.
         """
-        pem = read(folder / "ca.pem", "authority certificate")
-        secret = read(folder / "ca.key", "authority key")
-        try:
-            certificate = x509.load_pem_x509_certificate(pem)
-            key = serialization.load_pem_private_key(secret, None)
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"{folder} holds no certificate authority: {error}") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise ConfigurationError(f"{folder / 'ca.key'} is not the key of {folder / 'ca.pem'}")
+        pem, secret = folder / "ca.pem", folder / "ca.key"
+        what = "authority certificate"
+        certificate = load_certificate_pem(read(pem, what), f"{what} {pem}")
+        key = load_key_pem(read(secret, "authority key"), f"authority key {secret}")
+        if key.public_key() != certificate.public_key():
+            raise ConfigurationError(f"{secret} is not the key of {pem}: take both from the same authority")
         return cls(certificate, key)
 
     def issue(
@@ -280,7 +278,7 @@ def _federation_of(certificate: x509.Certificate) -> FederationName:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
         return FederationName(check_name(uri.removeprefix("spiffe://"), "federation name"))
-    except (x509.ExtensionNotFound, ValueError, InvalidNameError) as error:
+    except (*UNREADABLE, InvalidNameError) as error:
         raise ConfigurationError(
             f"this certificate is not the authority of a federation ({error}): make one with `federation pki init`"
         ) from error

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from federation.errors import ConfigurationError
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
 
 CLOCK_SKEW = timedelta(minutes=5)
 """Certificates are valid from this long before they are issued, for holders whose clocks lag."""
+
+UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises of a certificate that it does not understand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +50,30 @@ class Certificate:
     public_key: CertificatePublicKeyTypes
 
 
+def load_certificate_pem(pem: bytes, what: str) -> x509.Certificate:
+    """Read a certificate, and check that the key it certifies can be read too.
+
+    Args:
+        pem: the certificate.
+        what: what it should be, for the error.
+
+    Raises:
+        ConfigurationError: it is none, or its key is of a kind that cannot be read.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+    except UNREADABLE as error:
+        raise ConfigurationError(f"{what} is not a certificate in PEM") from error
+    try:
+        certificate.public_key()
+    except UNREADABLE as error:
+        raise ConfigurationError(
+            f"{what} certifies a key of a kind unknown here ({error}), expected P-256: have it issued anew with "
+            "`federation pki`"
+        ) from error
+    return certificate
+
+
 def parse_certificate(pem: bytes, what: str) -> Certificate:
     """Read a certificate with exactly one URI.
 
@@ -47,16 +82,13 @@ def parse_certificate(pem: bytes, what: str) -> Certificate:
         what: what it should be, for the error.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: it is none, or its key is of a kind that cannot be read.
     """
-    try:
-        certificate = x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
-        raise ConfigurationError(f"{what} is not a certificate in PEM") from error
+    certificate = load_certificate_pem(pem, what)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound) as error:
+    except UNREADABLE as error:
         raise ConfigurationError(f"{what} is not a certificate with one SPIFFE id: {error}") from error
     return Certificate(
         spiffe=uri,

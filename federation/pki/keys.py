@@ -8,6 +8,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.errors import ConfigurationError
 
+_NEXT = "make one with `federation pki`"
+
 
 def make_key() -> ec.EllipticCurvePrivateKey:
     """Return a new P-256 key."""
@@ -33,10 +35,19 @@ def load_key_pem(pem: bytes, what: str) -> ec.EllipticCurvePrivateKey:
     """
     try:
         key = serialization.load_pem_private_key(pem, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UnsupportedAlgorithm as error:
+        raise ConfigurationError(f"{what} is not a P-256 key but of a kind unknown here ({error}): {_NEXT}") from error
+    except (ValueError, TypeError) as error:
         # The library's own words are for programmers; of use is whether a password is missing, which is a TypeError.
         note = ": it is encrypted" if isinstance(error, TypeError) else ""
         raise ConfigurationError(f"{what} is not an unencrypted PEM key{note}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ConfigurationError(f"{what} is not a P-256 key: make one with `federation pki`")
+        raise ConfigurationError(f"{what} is not a P-256 key but {kind_of_key(key)}: {_NEXT}")
     return key
+
+
+def kind_of_key(key: object) -> str:
+    """Return what people call the kind of a key, private or public: its curve, or its algorithm."""
+    if isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey):
+        return key.curve.name
+    return type(key).__name__.removesuffix("PrivateKey").removesuffix("PublicKey")

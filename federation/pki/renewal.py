@@ -23,11 +23,10 @@ import random
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Never, Protocol
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from federation.errors import ConfigurationError, FederationError, PeerError, StorageError
-from federation.pki.certificates import parse_certificate
+from federation.pki.certificates import UNREADABLE, load_certificate_pem, parse_certificate
 from federation.pki.files import read
 from federation.pki.keys import key_pem, load_key_pem, make_key
 from federation.pki.requests import make_request
@@ -119,13 +118,13 @@ def check_answer(pem: bytes, files: Files, public_key: CertificatePublicKeyTypes
         PeerError: the answer breaks the rule.
     """
     present = _present(files)
-    authority = x509.load_pem_x509_certificate(read(files.authority, "authority"))
+    authority = load_certificate_pem(read(files.authority, "authority"), str(files.authority))
     try:
         certificate = parse_certificate(pem, "the director's reply")
-        x509.load_pem_x509_certificate(pem).verify_directly_issued_by(authority)
+        load_certificate_pem(pem, "the director's reply").verify_directly_issued_by(authority)
     except ConfigurationError as error:
         raise PeerError(str(error)) from error
-    except (InvalidSignature, ValueError, TypeError) as error:  # other signature, other name, other kind of key
+    except (InvalidSignature, TypeError, *UNREADABLE) as error:  # other signature, other name, other kind of key
         raise PeerError(f"the director's certificate was not issued by the authority in {files.authority}") from error
     if certificate.spiffe != present.spiffe:
         raise PeerError(f"the director certified {certificate.spiffe}, asked was for {present.spiffe}")

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.errors import IdentityError, MalformedMessageError
 from federation.names import Identity, Role
+from federation.pki.keys import kind_of_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +56,7 @@ def read_request(signing_request: bytes) -> ec.EllipticCurvePublicKey:
     if not is_signed:
         raise MalformedMessageError("the signing request is not signed by the key it asks a certificate for")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise MalformedMessageError("the signing request is for another kind of key: use P-256")
+        raise MalformedMessageError(f"the signing request is for a key of kind {kind_of_key(key)}: use P-256")
     return key
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.errors import BundleError, ConfigurationError
 from federation.pki.files import make_private_folder, read, refuse_existing, write_private, write_public
-from federation.pki.keys import key_pem, load_key_pem, make_key
+from federation.pki.keys import key_pem, kind_of_key, load_key_pem, make_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,10 +72,17 @@ def fingerprint_of_file(path: Path) -> str:
         return fingerprint(public_bytes(load_key_pem(pem, f"signing key {path}")))
     try:
         key = serialization.load_pem_public_key(pem)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UnsupportedAlgorithm as error:
+        raise ConfigurationError(
+            f"{path} is not a P-256 key but of a kind unknown here ({error}): make one with "
+            "`federation pki signing-key`"
+        ) from error
+    except ValueError as error:
         raise ConfigurationError(f"{path} is not a public key") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ConfigurationError(f"{path} is not a P-256 key: make one with `federation pki signing-key`")
+        raise ConfigurationError(
+            f"{path} is not a P-256 key but {kind_of_key(key)}: make one with `federation pki signing-key`"
+        )
     return fingerprint(public_bytes(key))
 
 

@@ -3,7 +3,7 @@
 Rules:
 
 1. Three PEM files: the authority's certificate, our certificate, our key. All three are read, and checked against each
-   other, before anything is opened: an operator learns at start what is wrong, and from which file.
+   other, before anything is opened: an operator learns at start what is wrong, and from which file. Keys are P-256.
 2. A private key that others on the machine may read is refused.
 3. A server looks at its files before every handshake and takes what changed, so a renewed certificate needs no
    restart. Files that do not fit together (a renewal half written) are passed over until they do.
@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.errors import ConfigurationError, IdentityError
 from federation.names import Identity
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 UNREADABLE = (
     ValueError,
+    UnsupportedAlgorithm,
     x509.DuplicateExtension,
     x509.ExtensionNotFound,
     x509.InvalidVersion,
@@ -103,8 +105,8 @@ class TlsFiles:
         """Read the files and check that they fit together.
 
         Raises:
-            ConfigurationError: a file is missing, unreadable or no PEM; the key is readable by others or is not the
-                certificate's; the authority did not issue the certificate.
+            ConfigurationError: a file is missing, unreadable or no PEM; a key is not P-256; ours is readable by others
+                or is not the certificate's; the authority did not issue the certificate.
         """
         try:
             return self._load_once()
@@ -284,6 +286,10 @@ def _reading(path: Path, what: str) -> Iterator[None]:
     """Read what a file holds within this; one that holds something else is named, without the library's own words."""
     try:
         yield
+    except UnsupportedAlgorithm as error:
+        raise ConfigurationError(
+            f"{path} has a key of a kind unknown here ({error}), expected P-256: have it issued anew"
+        ) from error
     except (*UNREADABLE, TypeError) as error:
         raise ConfigurationError(f"{path} is not {what} in PEM: copy it again, or have it issued anew") from error
 
@@ -291,16 +297,27 @@ def _reading(path: Path, what: str) -> Iterator[None]:
 def _check_fit(material: TlsMaterial, files: TlsFiles) -> None:
     with _reading(files.authority, "a certificate"):
         authority = x509.load_pem_x509_certificate(material.authority)
+        _check_p256(authority.public_key(), files.authority)
     with _reading(files.certificate, "a certificate"):
         certificate = x509.load_pem_x509_certificate(material.certificate)
+        _check_p256(certificate.public_key(), files.certificate)
     with _reading(files.key, "an unencrypted key"):
         key = serialization.load_pem_private_key(material.key, None)
     if key.public_key() != certificate.public_key():
         raise ConfigurationError(f"key {files.key} does not belong to certificate {files.certificate}")
     try:
         certificate.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError) as error:  # other signature, other name, other kind of key
+    except (InvalidSignature, TypeError, *UNREADABLE) as error:  # other signature, other name, other kind of key
         raise ConfigurationError(
             f"certificate {files.certificate} was not issued by the authority in {files.authority}: "
             "take both from the same federation"
         ) from error
+
+
+def _check_p256(key: object, path: Path) -> None:
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        kind = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
+        raise ConfigurationError(
+            f"{path} has a key of kind {kind.removesuffix('PublicKey')}, expected P-256: have it issued anew with "
+            "`federation pki`"
+        )

@@ -28,6 +28,7 @@ from federation.v1 import tensors_pb2
 from federation.wire.versions import PROTOCOL
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 ALICE = Identity(federation=FederationName("demo"), role=Role.USER, name="alice")
@@ -162,6 +163,16 @@ def test_a_key_others_can_read_is_refused(home: Path) -> None:
     last = list(examine(home))[-1]
     assert (last.check, last.outcome) == ("files", "bad")
     assert "key.pem" in last.found
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "cert.pem", "key.pem"])
+def test_a_key_of_a_kind_unknown_here_is_told(
+    home: Path, name: str, on_unknown_curve: Callable[[bytes], bytes]
+) -> None:
+    (home / name).write_bytes(on_unknown_curve((home / name).read_bytes()))
+    last = list(examine(home))[-1]
+    assert (last.check, last.outcome) == ("files", "bad")
+    assert f"{name} has a key of a kind unknown here" in last.found
 
 
 def test_an_expired_certificate_is_told_before_anything_is_dialled(home: Path, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import stat
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from federation.errors import ConfigurationError, IdentityError, InvalidNameError
@@ -14,6 +16,7 @@ from federation.pki.authority import CertificateAuthority, issue_identity
 from federation.pki.keys import make_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 HEART = FederationName("heart")
@@ -131,4 +134,60 @@ def test_refuses_an_authority_with_the_wrong_key(tmp_path: Path, authority: Cert
     CertificateAuthority.create(HEART, tmp_path / "other", now=NOW)
     (tmp_path / "other" / "ca.key").replace(tmp_path / "ca" / "ca.key")
     with pytest.raises(ConfigurationError, match="not the key"):
+        CertificateAuthority.load(tmp_path / "ca")
+
+
+def write_authority(folder: Path, key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed448.Ed448PrivateKey) -> None:
+    """Write an authority with such a key, sound in all else, as another program may have made it."""
+    name = x509.Name([])
+    begins = datetime.fromtimestamp(NOW, UTC)
+    trust_domain = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{HEART}")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, begins, begins + timedelta(days=1))
+    certificate = builder.add_extension(trust_domain, critical=False).sign(
+        key, None if isinstance(key, ed448.Ed448PrivateKey) else hashes.SHA256()
+    )
+    folder.mkdir()
+    (folder / "ca.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    protection = serialization.NoEncryption()
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+    (folder / "ca.key").write_bytes(secret)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        (rsa.generate_private_key(65537, 2048), "RSA"),
+        (ec.generate_private_key(ec.SECP384R1()), "secp384r1"),
+        (ed448.Ed448PrivateKey.generate(), "Ed448"),
+    ],
+    ids=["RSA", "P-384", "Ed448"],
+)
+def test_refuses_an_authority_whose_key_is_not_p256(
+    tmp_path: Path, key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed448.Ed448PrivateKey, kind: str
+) -> None:
+    write_authority(tmp_path / "ca", key)
+    with pytest.raises(ConfigurationError, match=rf"ca\.key is not a P-256 key but {kind}: make one with `federation"):
+        CertificateAuthority.load(tmp_path / "ca")
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "ca.key"])
+def test_refuses_an_authority_on_a_curve_that_is_unknown_here(
+    tmp_path: Path, authority: CertificateAuthority, name: str, on_unknown_curve: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "ca" / name
+    path.write_bytes(on_unknown_curve(path.read_bytes()))
+    with pytest.raises(
+        ConfigurationError, match=rf"{name} .* of a kind unknown here .*P-256|{name} is not a P-256 key"
+    ):
+        CertificateAuthority.load(tmp_path / "ca")
+
+
+def test_an_authoritys_file_that_is_no_pem_is_the_one_that_is_named(
+    tmp_path: Path, authority: CertificateAuthority
+) -> None:
+    (tmp_path / "ca" / "ca.key").write_text("not a key")
+    with pytest.raises(ConfigurationError, match=r"ca\.key is not an unencrypted PEM key"):
+        CertificateAuthority.load(tmp_path / "ca")
+    (tmp_path / "ca" / "ca.pem").write_text("not a certificate")
+    with pytest.raises(ConfigurationError, match=r"ca\.pem is not a certificate in PEM"):
         CertificateAuthority.load(tmp_path / "ca")

@@ -235,6 +235,27 @@ async def test_an_answer_that_is_no_certificate_is_refused(files: TlsFiles, auth
         await renewal.renew(files, babble, now=authority.clock.now)
 
 
+async def test_an_answer_for_a_key_on_an_unknown_curve_is_refused(
+    files: TlsFiles, authority: Authority, on_unknown_curve: Callable[[bytes], bytes]
+) -> None:
+    async def answer(request: bytes) -> bytes:
+        return on_unknown_curve(await authority(request))
+
+    with pytest.raises(PeerError, match="director's reply certifies a key of a kind unknown here"):
+        await renewal.renew(files, answer, now=authority.clock.now)
+
+
+async def test_an_authority_file_that_cannot_be_read_is_named(
+    files: TlsFiles, authority: Authority, on_unknown_curve: Callable[[bytes], bytes]
+) -> None:
+    files.authority.write_bytes(on_unknown_curve(files.authority.read_bytes()))
+    with pytest.raises(ConfigurationError, match=r"ca\.pem certifies a key of a kind unknown here"):
+        await renewal.renew(files, authority, now=authority.clock.now)
+    files.authority.write_text("rubbish")
+    with pytest.raises(ConfigurationError, match=r"ca\.pem is not a certificate"):
+        await renewal.renew(files, authority, now=authority.clock.now)
+
+
 def crash_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let so many renames happen, and no more, as a crash would."""
     rename, done = os.replace, 0

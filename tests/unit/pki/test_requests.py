@@ -59,8 +59,13 @@ def test_refuses_what_is_no_request(data: bytes) -> None:
 def test_refuses_another_kind_of_key() -> None:
     key = ec.generate_private_key(ec.SECP384R1())
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
-    with pytest.raises(MalformedMessageError, match="P-256"):
+    with pytest.raises(MalformedMessageError, match="secp384r1: use P-256"):
         read_request(request.public_bytes(serialization.Encoding.DER))
+
+
+def test_refuses_a_request_for_a_key_on_an_unknown_curve(on_unknown_curve: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(MalformedMessageError, match="not supported"):
+        read_request(on_unknown_curve(make_request(make_key())))
 
 
 def test_a_joiner_becomes_the_envoy_its_token_names(authority: CertificateAuthority) -> None:

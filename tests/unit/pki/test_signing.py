@@ -18,6 +18,7 @@ from federation.pki.signing import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -67,3 +68,17 @@ def test_refuses_files_that_are_no_signing_key(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----\n")
     with pytest.raises(ConfigurationError, match="public key"):
         fingerprint_of_file(tmp_path / "text")
+
+
+def test_refuses_a_signing_key_on_a_curve_that_is_unknown_here(
+    tmp_path: Path, on_unknown_curve: Callable[[bytes], bytes]
+) -> None:
+    key = make_signing_key(tmp_path / "alice.key")
+    for name in ("alice.key", "alice.key.pub"):
+        (tmp_path / name).write_bytes(on_unknown_curve((tmp_path / name).read_bytes()))
+        with pytest.raises(
+            ConfigurationError, match=rf"{name} .*of a kind unknown here.*: make one with `federation pki"
+        ):
+            fingerprint_of_file(tmp_path / name)
+    with pytest.raises(BundleError, match="no public key"):
+        verify(on_unknown_curve(public_bytes(key)), b"", b"")

@@ -4,6 +4,8 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.errors import ConfigurationError, IdentityError
 from federation.names import FederationName, Identity, Role, director_server_name
@@ -11,6 +13,7 @@ from federation.pki.authority import CertificateAuthority, issue_identity
 from federation.transport.credentials import TlsFiles, channel_credentials, read_certificate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 FEDERATION = FederationName("heart")
@@ -82,6 +85,26 @@ def test_a_file_that_is_no_pem_is_the_one_that_is_named(files: TlsFiles, name: s
     path.write_text("not a certificate")
     what = "an unencrypted key" if name == "key" else "a certificate"
     with pytest.raises(ConfigurationError, match=rf"^{path} is not {what} in PEM: copy it again"):
+        files.load()
+
+
+@pytest.mark.parametrize("name", ["authority", "certificate", "key"])
+def test_refuses_a_key_on_a_curve_that_is_unknown_here(
+    files: TlsFiles, name: str, on_unknown_curve: Callable[[bytes], bytes]
+) -> None:
+    path = getattr(files, name)
+    path.write_bytes(on_unknown_curve(path.read_bytes()))
+    with pytest.raises(ConfigurationError, match=rf"^{path} has a key of a kind unknown here .*, expected P-256: have"):
+        files.load()
+
+
+def test_refuses_a_certificate_for_a_key_that_is_not_p256(files: TlsFiles, authority: CertificateAuthority) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    director = Identity(federation=FEDERATION, role=Role.DIRECTOR, name="director")
+    files.certificate.write_bytes(authority.issue(director, key.public_key(), now=NOW).pem)
+    protection = serialization.NoEncryption()
+    files.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection))
+    with pytest.raises(ConfigurationError, match=r"cert\.pem has a key of kind secp384r1, expected P-256: have it"):
         files.load()
 
 

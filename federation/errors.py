@@ -27,7 +27,6 @@ ValueError. `federation.transport.status` maps these to gRPC status codes, in on
 
 from __future__ import annotations
 
-import errno
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -152,9 +151,6 @@ class DiskFullError(StorageError):
         needed_bytes: how much was asked for; 0 if that is not known.
         free_bytes: how much its file system says is free; a quota or size limit may leave less.
     """
-
-    NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    """What the system calls it: no space left, a quota used up, a file that may not grow further."""
 
     def __init__(self, path: Path, needed_bytes: int, free: int) -> None:
         super().__init__(

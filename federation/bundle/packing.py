@@ -29,7 +29,7 @@ from federation.bundle.manifest import FileEntry, Manifest
 from federation.bundle.paths import check_path, check_paths
 from federation.errors import BundleError, PlanError, StorageError
 from federation.names import Digest
-from federation.runtime.records import refusal
+from federation.runtime.room import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

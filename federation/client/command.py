@@ -7,7 +7,6 @@ JSON and nothing else. Exit codes are `federation.client.exits.Exit`.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -25,6 +24,7 @@ from federation.client import pki_commands, research, simulating
 from federation.client.exits import Exit, exit_for
 from federation.errors import FederationError, TransportError
 from federation.names import ExperimentState  # noqa: TC001 - typer reads it at run time
+from federation.runtime.room import is_want_of_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -378,7 +378,7 @@ def main() -> None:
         print(f"federation: {error}", file=sys.stderr)
         raise SystemExit(int(exit_for(error))) from error
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_want_of_room(error):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's end would fail on it again
         print(f"federation: cannot write {error.filename or 'what is printed'}: {error.strerror}", file=sys.stderr)

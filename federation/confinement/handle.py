@@ -28,7 +28,7 @@ from federation.confinement.interpreter import examine
 from federation.confinement.sandbox import Confinement, Sandbox, SandboxMode
 from federation.errors import MalformedMessageError, TaskError
 from federation.runtime import children, framing
-from federation.runtime.records import refusal
+from federation.runtime.room import refusal
 from federation.v1 import trainer_pb2
 
 if TYPE_CHECKING:

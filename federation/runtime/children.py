@@ -39,10 +39,10 @@ from federation.runtime.records import (
     ProcessIdentity,
     full_disk_of,
     read_exit_record,
-    refusal,
     write_atomically,
     write_exit_record,
 )
+from federation.runtime.room import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from federation.errors import DiskFullError, FederationError, StorageError
+from federation.runtime.room import refusal
 
 IDENTITY_FILE = "process.json"
 EXIT_FILE = "exit.json"
@@ -49,23 +50,6 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise refusal(error, path, "could not be written", needed_bytes=len(data)) from error
-
-
-def refusal(error: OSError, path: Path, text: str, *, needed_bytes: int = 0) -> StorageError:
-    """Return what a refusal of the disk is to our callers: want of room is told from all else.
-
-    Args:
-        error: the system's.
-        path: what was to be written.
-        text: what it says of the path where it is not want of room.
-        needed_bytes: how much was to be written.
-    """
-    if error.errno not in DiskFullError.NUMBERS:
-        return StorageError(f"{path} {text}: {error.strerror or error}")
-    while not path.parent.exists():
-        path = path.parent
-    status = os.statvfs(path.parent)
-    return DiskFullError(path, needed_bytes, status.f_bavail * status.f_frsize)
 
 
 def _sync_folder(folder: Path) -> None:

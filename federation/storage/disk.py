@@ -3,7 +3,8 @@
 Rules:
 
 1. Offsets are 64 bits; a short read or write is continued, never ignored.
-2. A full disk is `DiskFullError` with path, needed and free bytes, found when space is reserved where that is possible.
+2. A full disk is `DiskFullError` with path, needed and free bytes, found when space is reserved where that is possible;
+   `federation.runtime.room` decides which refusals mean it.
 3. Small files are written atomically: a reader, or a crash, sees the new one whole or the old one.
 """
 
@@ -16,7 +17,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from federation.errors import DiskFullError, StorageError
+from federation.errors import StorageError
+from federation.runtime.room import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,14 +51,6 @@ class Readable(Protocol):
         ...
 
 
-def free_bytes(path: Path) -> int:
-    """Return the bytes free to this process on the file system of `path`, or of its nearest existing parent."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
-
-
 @contextlib.contextmanager
 def translated(path: Path, needed_bytes: int = 0) -> Iterator[None]:
     """Turn an OSError inside into a StorageError about `path`.
@@ -68,9 +62,7 @@ def translated(path: Path, needed_bytes: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in DiskFullError.NUMBERS:
-            raise DiskFullError(path, needed_bytes, free_bytes(path)) from error
-        raise StorageError(f"{path}: {error.strerror or error}") from error
+        raise refusal(error, path, needed_bytes=needed_bytes) from error
 
 
 def preallocate(descriptor: int, nbytes: int, path: Path) -> None:

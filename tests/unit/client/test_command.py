@@ -16,6 +16,7 @@ import tomllib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -113,6 +114,18 @@ def test_output_that_finds_no_room_is_one_line_and_no_traceback(tmp_path: Path) 
     assert (done.returncode, done.stderr) == (
         Exit.FAILURE, "federation: cannot write what is printed: No space left on device\n"
     )  # fmt: skip
+
+
+def test_output_beyond_a_quota_is_one_line_and_no_traceback(tmp_path: Path, files_of_at_most: Any) -> None:
+    with (tmp_path / "output").open("w") as output, files_of_at_most(1):
+        done = subprocess.run(
+            [sys.executable, "-m", "federation.client.command", "doctor", "--json"],
+            stdout=output, stderr=subprocess.PIPE, text=True, check=False, env={"HOME": str(tmp_path)},
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        Exit.FAILURE,
+        "federation: cannot write what is printed: File too large\n",
+    )
 
 
 @pytest.mark.parametrize("command", [("doctor", "--json"), ("doctor",), ("--help",)])

@@ -1,11 +1,9 @@
 """`federation quickstart`: three hospitals train one model, for real, on this machine.
 
 What runs is the whole federation of `federation.client.local`: a director, three envoys, an aggregator, and at each
-hospital a
-collaborator and a confined trainer, over mutual TLS. Then, because here and only here one process may see all data,
-it is
-compared with what each hospital reaches alone and with the pooled data nobody may pool: same model, same number of
-passes, tested on the same patients who belong to no hospital.
+hospital a collaborator and a confined trainer, over mutual TLS. Then, because here and only here one process may see
+all data, it is compared with what each hospital reaches alone and with the pooled data nobody may pool: same model,
+same number of passes, tested on the same patients who belong to no hospital.
 """
 
 from __future__ import annotations
@@ -46,6 +44,10 @@ _SHARD: dict[str, Any] = {
     "kind": "breast-cancer",
     "factory": "federation.data.samples:BreastCancerShard",
 }
+_MARK = ".quickstart"
+"""File in a folder that a quickstart made."""
+_MADE = ("ca", "director", "logs", "sites", "user", "model.safetensors", "report.html", "plot.png")
+"""What a run leaves beside it: that of `federation.client.local`, then that of `run_quickstart`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ def run_quickstart(folder: Path, *, rounds: int | None, as_json: bool) -> None:
 
     started = time.perf_counter()
     console = Console(stderr=as_json)
-    _clear(folder)
+    clear_folder(folder)
     shards = {name: BreastCancerShard(name) for name in HOSPITALS}
     model, report, plot = folder / "model.safetensors", folder / "report.html", folder / "plot.png"
     with tempfile.TemporaryDirectory() as scratch:
@@ -132,16 +134,26 @@ def _require(*modules: str) -> None:
         raise ConfigurationError(f"the quickstart needs {', '.join(missing)}: pip install 'federation[quickstart]'")
 
 
-def _clear(folder: Path) -> None:
-    """Make room for a run: remove an earlier one, refuse to remove anything else."""
+def clear_folder(folder: Path) -> None:
+    """Make room for a run: remove an earlier one, and nothing that no quickstart made.
+
+    A run marks its folder first of all. By what else is in it a folder is not known: one with an authority may be
+    where a real federation keeps its own.
+
+    Raises:
+        ConfigurationError: `folder` holds something and was not marked by a quickstart; nothing is removed.
+        StorageError: it cannot be written.
+    """
     with writing(folder):
-        if folder.exists() and any(folder.iterdir()):
-            if not (folder / "ca" / "ca.key").exists():
-                raise ConfigurationError(
-                    f"{folder} holds something that is no earlier quickstart; name another --output"
-                )
-            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not (folder / _MARK).exists():
+            raise ConfigurationError(f"{folder} holds something that is no earlier quickstart; name another --output")
+        (folder / _MARK).write_text("A quickstart made this folder; another run replaces what it left here.\n")
+        for name in _MADE:
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
 
 
 def _source(scratch: Path, rounds: int | None) -> Path:

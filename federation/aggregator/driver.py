@@ -117,6 +117,7 @@ class Driver:
         self._events: deque[events.Event] = deque()
         self._is_stepping = False
         self._work: asyncio.Queue[events.Action | Exception] = asyncio.Queue()
+        self._unwritten = 0  # notes of who is there, on their way to the journal
         self._timer: Cancellable | None = None
         self._deadline = 0.0
         self._task_timers: dict[SiteName, tuple[Asking, Cancellable]] = {}
@@ -196,6 +197,9 @@ class Driver:
                     await self._commit(action)
                 elif isinstance(action, events.RecordMiss):
                     await self._record_miss(action)
+                elif isinstance(action, events.RecordPresent):
+                    await self._stores.do(self._stores.ledger.record_present, action.sites, action.drawn)
+                    self._unwritten -= 1
                 elif isinstance(action, events.RecordRelease):
                     await self._stores.do(self._stores.ledger.record_released, action.site, action.releases)
                     self._reporter.released(action, self.machine)
@@ -252,13 +256,14 @@ class Driver:
                 self._start_timer(action.seconds)
             elif isinstance(action, events.StopTimer):
                 self._stop_timer()
-            elif isinstance(action, events.AskTrain) and self.gathering.asks_at_once:
+            elif isinstance(action, events.AskTrain) and self.gathering.asks_at_once and not self._unwritten:
                 self._ask_train(action)
             elif isinstance(action, events.AskEvaluate):
                 self._ask_evaluate(action)
             elif isinstance(action, events.SendVerdicts):
                 self._send_verdicts(action)
             else:
+                self._unwritten += isinstance(action, events.RecordPresent)
                 self._work.put_nowait(action)
 
     def _enter(self, action: events.EnterPhase) -> None:

@@ -7,7 +7,7 @@ in the spool is of one attempt. `federation.aggregator.buffering` has that of as
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from federation.aggregation.registry import trusted_site
@@ -88,7 +88,7 @@ class Gathering(Protocol):
 
     @property
     def asks_at_once(self) -> bool:
-        """Whether sites may be told a train task without `prepare`."""
+        """Whether sites may be told a train task without `prepare`, if nothing is to be written down before it."""
 
     @property
     def deadline_s(self) -> float | None:
@@ -171,6 +171,7 @@ class RoundGathering:
                 attempt=standpoint.attempt,
                 admitted=tuple(update.key.site for update in recovered),
                 expected=standpoint.expected,
+                pool=standpoint.pool or (standpoint.expected if standpoint.knows_present else ()),
                 score=standpoint.score,
                 suspicion=standpoint.suspicion,
             ),
@@ -210,7 +211,10 @@ class RoundGathering:
 
     async def prepare(self, action: events.AskTrain) -> events.AskTrain:
         """See `Gathering.prepare`: a restart asks again, and what is asked again is answered again."""
-        return action
+        machine = self.machine
+        if (action.round, action.attempt) != (machine.round, machine.attempt):
+            return replace(action, sites=())
+        return replace(action, sites=tuple(site for site in action.sites if machine.is_asked(site)))
 
     def offers(self, action: events.AskTrain) -> list[Offer]:
         """See `Gathering.offers`."""

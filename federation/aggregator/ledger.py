@@ -8,6 +8,8 @@ Lines, by kind:
 - ``committed``: a round: its record for history and director, the score, digests of its model files, and what became
   of each site's update by its id, so that a site that missed its verdict still learns it.
 - Both of these say, where rounds overlap, who trains or waits in the buffer after them, and with which task.
+- ``present``: which sites are there, with the first draw and whenever that changes; `drawn`: round and attempt that had
+  been drawn already, from those of the line before.
 - ``released``: an operator let a site out of quarantine, for the how-manieth time.
 - ``ended``: how the experiment ended.
 
@@ -54,7 +56,10 @@ class Standpoint:
     Attributes:
         round: round in progress, from 1.
         attempt: attempt in progress, from 1.
-        expected: sites of the last committed round that were there at its end.
+        expected: sites that were there; in a journal without ``present`` lines, those of the last committed round that
+            were there at its end.
+        pool: sites that the attempt in progress was drawn from, where others are there by now; empty: those that are.
+        knows_present: there are such lines.
         score: as the last commit wrote it.
         suspicion: what is held against sites, and who is in quarantine.
         norms: of the updates of the last committed rounds.
@@ -78,6 +83,8 @@ class Standpoint:
     port: int
     asked: Mapping[SiteName, Task] = field(default_factory=dict)
     draws: int = 0
+    pool: tuple[SiteName, ...] = ()
+    knows_present: bool = False
 
 
 _START = Standpoint(
@@ -206,6 +213,11 @@ class Ledger:
             body["suspicion"] = suspicion.to_json()
         return replace(record, sequence=self._append("committed", {**body, **_overlap_to_json(overlap)}))
 
+    def record_present(self, sites: Sequence[SiteName], drawn: Task | None) -> int:
+        """Write which sites are there; `drawn`: as `RecordPresent` has it."""
+        body: dict[str, Any] = {"sites": list(sites)}
+        return self._append("present", {**body, "drawn": list(drawn)} if drawn else body)
+
     def record_released(self, site: SiteName, releases: int) -> int:
         """Write that a site was let out of quarantine."""
         return self._append("released", {"site": site, "releases": releases})
@@ -259,7 +271,7 @@ def _replay(
             task = tasks.get(SiteName(site), (RoundNumber(body["round"]), Attempt(body["attempt"])))
             _settle(settled, site, task, update_id, "quorum lost")
         asked = _tasks_from_json(body.get("asked", {}))
-        return replace(standpoint, attempt=Attempt(body["attempt"] + 1), asked=asked, draws=0)
+        return replace(standpoint, attempt=Attempt(body["attempt"] + 1), asked=asked, draws=0, pool=())
     if kind == "committed":
         record = RoundRecord.from_json(body["record"])
         reasons = {row.site: "" if row.outcome is SiteOutcome.COUNTED else row.reason for row in record.sites}
@@ -267,17 +279,28 @@ def _replay(
         for site, update_id in body["updates"].items():
             task = tasks.get(SiteName(site), (record.round, Attempt(body["attempt"])))
             _settle(settled, site, task, update_id, reasons.get(SiteName(site), "late"))
+        there = tuple(row.site for row in record.sites if row.outcome is not SiteOutcome.LOST)
         return replace(
             standpoint,
             round=RoundNumber(record.round + 1),
             attempt=Attempt(1),
-            expected=tuple(row.site for row in record.sites if row.outcome is not SiteOutcome.LOST),
+            expected=standpoint.expected if standpoint.knows_present else there,
+            pool=(),
             score=Score(**body["score"]),
             suspicion=Suspicion.from_json(body["suspicion"], record) if "suspicion" in body else standpoint.suspicion,
             norms=standpoint.norms.after(record),
             model_digest=Digest(bytes.fromhex(record.model_digest)),
             asked=_tasks_from_json(body.get("asked", {})),
             draws=0,
+        )
+    if kind == "present":
+        is_drawn = tuple(body.get("drawn", ())) == (standpoint.round, standpoint.attempt)
+        before = standpoint.expected if standpoint.knows_present else ()
+        return replace(
+            standpoint,
+            expected=tuple(map(SiteName, body["sites"])),
+            pool=standpoint.pool or before if is_drawn else (),
+            knows_present=True,
         )
     if kind == "released":
         released = quarantine.release(standpoint.suspicion, SiteName(body["site"]), int(body["releases"]))

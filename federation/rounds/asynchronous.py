@@ -181,6 +181,7 @@ class AsyncMachine(Lifecycle):
         self._enter(Phase.SELECT)
         if self._pause_if_too_few():
             return
+        self._note_present()
         for site in self.connected:
             if self._is(site, Progress.LOST):  # it was lost, and came back while nothing was asked
                 del self.standings[site]

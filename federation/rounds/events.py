@@ -321,6 +321,18 @@ class RecordRelease:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordPresent:
+    """Write down which sites are there, in name order, before any site is told what is asked next.
+
+    `drawn`: round and attempt that were drawn already, from those that were there before; None: the next draw is made
+    from these.
+    """
+
+    sites: tuple[SiteName, ...]
+    drawn: tuple[RoundNumber, Attempt] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The experiment is over: `outcome` is ``"completed"`` or ``"failed"``."""
 
@@ -340,6 +352,7 @@ Action = (
     | SendVerdicts
     | RecordMiss
     | RecordRelease
+    | RecordPresent
     | Finish
 )
 
@@ -352,7 +365,8 @@ class Resume:
         round: round in progress: one after the last committed one.
         attempt: attempt in progress: one after the last missed one of this round.
         admitted: sites whose updates for this attempt are in the spool; they are not asked again.
-        expected: sites of the last committed round, waited for a little while; empty at a first start.
+        expected: sites that were there, waited for a little while; empty at a first start.
+        pool: sites that the attempt in progress was, or would have been, drawn from; empty: not known, or no rounds.
         score: as the last commit wrote it.
         suspicion: as the last commit wrote it, and the releases since.
         asked: where rounds overlap: the task that each admitted update answers, and those of the sites in `training`.
@@ -366,6 +380,7 @@ class Resume:
     attempt: Attempt = _FIRST_ATTEMPT
     admitted: tuple[SiteName, ...] = ()
     expected: tuple[SiteName, ...] = ()
+    pool: tuple[SiteName, ...] = ()
     score: Score = field(default_factory=Score)
     suspicion: Suspicion = field(default_factory=Suspicion)
     asked: dict[SiteName, tuple[RoundNumber, Attempt]] = field(default_factory=dict)

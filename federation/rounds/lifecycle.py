@@ -5,7 +5,7 @@ sites round by round, `asynchronous` whenever one is free; both say only how upd
 
 1. **Joining.** The first round starts when `plan.sites_wanted` sites are ready. When `join_timeout_s` runs out it
    starts with fewer, if there are enough for a round; otherwise the experiment fails. A restarted aggregator waits for
-   the sites of the last committed round instead, `REJOIN_S` at most, then for enough.
+   the sites that were there before instead, `REJOIN_S` at most, then for enough (`presence`).
 2. **Pausing.** With fewer than `plan.sites_needed` sites that are connected or have an admitted update in the spool the
    experiment is paused until enough are back, or fails after `join_timeout_s`.
 3. **Evaluating.** The phase ends when each site that was asked has answered, failed, is lost or is still at work
@@ -25,14 +25,13 @@ from federation.names import Attempt, RoundNumber, SiteName
 from federation.rounds import events, quarantine, scoring
 from federation.rounds.evaluation import AtWork, Evaluation
 from federation.rounds.events import Action, Event, Phase, Progress, Standing
+from federation.rounds.presence import Presence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from federation.plan import Plan
 
-REJOIN_S = 30.0
-"""Seconds a restarted aggregator waits for the sites it had: they redial within a few."""
 Transitions = dict[tuple[Phase, Phase], str]
 """Which phase may follow which, and why."""
 
@@ -68,8 +67,7 @@ class Lifecycle:
             site: Standing(progress=Progress.ADMITTED) for site in resume.admitted
         }
         self._plan = plan
-        self._expected = frozenset(resume.expected)
-        self._has_waited = False
+        self._presence = Presence(plan, resume)
         self._at_work = AtWork()
         self._evaluation = Evaluation((), self._at_work)
         self._scores: Mapping[SiteName, Mapping[str, float]] = {}
@@ -161,8 +159,7 @@ class Lifecycle:
             self.phase = Phase.COMMIT
             self._end_or_go_on()
         else:
-            timeout = min(REJOIN_S, self._plan.join_timeout_s) if self._expected else self._plan.join_timeout_s
-            self._do(events.StartTimer(timeout))
+            self._do(events.StartTimer(self._presence.first_wait_s))
         return self._take()
 
     def step(self, event: Event) -> list[Action]:
@@ -175,6 +172,7 @@ class Lifecycle:
 
     def _on_ready(self, event: events.SiteReady) -> None:
         self.connected.add(event.site)
+        self._note_present()
         if event.site not in self.suspicion.sites:
             self._welcome(event.site)
 
@@ -204,11 +202,13 @@ class Lifecycle:
 
     def _on_lost(self, event: events.SiteLost) -> None:
         self.connected.discard(event.site)
+        self._note_present()
         self._set_aside(event.site, Progress.LOST, event.reason)
 
     def _on_failed(self, event: events.SiteFailed) -> None:
         if event.permanent:
             self.connected.discard(event.site)
+            self._note_present()
         self._set_aside(event.site, Progress.FAILED, event.reason)
 
     def _on_refused(self, event: events.UpdateRefused) -> None:
@@ -237,15 +237,8 @@ class Lifecycle:
         return f"{len(self._participants())} sites are connected{also}"
 
     def _maybe_begin(self) -> None:
-        # A site whose update is in the spool is waited for all the same: it should evaluate, and take part from now on.
-        here = len(self.available)
-        if self._has_waited:
-            enough = len(self._participants()) >= self._plan.sites_needed
-        elif self._expected:
-            enough = self.connected >= self._expected - self.suspicion.sites and here >= self._plan.sites_needed
-        else:
-            enough = here >= max(self._plan.sites_wanted, self._plan.sites_needed)
-        if enough:
+        participants = len(self._participants())
+        if self._presence.is_complete(self.connected, held=self.suspicion.sites, participants=participants):
             self._select()
 
     def _on_deadline(self, _: events.DeadlinePassed) -> None:
@@ -264,11 +257,16 @@ class Lifecycle:
         present = len(self._participants())
         if present >= self._plan.sites_needed:
             self._select()
-        elif self._expected and not self._has_waited:
-            self._has_waited = True
+        elif self._presence.extend():
             self._do(events.StartTimer(self._plan.join_timeout_s))
         else:
             self._finish("failed", f"{present} sites joined in time, but a round needs {self._plan.sites_needed}")
+
+    def _note_present(self) -> None:
+        """Have it written down who is there, if that is not known: before the first draw nobody needs to know."""
+        is_drawn = self._presence.has_pool or self.phase not in (Phase.SELECT, Phase.PAUSED)
+        if self.phase not in (Phase.JOINING, Phase.ENDED):
+            self._actions += self._presence.note(self.connected, (self.round, self.attempt) if is_drawn else None)
 
     def _pause_if_too_few(self) -> bool:
         if len(self._participants()) >= self._plan.sites_needed:

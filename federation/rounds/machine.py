@@ -4,7 +4,8 @@
 
 1. **Select.** Of the connected sites that are not in quarantine the plan's sampler draws by seed, round and attempt, or
    all are asked where the method needs all (`asks_all`). Sites whose updates are in the spool after a restart are not
-   asked again; the others that were drawn are, where the same sites are there, else so many as the plan says.
+   asked again; the others that were drawn are, where the same sites are there (`presence`), else so many as the plan
+   says.
 2. **Broadcast and collect.** Every drawn site is asked to train. The attempt closes when every asked site is done
    (update admitted or refused, failure, loss), or at the deadline. A lost site that comes back while the attempt is
    open is asked again. What arrives after closing is late.
@@ -31,7 +32,8 @@ from typing import TYPE_CHECKING, ClassVar
 from federation.names import Attempt, RoundNumber
 from federation.rounds import events, sampling
 from federation.rounds.events import Phase, Progress, Standing
-from federation.rounds.lifecycle import REJOIN_S, Lifecycle, Transitions, draw_states
+from federation.rounds.lifecycle import Lifecycle, Transitions, draw_states
+from federation.rounds.presence import REJOIN_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -125,7 +127,10 @@ class RoundMachine(Lifecycle):
             return
         kept = {site for site in self.standings if self._is(site, Progress.ADMITTED)}
         refused = {site for site in self.standings if self._is(site, Progress.REFUSED)}
-        candidates = self.available - kept
+        pool = self._presence.candidates(self.available, kept=kept, held=self.suspicion.sites)
+        self._note_present()
+        self._presence.forget_pool()
+        candidates = pool - kept
         if len(candidates - refused) + len(kept) >= self._plan.sites_needed:
             candidates -= refused
         drawn = self._draw(candidates, kept)

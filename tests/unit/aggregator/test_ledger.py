@@ -13,7 +13,8 @@ from federation.rounds.events import Finish, Score
 from federation.rounds.history import QuarantinedSite, RoundRecord, SiteOutcome, SiteRecord
 from federation.rounds.quarantine import Suspicion
 
-SPEC, A, B, C = Digest(b"s" * 32), SiteName("a"), SiteName("b"), SiteName("c")
+SPEC = Digest(b"s" * 32)
+A, B, C, D = (SiteName(letter) for letter in "abcd")
 FIRST, SECOND = b"1" * 16, b"2" * 16
 
 
@@ -54,7 +55,7 @@ def test_a_restart_knows_round_attempt_score_sites_and_what_became_of_each_updat
     assert again.standpoint == before and again.settled == settled
     assert (before.round, before.attempt, before.port, before.score) == (2, 2, 7000, score)
     assert before.norms.rounds == ((2.5,),)
-    assert before.expected == (A, B), "a lost site is not waited for"
+    assert before.expected == (A, B) and not before.knows_present, "an older journal says only who was asked"
     assert settled[A] == [
         Settled(round=RoundNumber(1), attempt=Attempt(1), update_id=FIRST, reason=""),
         Settled(round=RoundNumber(2), attempt=Attempt(1), update_id=SECOND, reason="quorum lost"),
@@ -102,6 +103,44 @@ def test_a_restart_knows_how_often_sites_were_drawn_in_the_attempt_in_progress(t
     again.record_asked((RoundNumber(1), Attempt(2)), [A], draws=1)
     again.record_committed(record(1), attempt=Attempt(2), score=Score(), updates={})
     assert again.standpoint.draws == 0
+    again.close()
+
+
+def test_a_restart_knows_who_was_there_asked_or_not(tmp_path):
+    ledger = opened(tmp_path)
+    ledger.record_present([A, B, D], None)
+    ledger.record_committed(record(1), attempt=Attempt(1), score=Score(), updates={})
+    assert ledger.standpoint.expected == (A, B, D), "one that was not asked too"
+    ledger.record_present([A, D], (RoundNumber(1), Attempt(1)))
+    assert (ledger.standpoint.expected, ledger.standpoint.pool) == ((A, D), ()), "what comes next is drawn from these"
+    ledger.record_present([], None)
+    before = ledger.standpoint
+    ledger.close()
+    again = opened(tmp_path)
+    assert again.standpoint == before and again.standpoint.expected == () and again.standpoint.knows_present
+    again.close()
+
+
+def test_a_restart_knows_from_whom_the_attempt_in_progress_was_drawn(tmp_path):
+    ledger = opened(tmp_path)
+    first, second = (RoundNumber(1), Attempt(1)), (RoundNumber(1), Attempt(2))
+    ledger.record_present([A, B, C], None)
+    assert ledger.standpoint.pool == (), "from those that are there"
+    ledger.record_present([A, B], first)
+    ledger.record_present([A, B, D], first)
+    assert ledger.standpoint.pool == (A, B, C)
+    ledger.close()
+    again = opened(tmp_path)
+    assert again.standpoint.pool == (A, B, C)
+    again.record_missed(*first, reason="why", updates={})
+    assert again.standpoint.pool == ()
+    again.record_present([A, B], second)
+    assert again.standpoint.pool == (A, B, D)
+    again.record_present([A, C], None)
+    assert again.standpoint.pool == (), "drawn anew"
+    again.record_present([A], second)
+    again.record_committed(record(1), attempt=Attempt(2), score=Score(), updates={})
+    assert (again.standpoint.expected, again.standpoint.pool) == ((A,), ())
     again.close()
 
 

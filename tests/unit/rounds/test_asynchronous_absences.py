@@ -42,6 +42,7 @@ def test_a_restart_keeps_what_waits_and_what_still_comes():
     resume = ev.Resume(
         round=RoundNumber(5),
         admitted=(B,),
+        expected=(A, B, C),
         training=(C,),
         asked={B: (RoundNumber(3), Attempt(1)), C: (RoundNumber(4), Attempt(2))},
     )
@@ -95,7 +96,8 @@ def test_a_restart_goes_on_exactly_as_without_one():
     new = the(before, ev.AskTrain).sites
     still = tuple(site for site in machine.training if site not in new)
     asked = {site: machine.task_of(site) for site in still}
-    resume = ev.Resume(round=machine.round, training=still, asked=asked, knows_tasks=True)
+    there = tuple(sorted(machine.connected))
+    resume = ev.Resume(round=machine.round, expected=there, training=still, asked=asked, knows_tasks=True)
     _, after = started(plan, A, B, C, D, resume=resume)
     assert the(after, ev.AskTrain) == the(before, ev.AskTrain)
 

@@ -35,7 +35,7 @@ def test_too_few_sites_pause_the_experiment_until_they_are_back():
     actions = machine.step(ev.MissRecorded())
     assert machine.phase is ev.Phase.PAUSED
     assert the(actions, ev.StartTimer).seconds == 3600
-    assert not machine.step(ev.SiteReady(A))
+    assert not has(machine.step(ev.SiteReady(A)), ev.AskTrain)
     assert the(machine.step(ev.SiteReady(B)), ev.AskTrain).sites == (A, B)
 
 
@@ -65,7 +65,7 @@ def test_a_site_that_comes_back_while_the_round_is_open_is_asked_again():
 
 def test_a_site_that_joins_late_waits_for_the_next_round():
     machine, _ = started(Plan(sites=1), A)
-    assert not machine.step(ev.SiteReady(B))
+    assert not has(machine.step(ev.SiteReady(B)), ev.AskTrain)
     assert the(run_round(machine, A), ev.AskTrain).sites == (A, B)
 
 

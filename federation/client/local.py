@@ -31,7 +31,7 @@ from federation.names import FederationName, Identity, Role
 from federation.pki.authority import CertificateAuthority, issue_identity
 from federation.pki.known import pin
 from federation.pki.signing import fingerprint_of_file, make_signing_key
-from federation.runtime import exec_stub
+from federation.runtime.exec_stub import under_stub
 
 START_TIMEOUT_S = 120.0
 """Seconds a daemon may take to say that it is ready; shards that import torch take a few."""
@@ -247,7 +247,8 @@ class LocalFederation:
                 environment = {**os.environ, "NOTIFY_SOCKET": str(self._sockets / name)}
                 with log.open("ab") as output:
                     process = subprocess.Popen(
-                        _dying_with_us(command),
+                        # a trial leaves nothing running, however we die
+                        under_stub(list(command), limits={}, parent=os.getpid()),
                         env=environment,
                         stdin=subprocess.DEVNULL,
                         stdout=output,
@@ -268,12 +269,6 @@ class LocalFederation:
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         channel.bind(str(path))
         return channel
-
-
-def _dying_with_us(command: Sequence[str]) -> list[str]:
-    """Return the command under the stub that ends it when we die, however we die: a trial leaves nothing running."""
-    order = {"argv": list(command), "limits": {}, "parent": os.getpid()}
-    return [sys.executable, "-I", "-S", str(Path(exec_stub.__file__)), json.dumps(order)]
 
 
 def _await_ready(name: str, daemon: Daemon, channel: socket.socket, deadline: float) -> dict[str, str]:

@@ -108,6 +108,8 @@ def sweep(
             print(_finished_json(finished), flush=True)
             return
         state = "there already" if finished.was_skipped else "done" if not finished.code else f"exit {finished.code}"
+        if finished.went_on_after:
+            state += f", went on after round {finished.went_on_after}"
         note = f": {finished.message}" if finished.code else ""
         text = f"{count}/{len(cells)} {finished.cell.describe()}  {state}  {finished.folder}{note}"
         Console().print(text, markup=False, highlight=False, soft_wrap=True)
@@ -125,6 +127,7 @@ def _finished_json(finished: Finished) -> str:
             "seed": finished.cell.seed,
             "exit_code": finished.code,
             "skipped": finished.was_skipped,
+            "went_on_after": finished.went_on_after,
             "message": finished.message,
         }
     )

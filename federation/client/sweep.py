@@ -10,12 +10,15 @@
    before its cell starts until the cell has ended, so of two sweeps that start one together the second is refused too.
 5. Ctrl-C, or SIGTERM, starts no further cell, lets each running one end its round and keep a checkpoint, and a second
    one ends them. So does a sweep that cannot go on, such as one whose reader has gone: nothing is left running.
+6. A sweep that is killed takes its cells with it (on Linux, where the kernel can be asked to): each goes on from its
+   last checkpoint when the same command is given again, which says after which round.
 
 Each child is waited for by a thread of its own; nothing is polled. What it prints goes to ``OUT/<digest>.log``.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -29,6 +32,8 @@ from federation.client.exits import exit_for
 from federation.client.runs import code_of, is_finished
 from federation.client.saving import writing
 from federation.errors import ConflictError
+from federation.runtime.exec_stub import under_stub
+from federation.simulation.run_folder import checkpointed_round
 from federation.storage.disk import try_lock
 from federation.storage.ownership import check_free
 from federation.tracking import text_for_run
@@ -54,6 +59,7 @@ class Finished:
         folder: its run folder.
         code: exit code of its process; 0 for one that was skipped.
         was_skipped: it had ended well before.
+        went_on_after: round of an earlier command after which it went on; 0 if it began anew.
         message: last line it printed to standard error, if it failed.
     """
 
@@ -61,6 +67,7 @@ class Finished:
     folder: Path
     code: int
     was_skipped: bool = False
+    went_on_after: int = 0
     message: str = ""
 
 
@@ -183,11 +190,13 @@ class Sweep:
         output.truncate(0)
         tracked = [word for text in self._trackers for word in ("--tracker", text_for_run(text, folder))]
         arguments = [str(self._experiment), *self._shared, *cell.arguments(), *tracked, "--out", str(folder)]
+        went_on_after = checkpointed_round(folder)
         with self._lock:
             if self._is_stopping:
                 return Finished(cell=cell, folder=folder, code=_INTERRUPTED, message="not started")
+            command = _dying_with_us([*self._command, *arguments])
             child = subprocess.Popen(
-                [*self._command, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches them once, through us: a second one ends a run at once
             )  # fmt: skip
             self._children.add(child)
@@ -195,13 +204,19 @@ class Sweep:
         with self._lock:
             self._children.discard(child)
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if code else []
-        return Finished(cell=cell, folder=folder, code=code, message=lines[-1] if lines else "")
+        message = lines[-1] if lines else ""
+        return Finished(cell=cell, folder=folder, code=code, went_on_after=went_on_after, message=message)
 
     def _end(self, how: signal.Signals) -> None:
         with self._lock:
             self._is_stopping = True
             for child in self._children:
                 child.send_signal(how)  # nothing if it has ended and was waited for
+
+
+def _dying_with_us(command: list[str]) -> list[str]:
+    """Return a command that ends when the thread that starts it does: ours waits until it has, or is killed with us."""
+    return under_stub(command, limits={}, parent=os.getpid()) if sys.platform == "linux" else command
 
 
 def _lock(output: IO[bytes], log: Path) -> None:

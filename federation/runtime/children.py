@@ -20,17 +20,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from federation.errors import ConfigurationError
+from federation.runtime.exec_stub import under_stub
 from federation.runtime.records import (
     EXIT_FILE,
     IDENTITY_FILE,
@@ -59,8 +58,6 @@ __all__ = [
     "spawn",
     "write_exit_record",
 ]
-
-_STUB = Path(__file__).with_name("exec_stub.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,12 +222,8 @@ async def spawn(spec: ChildSpec) -> Child:
     program = shutil.which(spec.argv[0], path=spec.env.get("PATH"))
     if program is None:
         raise ConfigurationError(f"program {spec.argv[0]!r} of {spec.name} does not exist or is not executable")
-    order = {
-        "argv": [program, *spec.argv[1:]],
-        "limits": asdict(spec.limits),
-        "parent": os.getpid() if spec.dies_with_parent else None,
-    }
-    process = _start(spec, [sys.executable, "-I", "-S", str(_STUB), json.dumps(order)])
+    argv, parent = [program, *spec.argv[1:]], os.getpid() if spec.dies_with_parent else None
+    process = _start(spec, under_stub(argv, limits=asdict(spec.limits), parent=parent))
     try:
         identity = ProcessIdentity.of(process.pid)
         write_atomically(spec.folder / IDENTITY_FILE, identity.to_json().encode())

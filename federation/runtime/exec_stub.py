@@ -4,7 +4,7 @@ Run by path with ``python -I -S exec_stub.py JSON``, so that it imports nothing 
 It replaces ``preexec_fn``, which would run Python between fork and exec, where gRPC's threads hold locks for ever.
 
 The argument is a JSON object: ``argv``; ``limits`` (``memory_bytes``, ``open_files``, ``cpu_s``, ``processes``, each a
-number or null); ``parent`` (pid to die with, or null).
+number or null); ``parent`` (pid to die with, or null). `under_stub` makes the command.
 
 Exit codes of its own: 126 if limits cannot be set, 127 if the program cannot be started, 143 if the parent is gone.
 """
@@ -12,6 +12,19 @@ Exit codes of its own: 126 if limits cannot be set, 127 if the program cannot be
 import json
 import os
 import sys
+
+
+def under_stub(argv: list[str], *, limits: dict[str, int | None], parent: int | None) -> list[str]:
+    """Return the command that sets limits, then becomes `argv`.
+
+    Args:
+        argv: program and arguments.
+        limits: what it may use; see above.
+        parent: pid of the process that starts the command; once the thread of it that did so ends, SIGKILL ends the
+            program. None to let it live on.
+    """
+    order = {"argv": argv, "limits": limits, "parent": parent}
+    return [sys.executable, "-I", "-S", __file__, json.dumps(order)]
 
 
 def _apply_limits(limits: dict[str, int | None]) -> None:

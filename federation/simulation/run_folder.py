@@ -355,6 +355,14 @@ class RunFolder:
                 entry.unlink()
 
 
+def checkpointed_round(folder: Path) -> RoundNumber:
+    """Return the round that the run in a folder goes on after when it is started again; 0 if there is no checkpoint."""
+    try:
+        return RoundNumber(int(json.loads((folder / "checkpoint" / "state.json").read_text())["round"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return _NO_ROUND  # a damaged one is named by whoever goes on from it
+
+
 def _step_of(row: list[Any] | None) -> StepSize | None:
     return None if row is None else StepSize(from_digest=bytes.fromhex(row[0]), nbytes=int(row[1]))
 

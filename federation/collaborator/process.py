@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from federation.collaborator.config import CollaboratorConfig
-from federation.collaborator.desk import CannotTakePartError, Desk
 from federation.collaborator.downloads import Downloads
 from federation.collaborator.exchange import Exchange
 from federation.collaborator.link import LinkHolder
 from federation.collaborator.ordering import UnsignedPlanError
 from federation.collaborator.parent import EnvoyLine, Status
-from federation.collaborator.session import Session, SupersededError
+from federation.collaborator.session import SessionKeeper, SupersededError
 from federation.collaborator.state import StateFile
+from federation.collaborator.task_queue import CannotTakePartError, TaskQueue
 from federation.collaborator.trainers import shard_configs, trainer_settings
 from federation.collaborator.uploads import Uploads
 from federation.collaborator.warm_trainer import WarmTrainer
@@ -163,14 +163,14 @@ class _Place:
 
 @dataclass(slots=True, kw_only=True)
 class _Parts:
-    session: Session
-    desk: Desk
+    session: SessionKeeper
+    queue: TaskQueue
     work: Work
     trainer: WarmTrainer
     base: asyncio.Future[Payload | None]
 
     def on_round(self, callback: Callable[[RoundNumber], None]) -> None:
-        self.desk.on_round = callback
+        self.queue.on_round = callback
 
 
 def _assemble(config: CollaboratorConfig, place: _Place, metrics: Metrics, clock: Clock) -> _Parts:
@@ -200,7 +200,7 @@ def _assemble(config: CollaboratorConfig, place: _Place, metrics: Metrics, clock
         metrics=metrics,
     )
     state = StateFile(config.folder / "state")
-    desk = Desk(
+    queue = TaskQueue(
         spec=spec,
         plan_digest=Digest(hashlib.sha256(signed).digest()),
         initial_model=Digest(bytes.fromhex(config.initial_model)),
@@ -212,18 +212,18 @@ def _assemble(config: CollaboratorConfig, place: _Place, metrics: Metrics, clock
     )
     base: asyncio.Future[Payload | None] = asyncio.get_running_loop().create_future()
 
-    session = Session(
+    session = SessionKeeper(
         open_channel=place.dial,
         bulk_address=place.bulk_address,
         make_stub=lambda channel: Stub(channel, _SERVICE, identity=identity if place.tls is None else None),
         experiment=config.experiment,
         initial_base=Digest(bytes.fromhex(config.initial_base)),
-        desk=desk,
+        queue=queue,
         links=links,
         clock=clock,
         on_base=base.set_result,
     )
-    return _Parts(session=session, desk=desk, work=work, trainer=trainer, base=base)
+    return _Parts(session=session, queue=queue, work=work, trainer=trainer, base=base)
 
 
 def _tls(config: CollaboratorConfig, metrics: Metrics) -> TlsFiles | None:
@@ -268,11 +268,11 @@ def _trainer(config: CollaboratorConfig, spec: ExperimentSpec, signed: bytes, me
 async def _first_ending(
     parts: _Parts, config: CollaboratorConfig, shutdown: Shutdown, lease: Lease, clock: Clock
 ) -> ExitRecord:
-    """Run session and desk until something ends the site's part, and return what it was."""
+    """Run session and queue until something ends the site's part, and return what it was."""
     async with Supervisor("taking-part") as supervisor:
         endings = {
             supervisor.job("session", _until_finish(parts, clock)),
-            supervisor.job("desk", _until_permanent_failure(parts, clock)),
+            supervisor.job("queue", _until_permanent_failure(parts, clock)),
             supervisor.job("stop", _until_stopped(parts, shutdown, config.drain_s, clock)),
             supervisor.job("orphan", _until_orphaned(lease, clock)),
         }
@@ -293,7 +293,7 @@ async def _until_finish(parts: _Parts, clock: Clock) -> ExitRecord:
 
 async def _until_permanent_failure(parts: _Parts, clock: Clock) -> ExitRecord:
     try:
-        await parts.desk.run(await parts.base)
+        await parts.queue.run(await parts.base)
     except CannotTakePartError as error:
         await parts.session.say_goodbye()
         return ExitRecord(outcome="failed", error_class=error.error_class, reason=str(error), at=clock.now())
@@ -304,7 +304,7 @@ async def _until_permanent_failure(parts: _Parts, clock: Clock) -> ExitRecord:
 
 async def _until_stopped(parts: _Parts, shutdown: Shutdown, drain_s: float, clock: Clock) -> ExitRecord:
     await shutdown.draining.wait()
-    closing = asyncio.create_task(_close(parts), name="close-desk")
+    closing = asyncio.create_task(_close(parts), name="close-queue")
     hurry = asyncio.create_task(shutdown.stop_now.wait(), name="stop-now")
     try:
         await asyncio.wait({closing, hurry}, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
@@ -317,7 +317,7 @@ async def _until_stopped(parts: _Parts, shutdown: Shutdown, drain_s: float, cloc
 
 async def _close(parts: _Parts) -> None:
     # At once, as an upload may outlast the drain; and in the end, as work in progress may have left an update.
-    await asyncio.gather(_seal(parts), parts.desk.close())
+    await asyncio.gather(_seal(parts), parts.queue.close())
     await _seal(parts)
 
 
@@ -344,7 +344,7 @@ async def _tell(line: EnvoyLine, record: ExitRecord, parts: _Parts) -> None:
     if record.outcome == "stopped":
         return
     state = "finished" if record.outcome == "finished" else "failed"
-    number = parts.desk.progress.newest.round
+    number = parts.queue.progress.newest.round
     detail = record.reason if state == "failed" and parts.work.config.release_tracebacks else ""
     line.report(Status(state=state, round=number, error_class=record.error_class, detail=detail))
     try:
@@ -364,7 +364,7 @@ def _ask_to_stop(shutdown: Shutdown, reason: str, *, drain: bool) -> None:
         shutdown.request(reason)
 
 
-def _move(place: _Place, session: Session, address: str, server_name: str) -> None:
+def _move(place: _Place, session: SessionKeeper, address: str, server_name: str) -> None:
     if not address or not server_name:
         return
     if (address, server_name) == (place.address, place.server_name):

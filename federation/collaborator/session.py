@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from federation.collaborator.desk import Desk
     from federation.collaborator.link import LinkHolder
+    from federation.collaborator.task_queue import TaskQueue
     from federation.runtime.clock import Clock
     from federation.transport.lines import BulkAddress
     from federation.transport.methods import BidiCall, Stub
@@ -66,8 +66,8 @@ class SupersededError(FederationError):
 
 
 @dataclass(slots=True, kw_only=True)
-class Session:
-    """The session, again and again until the experiment is over.
+class SessionKeeper:
+    """Keeps a session with the aggregator, again and again until the experiment is over.
 
     Attributes:
         open_channel: opens a channel to where the aggregator is now.
@@ -75,7 +75,7 @@ class Session:
         make_stub: makes calls of the aggregator's service over a channel.
         experiment: id.
         initial_base: digest of the tensors that stay at the sites, as signed.
-        desk: what is asked goes there.
+        queue: what is asked goes there.
         links: told of each link.
         clock: for delays.
         on_base: called once, with the payload to prepare with, at the first welcome.
@@ -86,7 +86,7 @@ class Session:
     make_stub: Callable[[grpc.aio.Channel], Stub]
     experiment: str
     initial_base: Digest
-    desk: Desk
+    queue: TaskQueue
     links: LinkHolder
     clock: Clock
     on_base: Callable[[Payload | None], None]
@@ -259,7 +259,7 @@ class Session:
 
         For that to be so its task begins before the link is up: an update may wait for one.
         """
-        self._announcing = asyncio.create_task(self.desk.announce(), name="announce")
+        self._announcing = asyncio.create_task(self.queue.announce(), name="announce")
         self._call = opened.link.call
         self._ended.clear()
         self.links.set(opened.link)
@@ -270,15 +270,15 @@ class Session:
         return await self._listen(call)
 
     def _hello(self) -> aggregator_pb2.SiteHello:
-        progress = self.desk.progress
+        progress = self.queue.progress
         hello = aggregator_pb2.SiteHello(
             protocol=versions.range_to_proto(),
             experiment=self.experiment,
             last_epoch=progress.epoch,
             last_round=progress.committed,
-            plan_digest=self.desk.plan_digest,
+            plan_digest=self.queue.plan_digest,
         )
-        update = self.desk.work.retained
+        update = self.queue.work.retained
         if update is not None:
             hello.pending.round = update.round
             hello.pending.attempt = update.attempt
@@ -291,9 +291,9 @@ class Session:
         welcome = reply.welcome
         if not versions.PROTOCOL.lowest <= welcome.protocol <= versions.PROTOCOL.highest:
             raise PeerError(f"the aggregator chose protocol {welcome.protocol}, which this release does not speak")
-        self.desk.welcome(welcome)
+        self.queue.welcome(welcome)
         if not self._is_prepared:
-            base = tasks.read_base(welcome, self.desk.spec, self.initial_base)
+            base = tasks.read_base(welcome, self.queue.spec, self.initial_base)
             self._is_prepared = True
             self.on_base(base)
         _log.info("taking part, aggregator epoch %d, round %d", welcome.epoch, welcome.round, round=welcome.round)
@@ -304,15 +304,15 @@ class Session:
             match reply.WhichOneof("message"):
                 case "task":
                     if reply.task.HasField("verdict"):
-                        self.desk.post_verdict(reply.task.verdict)
-                    self.desk.post_task(reply.task)
+                        self.queue.post_verdict(reply.task.verdict)
+                    self.queue.post_task(reply.task)
                 case "verdict":
-                    self.desk.post_verdict(reply.verdict)
+                    self.queue.post_verdict(reply.verdict)
                 case "refused":
-                    self.desk.post_refused(reply.refused)
+                    self.queue.post_refused(reply.refused)
                 case "finish":
                     finish: aggregator_pb2.Finish = reply.finish
-                    if finish.epoch < self.desk.progress.epoch:
+                    if finish.epoch < self.queue.progress.epoch:
                         raise StaleRoundError(f"the end was told with epoch {finish.epoch}, which is superseded")
                     return finish
                 case "sealed":

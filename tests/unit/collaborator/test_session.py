@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from federation.collaborator.link import Link, LinkHolder
-from federation.collaborator.session import Session
+from federation.collaborator.session import SessionKeeper
 from federation.errors import ConfigurationError
 from federation.names import Digest, Epoch
 from federation.testing.clock import FakeClock
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def session_with(clock: FakeClock, links: LinkHolder, open_channel: Any, make_stub: Any, desk: Any) -> Session:
-    return Session(
+def session_with(clock: FakeClock, links: LinkHolder, open_channel: Any, make_stub: Any, queue: Any) -> SessionKeeper:
+    return SessionKeeper(
         open_channel=open_channel,
         bulk_address=lambda _: None,
         make_stub=make_stub,
         experiment="trial-00000001",
         initial_base=Digest(bytes(32)),
-        desk=desk,
+        queue=queue,
         links=links,
         clock=clock,
         on_base=lambda _: None,
@@ -47,7 +47,7 @@ async def test_a_session_is_trouble_while_there_is_none_with_the_aggregator() ->
 
 @pytest.mark.parametrize(
     "news",
-    [Session.redial, Session.renew, Session.aggregator_is_there],
+    [SessionKeeper.redial, SessionKeeper.renew, SessionKeeper.aggregator_is_there],
     ids=["another address", "another certificate", "started again"],
 )
 async def test_a_site_that_dials_in_vain_dials_again_as_there_is_news(news) -> None:
@@ -76,13 +76,13 @@ class Stream(QuietStream):
         return True
 
 
-def session_over(open_stream: Callable[[], Stream], links: LinkHolder, clock: FakeClock) -> Session:
+def session_over(open_stream: Callable[[], Stream], links: LinkHolder, clock: FakeClock) -> SessionKeeper:
     """Return a session of a site that says that it is ready in each of these streams."""
 
     async def announce() -> None:
         await links.say(pb.ParticipateRequest(ready=pb.SiteReady(train_examples=1)))
 
-    desk: Any = SimpleNamespace(
+    queue: Any = SimpleNamespace(
         progress=SimpleNamespace(epoch=0, committed=0),
         plan_digest=b"",
         spec=SimpleNamespace(schema_=SimpleNamespace(local=())),
@@ -90,7 +90,7 @@ def session_over(open_stream: Callable[[], Stream], links: LinkHolder, clock: Fa
         welcome=lambda _: None,
         announce=announce,
     )
-    session = session_with(clock, links, QuietChannel, lambda _: SimpleNamespace(bidi=lambda _: open_stream()), desk)
+    session = session_with(clock, links, QuietChannel, lambda _: SimpleNamespace(bidi=lambda _: open_stream()), queue)
     session._is_prepared = True
     return session
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from federation.collaborator.desk import Desk
 from federation.collaborator.ordering import BEGINNING
+from federation.collaborator.task_queue import TaskQueue
 from federation.errors import Refusal
 from federation.names import Attempt, RoundNumber
 from federation.storage.retained import RetainedUpdate
@@ -47,20 +47,20 @@ def kept(number: int) -> RetainedUpdate:
     return RetainedUpdate(round=RoundNumber(number), attempt=Attempt(1), header=header.SerializeToString(), files=())
 
 
-def desk_of(work: Any) -> Desk:
+def queue_of(work: Any) -> TaskQueue:
     nothing: Any = None
-    return Desk(
+    return TaskQueue(
         spec=nothing, plan_digest=nothing, initial_model=nothing, work=work, links=nothing, state=NoState(),  # type: ignore[arg-type]
         progress=BEGINNING, on_round=lambda _: None,
     )  # fmt: skip
 
 
-async def settled(desk: Desk) -> None:
-    """Return once the desk has done all that it heard."""
-    running = asyncio.create_task(desk.run(None))
+async def settled(queue: TaskQueue) -> None:
+    """Return once the queue has done all that it heard."""
+    running = asyncio.create_task(queue.run(None))
     for _ in range(10):
         await asyncio.sleep(0)
-    assert desk.is_ready and not desk._waiting
+    assert queue.is_ready and not queue._waiting
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
@@ -71,18 +71,18 @@ def refused(number: int) -> pb.UpdateResult:
 
 async def test_a_refusal_that_a_task_overtook_does_not_give_up_the_update_that_is_kept_since() -> None:
     work = NotingWork()
-    desk = desk_of(work)
-    desk.post_refused(refused(1))
+    queue = queue_of(work)
+    queue.post_refused(refused(1))
     work.retained = kept(2)  # what was asked before it trained meanwhile
-    await settled(desk)
+    await settled(queue)
     assert work.noted == [("refused", 1)]
     assert work.retained == kept(2)
 
 
 async def test_an_update_that_was_sent_twice_is_not_refused_after_it_counted() -> None:
     work = NotingWork()
-    desk = desk_of(work)
-    desk.post_verdict(pb.Verdict(round=1, attempt=1, update_id=b"\x01", epoch=1, counted=True))
-    desk.post_refused(refused(1))
-    await settled(desk)
+    queue = queue_of(work)
+    queue.post_verdict(pb.Verdict(round=1, attempt=1, update_id=b"\x01", epoch=1, counted=True))
+    queue.post_refused(refused(1))
+    await settled(queue)
     assert work.noted == [("admitted", 1), ("counted", 1)]

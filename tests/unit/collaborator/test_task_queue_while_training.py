@@ -1,4 +1,4 @@
-"""What a desk hears and says while its trainer is at a task that it cannot be called away from."""
+"""What a task queue hears and says while its trainer is at a task that it cannot be called away from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.collaborator.desk import Desk
 from federation.collaborator.ordering import BEGINNING
+from federation.collaborator.task_queue import TaskQueue
 from federation.names import Digest, Epoch, RoundNumber
 from federation.plan import ExperimentSpec, Plan, tensor_rows
 from federation.tensors import DType, TensorSchema, TensorSpec
@@ -90,7 +90,7 @@ class Scene:
         progress = type(BEGINNING)(
             epoch=Epoch(1), committed=RoundNumber(0), newest=BEGINNING.newest, settled=BEGINNING.settled
         )
-        self.desk = Desk(
+        self.queue = TaskQueue(
             spec=SPEC, plan_digest=nothing, initial_model=FIRST, work=self.work, links=self.said,  # type: ignore[arg-type]
             state=NoState(), progress=progress, on_round=lambda _: None,  # type: ignore[arg-type]
         )  # fmt: skip
@@ -100,7 +100,7 @@ class Scene:
             name="model", schema_digest=SCHEMA.digest, codec="identity", encoded_bytes=SCHEMA.nbytes, digest=FIRST
         )
         task = pb.Task(kind=kind, round=number, attempt=attempt, epoch=1, payloads=[model], deadline_s=5.0)
-        self.desk.post_task(task)
+        self.queue.post_task(task)
 
     async def train(self, number: int) -> None:
         """Ask to train, and return once the trainer is at it."""
@@ -109,7 +109,7 @@ class Scene:
 
     async def ready(self) -> tuple[int, int]:
         """Begin a new session; return which task the site says it is at."""
-        await self.desk.announce()
+        await self.queue.announce()
         ready = self.said.requests[-1].ready
         assert (ready.train_examples, ready.validation_examples) == (5, 2)
         return ready.work_round, ready.work_attempt
@@ -118,7 +118,7 @@ class Scene:
 @pytest.fixture(name="scene")
 async def _scene() -> AsyncIterator[Scene]:
     scene = Scene()
-    running = asyncio.create_task(scene.desk.run(None))
+    running = asyncio.create_task(scene.queue.run(None))
     yield scene
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

@@ -73,7 +73,7 @@ class _Settle:
 
 
 @dataclass(slots=True, kw_only=True)
-class Desk:
+class TaskQueue:
     """What is asked, what is being done, what was answered.
 
     Attributes:

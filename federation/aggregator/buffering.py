@@ -87,7 +87,9 @@ class BufferGathering:
                 round=standpoint.round,
                 attempt=standpoint.attempt,
                 admitted=waiting,
-                expected=tuple(sorted({*standpoint.expected, *asked})),
+                expected=standpoint.expected
+                if standpoint.knows_present
+                else tuple(sorted({*standpoint.expected, *asked})),
                 score=standpoint.score,
                 suspicion=standpoint.suspicion,
                 asked=asked,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 
 from federation.plan import Plan
-from federation.testing.aggregators import Stage
+from federation.testing.aggregators import Stage, flat_schema
+from federation.testing.clock import FakeClock
 from federation.testing.scripted_sites import Finished
 
 NAMES = tuple(f"site-{letter}" for letter in "abcde")
@@ -109,3 +111,34 @@ async def test_killed_in_one_round_after_the_other_it_draws_as_in_a_calm_run(tmp
     async with built.process(4, site_grace_s=60) as running:
         await complete(await there(built, running, NAMES), running)
     assert history(built) == undisturbed
+
+
+def noted(built):
+    """Who is there, as the journal says now."""
+    lines = [json.loads(line.partition(" ")[2]) for line in (built.work / "journal").read_text().split("\n")[:-1]]
+    return next(line["body"]["sites"] for line in reversed(lines) if line["kind"] == "present")
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param({"quorum": 1}, id="in rounds"),
+        pytest.param({"algorithm": "fedbuff", "options": {"k": 2}}, id="asynchronous"),
+    ],
+)
+async def test_after_a_kill_nobody_waits_for_a_site_that_was_lost_before_it(tmp_path, plan):
+    # Large enough that a site pulls the model: each call is a look at the journal later, however busy the machine is.
+    built = Stage(tmp_path, Plan(sites=3, minimum_sites=1, rounds=2, **plan), NAMES[:3], schema=flat_schema(100_000))
+    async with built.process(1, site_grace_s=0) as first:
+        sites = await there(built, first, NAMES[:3])
+        tasks = {name: await site.next_task() for name, site in sites.items()}
+        await sites.pop("site-c").vanish()
+        while noted(built) != ["site-a", "site-b"]:
+            await sites["site-a"].pull(tasks["site-a"].payloads[0])
+        first.kill()
+        await first.ended()
+        await vanish(sites)
+    async with built.aggregator(epoch=2, clock=FakeClock(now=time.time())) as second:  # whose time does not pass
+        sites = await there(built, second, NAMES[:2])
+        assert [(await site.next_task()).round for site in sites.values()] == [1, 1]
+        await vanish(sites)

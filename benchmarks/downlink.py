@@ -19,7 +19,7 @@ from benchmarks.results import Result, median
 from federation.aggregator.steps import make_step
 from federation.names import RoundNumber
 from federation.plan import Plan
-from federation.storage.checkpoints import ModelFile, ModelWriter
+from federation.storage.safetensors_files import ModelFile, ModelWriter
 from federation.storage.steps import apply_step
 from federation.storage.tile_streams import copy
 from federation.tensors import DType, TensorSchema, TensorSpec

@@ -40,8 +40,8 @@ from federation.errors import (
 )
 from federation.names import ExperimentId, ExperimentState, FederationName, Role, UserName, experiment_id
 from federation.storage.artifacts import put_file
-from federation.storage.checkpoints import read_header
 from federation.storage.disk import translated
+from federation.storage.safetensors_files import read_header
 from federation.telemetry.logs import get_logger
 from federation.v1 import director_pb2 as pb
 from federation.wire.chunks import ChunkReceiver

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from federation.names import Digest, PayloadName
-    from federation.storage.checkpoints import ModelFile
     from federation.storage.flat import ScratchFile
+    from federation.storage.safetensors_files import ModelFile
     from federation.telemetry.metrics import Metrics
     from federation.transport.bulk import BulkServer, Ticket
     from federation.transport.lines import Line

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from federation.aggregation.rule import RuleReport
     from federation.aggregator.steps import Step
     from federation.names import Digest, PayloadName, RoundNumber, SiteName
-    from federation.storage.checkpoints import ModelFile, ModelWriter
     from federation.storage.disk import Readable
+    from federation.storage.safetensors_files import ModelFile, ModelWriter
 
 MODEL, OPTIMIZER, HELD = "model", "optimizer", "held"
 

@@ -23,10 +23,10 @@ from federation.algorithms.server import ServerRound, SiteFacts, count_sites
 from federation.names import PayloadName, RoundNumber
 from federation.rounds import schedules
 from federation.storage import combination
-from federation.storage.checkpoints import ModelFile, ModelWriter
 from federation.storage.combination import SiteUpdate
 from federation.storage.method_combination import RoundSinks, RoundSources, combine_round, read_scalars
 from federation.storage.rule_state import state_name as rule_state_name
+from federation.storage.safetensors_files import ModelFile, ModelWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -26,10 +26,10 @@ from federation.errors import StorageError
 from federation.names import RoundNumber
 from federation.storage import combination
 from federation.storage.assembly import assemble_model
-from federation.storage.checkpoints import ModelFile, ModelWriter, read_header
 from federation.storage.disk import sync_folder, translated
 from federation.storage.method_combination import write_slot
 from federation.storage.rule_state import state_name as rule_state_name
+from federation.storage.safetensors_files import ModelFile, ModelWriter, read_header
 
 if TYPE_CHECKING:
     import contextlib

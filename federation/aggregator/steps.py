@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from federation.names import Digest, RoundNumber
     from federation.plan import Plan
-    from federation.storage.checkpoints import ModelFile
     from federation.storage.memory import ModelSink
+    from federation.storage.safetensors_files import ModelFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from federation.aggregator.broadcast import Offer, Offers, make_offer
 from federation.names import PayloadName, RoundNumber
-from federation.storage.checkpoints import ModelFile
 from federation.storage.disk import sync_folder, translated
+from federation.storage.safetensors_files import ModelFile
 from federation.wire.payloads import MODEL, OPTIMIZER
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from federation.client.report import write_report
 from federation.client.saving import writing
 from federation.errors import ConfigurationError, PlanError
 from federation.names import SiteName
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 from federation.tensors import pack
 
 if TYPE_CHECKING:

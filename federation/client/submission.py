@@ -22,7 +22,7 @@ from federation.bundle.signing import SignedManifest, sign_manifest
 from federation.errors import ConfigurationError
 from federation.names import FederationName, UserName
 from federation.pki.signing import load_signing_key
-from federation.storage.checkpoints import write_model
+from federation.storage.safetensors_files import write_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

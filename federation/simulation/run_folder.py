@@ -25,7 +25,7 @@ from federation.rounds.events import Score
 from federation.rounds.history import RoundRecord
 from federation.simulation.candidates import StepSize
 from federation.simulation.under_way import UnderWay
-from federation.storage.checkpoints import read_model, write_model
+from federation.storage.safetensors_files import read_model, write_model
 from federation.tensors import pack
 
 if TYPE_CHECKING:

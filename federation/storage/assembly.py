@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from federation.errors import PlanError
-from federation.storage.checkpoints import ModelWriter, read_header
 from federation.storage.disk import translated
+from federation.storage.safetensors_files import ModelWriter, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

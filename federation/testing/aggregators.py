@@ -26,7 +26,7 @@ from federation.names import Digest, Epoch, ExperimentId, FederationName, Identi
 from federation.pki.authority import CertificateAuthority, issue_identity
 from federation.plan import ExperimentSpec, Plan, tensor_rows
 from federation.runtime.records import read_exit_record
-from federation.storage.checkpoints import write_model
+from federation.storage.safetensors_files import write_model
 from federation.tensors import DType, TensorSchema, TensorSpec
 from federation.testing.honest_sites import HonestSite
 from federation.testing.scripted_sites import Meeting, ScriptedSite

@@ -15,7 +15,7 @@ from federation.errors import (
 )
 from federation.names import Role, SiteName
 from federation.plan import EarlyStopping
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec
 from federation.testing.aggregators import flat_schema
 from federation.testing.honest_sites import HonestSite

@@ -14,7 +14,7 @@ import pytest
 
 from federation.errors import FederationError, Refusal, UpdateRejectedError
 from federation.plan import Plan
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 from federation.tensors.digest import payload_digest
 from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.clock import FakeClock

@@ -17,7 +17,7 @@ import pytest
 from federation.errors import FederationError, Refusal, UpdateRejectedError
 from federation.plan import Plan
 from federation.runtime.records import read_exit_record
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.honest_sites import HonestSite
 from federation.testing.scripted_sites import Finished

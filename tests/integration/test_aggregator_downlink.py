@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from federation.plan import Plan
-from federation.storage.checkpoints import read_model
 from federation.storage.memory import MemoryModel
+from federation.storage.safetensors_files import read_model
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, unpack
 from federation.tensors.digest import payload_digest
 from federation.testing.aggregators import Stage

@@ -8,7 +8,7 @@ import pytest
 from federation.compression import encode_payload, load_codec, max_payload_bytes
 from federation.errors import PlanError, Refusal, UpdateRejectedError
 from federation.plan import Plan
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.honest_sites import HonestSite
 from federation.v1 import aggregator_pb2 as pb

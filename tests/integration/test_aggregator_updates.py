@@ -20,7 +20,7 @@ from federation.errors import (
     StorageError,
     UpdateRejectedError,
 )
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 from federation.tensors.digest import payload_digest
 from federation.testing.aggregators import flat_schema
 from federation.testing.clock import FakeClock

@@ -13,7 +13,7 @@ from federation.data.samples import DigitsShard
 from federation.errors import Refusal
 from federation.plan import Plan
 from federation.rounds.randomness import derive_seed
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.attacks import Collusion, HostileSite
 from federation.testing.poisoned import PoisonedShard

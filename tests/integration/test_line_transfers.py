@@ -16,7 +16,7 @@ from federation.errors import Refusal, StorageError, TaskError, TransportError, 
 from federation.names import Role
 from federation.pki.authority import issue_identity
 from federation.runtime.records import read_exit_record
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 from federation.tensors.digest import payload_digest
 from federation.testing.aggregators import EXPERIMENT, flat_schema
 from federation.testing.clock import FakeClock

@@ -17,7 +17,7 @@ import pytest
 from federation import Experiment, Plan, simulate
 from federation.aggregation.registry import PRE_AGGREGATIONS, RULES
 from federation.data import ArrayShard
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 from federation.tensors import pack
 from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.honest_sites import HonestSite

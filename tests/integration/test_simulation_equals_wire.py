@@ -14,7 +14,7 @@ import pytest
 
 from federation.client.local import LocalFederation, LocalSite
 from federation.simulation import simulate
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

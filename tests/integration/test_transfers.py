@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from federation.plan import Plan
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 from federation.testing.aggregators import EXPERIMENT, Stage, flat_schema
 from federation.transport.lines import LEAST_BYTES
 

@@ -19,7 +19,7 @@ from federation.names import Digest, Role, UserName
 from federation.pki.authority import CertificateAuthority
 from federation.pki.keys import make_key
 from federation.plan import ExperimentSpec, Plan, tensor_rows
-from federation.storage.checkpoints import write_model
+from federation.storage.safetensors_files import write_model
 from federation.tensors import DType, TensorSchema, TensorSpec
 from federation.tensors.digest import payload_digest
 from federation.v1 import director_pb2 as pb

@@ -11,7 +11,7 @@ import pytest
 
 from federation.errors import BundleError, ConflictError, FederationError, IdentityError, LimitError, NotFoundError
 from federation.names import Digest, Role
-from federation.storage.checkpoints import write_model
+from federation.storage.safetensors_files import write_model
 from federation.tensors import DType, TensorSchema, TensorSpec
 from federation.v1 import director_pb2 as pb
 

@@ -17,7 +17,7 @@ import pytest
 
 from federation.client.report import write_report
 from federation.errors import NotFoundError, StorageError
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 from federation.tensors import TensorRole
 from federation.training.state import StateStore
 

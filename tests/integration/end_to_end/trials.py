@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 
 from .processes import PATIENCE_S, processes_of
 from .sites import HERE

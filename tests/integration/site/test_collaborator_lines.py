@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from federation.aggregator.config import AggregatorConfig, FixedSite, TlsPaths
 from federation.aggregator.process import INITIAL_FILE, SPEC_FILE, Aggregator
 from federation.names import Epoch, Role
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 
 from ..cables import DOWN, UP, Cable
 from .trials import EXPERIMENT, FEDERATION, SITE, WAIT_S

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from federation.aggregator.config import AggregatorConfig, FixedSite, TlsPaths
 from federation.aggregator.process import Aggregator
 from federation.names import Epoch, Role, SiteName
-from federation.storage.checkpoints import write_model
+from federation.storage.safetensors_files import write_model
 
 if TYPE_CHECKING:
     from pathlib import Path

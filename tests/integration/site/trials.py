@@ -21,7 +21,7 @@ from federation.names import (
 )
 from federation.pki.authority import DAY_S, CertificateAuthority, issue_identity
 from federation.pki.signing import make_signing_key
-from federation.storage.checkpoints import write_model
+from federation.storage.safetensors_files import write_model
 from federation.tensors import pack
 from federation.training.importing import load_experiment
 from federation.transport.credentials import TlsFiles

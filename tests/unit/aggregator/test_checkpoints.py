@@ -13,7 +13,7 @@ from federation.aggregator.checkpoints import Checkpoints
 from federation.errors import PlanError, StorageError
 from federation.names import ExperimentId, PayloadName, RoundNumber, SiteName
 from federation.plan import ExperimentSpec, Plan, tensor_rows
-from federation.storage.checkpoints import ModelFile, read_model, write_model
+from federation.storage.safetensors_files import ModelFile, read_model, write_model
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack
 
 SCHEMA = TensorSchema.of(

@@ -12,7 +12,7 @@ from federation.aggregator.broadcast import Offers
 from federation.aggregator.versions import Versions
 from federation.errors import NotFoundError
 from federation.names import PayloadName, RoundNumber
-from federation.storage.checkpoints import ModelFile, ModelWriter
+from federation.storage.safetensors_files import ModelFile, ModelWriter
 from federation.telemetry.metrics import Metrics
 from federation.testing.aggregators import flat_schema
 from federation.wire.payloads import MODEL, OPTIMIZER, Payload

@@ -14,7 +14,7 @@ from federation.data.shard import ArrayShard
 from federation.errors import ConflictError
 from federation.rounds.history import RoundRecord, SiteOutcome
 from federation.simulation import Rule, Script, running, simulate
-from federation.storage.checkpoints import read_model
+from federation.storage.safetensors_files import read_model
 
 from .stops import stopping
 

@@ -11,7 +11,7 @@ import safetensors.numpy
 from federation.errors import PlanError
 from federation.storage import assembly
 from federation.storage.assembly import assemble_model
-from federation.storage.checkpoints import ModelFile, read_model
+from federation.storage.safetensors_files import ModelFile, read_model
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack
 
 if TYPE_CHECKING:

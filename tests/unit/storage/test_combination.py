@@ -18,7 +18,6 @@ from federation.aggregation.mean import WeightedMean
 from federation.aggregation.median import Median
 from federation.errors import PlanError
 from federation.names import SiteName
-from federation.storage.checkpoints import ModelFile, ModelWriter, read_model, write_model
 from federation.storage.combination import (
     BUFFERS,
     DELTA,
@@ -30,6 +29,7 @@ from federation.storage.combination import (
     needs_master,
     write_master,
 )
+from federation.storage.safetensors_files import ModelFile, ModelWriter, read_model, write_model
 from federation.storage.scoring import Scoring
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack, unpack
 from federation.tensors.digest import payload_digest

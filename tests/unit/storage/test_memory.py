@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from federation.storage.checkpoints import ModelFile, ModelWriter
 from federation.storage.memory import MemoryModel, MemoryWriter
+from federation.storage.safetensors_files import ModelFile, ModelWriter
 from federation.tensors import DType, TensorSchema, TensorSpec
 
 SCHEMA = TensorSchema.of(

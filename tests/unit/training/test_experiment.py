@@ -8,7 +8,7 @@ import pytest
 
 from federation import BestModel, Experiment, Plan, SupervisedTask
 from federation.errors import PlanError
-from federation.storage.checkpoints import write_model
+from federation.storage.safetensors_files import write_model
 from federation.tensors import DType, TensorRole
 from federation.training.models import adapt
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation.errors import StorageError
-from federation.storage import checkpoints
-from federation.storage.checkpoints import ModelFile, ModelWriter, read_model, write_model
+from federation.storage import safetensors_files
+from federation.storage.safetensors_files import ModelFile, ModelWriter, read_model, write_model
 from federation.storage.safetensors_format import ALIGNMENT, encode_header
 from federation.tensors import DType, TensorRole, TensorSchema, TensorSpec, pack
 from federation.tensors.digest import payload_digest
@@ -354,7 +354,7 @@ def test_a_file_in_another_order_is_not_opened_as_a_flat_buffer(tmp_path: Path) 
 def test_a_model_that_goes_to_the_disk_while_it_is_written_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "_WRITEBACK_BYTES", 8192)
+    monkeypatch.setattr(safetensors_files, "_WRITEBACK_BYTES", 8192)
     schema = TensorSchema.of([TensorSpec(name="w", dtype=DType.FLOAT32, shape=(10_000,))])
     data = np.arange(10_000, dtype=np.float32).view(np.uint8).data
     with ModelWriter(tmp_path / "model", schema) as writer:

@@ -14,6 +14,7 @@ from federation.data.shard import ArrayShard
 from federation.errors import ConflictError
 from federation.rounds.history import RoundRecord, SiteOutcome
 from federation.simulation import Rule, Script, running, simulate
+from federation.simulation.run_folder import checkpointed_round
 from federation.storage.safetensors_files import read_model
 
 from .stops import stopping
@@ -43,6 +44,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(make: Make, tmp_path: P
     arguments: dict[str, Any] = {"sites": 5, "script": script, "folder": tmp_path / "run", "workers": workers}
     with pytest.raises(KeyboardInterrupt, match=f"stopped after round {stop}; run the same command again"):
         simulate(make(**plan, quorum=1), **arguments, on_round=stopping(stop))
+    assert checkpointed_round(tmp_path / "run") == stop
     rest = simulate(make(**plan, quorum=1), **arguments)
     assert digests(rest) == digests(whole)
     lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
@@ -51,6 +53,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(make: Make, tmp_path: P
     assert [record.simulated_seconds for record in rest.records] == pytest.approx(
         [record.simulated_seconds for record in whole.records]
     )
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"round": "last"}'])
+def test_a_folder_without_a_whole_checkpoint_has_no_round_to_go_on_after(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "checkpoint").mkdir()
+        (tmp_path / "checkpoint" / "state.json").write_text(text)
+    assert checkpointed_round(tmp_path) == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -172,6 +172,7 @@ class RoundGathering:
                 admitted=tuple(update.key.site for update in recovered),
                 expected=standpoint.expected,
                 pool=standpoint.pool or (standpoint.expected if standpoint.knows_present else ()),
+                standings=dict(standpoint.standings),
                 score=standpoint.score,
                 suspicion=standpoint.suspicion,
             ),
@@ -244,7 +245,9 @@ class RoundGathering:
 
     def write_miss(self, action: events.RecordMiss, ids: Mapping[SiteName, bytes]) -> None:
         """See `Gathering.write_miss`."""
-        self._stores.ledger.record_missed(action.round, action.attempt, reason=action.reason, updates=ids)
+        self._stores.ledger.record_missed(
+            action.round, action.attempt, reason=action.reason, updates=ids, standings=action.standings
+        )
         self._stores.spool.release(action.round)
 
     def release(self, action: events.Commit) -> None:

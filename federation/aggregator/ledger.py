@@ -4,7 +4,8 @@ Lines, by kind:
 
 - ``opened``: a process took the experiment: epoch, port, digest of the spec. A lower epoch than any before is refused.
 - ``asked``: where rounds overlap: sites were asked to train in a round, before they are told, and after how many draws.
-- ``missed``: an attempt at a round missed its quorum: round, attempt, reason, and each update it drops.
+- ``missed``: an attempt at a round missed its quorum: round, attempt, reason, each update it drops, and, where rounds
+  do not overlap, what became so far of each site that the round asked.
 - ``committed``: a round: its record for history and director, the score, digests of its model files, and what became
   of each site's update by its id, so that a site that missed its verdict still learns it.
 - Both of these say, where rounds overlap, who trains or waits in the buffer after them, and with which task.
@@ -26,8 +27,9 @@ from federation.errors import ConflictError, StorageError
 from federation.names import Attempt, Digest, Epoch, RoundNumber, SiteName
 from federation.rounds import quarantine
 from federation.rounds.admission import NormWindow
-from federation.rounds.events import Finish, Score
+from federation.rounds.events import Finish, Progress, Score, Standing
 from federation.rounds.history import RoundRecord, SiteOutcome
+from federation.rounds.outcomes import MAX_REASON
 from federation.rounds.quarantine import Suspicion
 from federation.storage.journal import Journal
 
@@ -60,6 +62,7 @@ class Standpoint:
             were there at its end.
         pool: sites that the attempt in progress was drawn from, where others are there by now; empty: those that are.
         knows_present: there are such lines.
+        standings: as the last miss of the round in progress wrote them.
         score: as the last commit wrote it.
         suspicion: what is held against sites, and who is in quarantine.
         norms: of the updates of the last committed rounds.
@@ -84,6 +87,7 @@ class Standpoint:
     asked: Mapping[SiteName, Task] = field(default_factory=dict)
     draws: int = 0
     pool: tuple[SiteName, ...] = ()
+    standings: Mapping[SiteName, Standing] = field(default_factory=dict)
     knows_present: bool = False
 
 
@@ -177,11 +181,16 @@ class Ledger:
         *,
         reason: str,
         updates: Mapping[SiteName, bytes],
+        standings: Mapping[SiteName, Standing] | None = None,
         overlap: Overlap | None = None,
     ) -> int:
-        """Write that an attempt missed its quorum, and the ids of the updates it had."""
+        """Write that an attempt missed its quorum, the ids of the updates it had, and how the round's sites stand."""
         dropped = {site: update_id.hex() for site, update_id in sorted(updates.items())}
         body = {"round": round_number, "attempt": attempt, "reason": reason, "updates": dropped}
+        if standings:
+            body["standings"] = {
+                site: [row.progress.value, row.reason[:MAX_REASON], row.norm] for site, row in sorted(standings.items())
+            }
         return self._append("missed", {**body, **_overlap_to_json(overlap)})
 
     def record_committed(
@@ -271,7 +280,17 @@ def _replay(
             task = tasks.get(SiteName(site), (RoundNumber(body["round"]), Attempt(body["attempt"])))
             _settle(settled, site, task, update_id, "quorum lost")
         asked = _tasks_from_json(body.get("asked", {}))
-        return replace(standpoint, attempt=Attempt(body["attempt"] + 1), asked=asked, draws=0, pool=())
+        return replace(
+            standpoint,
+            attempt=Attempt(body["attempt"] + 1),
+            asked=asked,
+            draws=0,
+            pool=(),
+            standings={
+                SiteName(site): Standing(progress=Progress(progress), reason=why, norm=norm)
+                for site, (progress, why, norm) in body.get("standings", {}).items()
+            },
+        )
     if kind == "committed":
         record = RoundRecord.from_json(body["record"])
         reasons = {row.site: "" if row.outcome is SiteOutcome.COUNTED else row.reason for row in record.sites}
@@ -286,6 +305,7 @@ def _replay(
             attempt=Attempt(1),
             expected=standpoint.expected if standpoint.knows_present else there,
             pool=(),
+            standings={},
             score=Score(**body["score"]),
             suspicion=Suspicion.from_json(body["suspicion"], record) if "suspicion" in body else standpoint.suspicion,
             norms=standpoint.norms.after(record),

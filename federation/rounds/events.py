@@ -305,11 +305,15 @@ class SendVerdicts:
 
 @dataclass(frozen=True, slots=True)
 class RecordMiss:
-    """Write down that the attempt missed its quorum, drop its updates, then report `MissRecorded`."""
+    """Write down that the attempt missed its quorum, drop its updates, then report `MissRecorded`.
+
+    `standings`: of each site that was asked in this round, what became of it so far; empty where rounds overlap.
+    """
 
     round: RoundNumber
     attempt: Attempt
     reason: str
+    standings: dict[SiteName, Standing] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,6 +371,7 @@ class Resume:
         admitted: sites whose updates for this attempt are in the spool; they are not asked again.
         expected: sites that were there, waited for a little while; empty at a first start.
         pool: sites that the attempt in progress was, or would have been, drawn from; empty: not known, or no rounds.
+        standings: as the last miss of this round wrote them.
         score: as the last commit wrote it.
         suspicion: as the last commit wrote it, and the releases since.
         asked: where rounds overlap: the task that each admitted update answers, and those of the sites in `training`.
@@ -381,6 +386,7 @@ class Resume:
     admitted: tuple[SiteName, ...] = ()
     expected: tuple[SiteName, ...] = ()
     pool: tuple[SiteName, ...] = ()
+    standings: dict[SiteName, Standing] = field(default_factory=dict)
     score: Score = field(default_factory=Score)
     suspicion: Suspicion = field(default_factory=Suspicion)
     asked: dict[SiteName, tuple[RoundNumber, Attempt]] = field(default_factory=dict)

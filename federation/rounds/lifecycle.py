@@ -63,9 +63,8 @@ class Lifecycle:
         self.score = resume.score
         self.suspicion = resume.suspicion
         self.connected: set[SiteName] = set()
-        self.standings: dict[SiteName, Standing] = {
-            site: Standing(progress=Progress.ADMITTED) for site in resume.admitted
-        }
+        admitted = dict.fromkeys(resume.admitted, Standing(progress=Progress.ADMITTED))
+        self.standings: dict[SiteName, Standing] = {**resume.standings, **admitted}
         self._plan = plan
         self._presence = Presence(plan, resume)
         self._at_work = AtWork()

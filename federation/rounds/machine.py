@@ -12,8 +12,8 @@
 3. **Quorum.** A closed attempt is aggregated if `quorum` updates are admitted; with quorum None, if all that were
    asked are, and if the site that the rule trusts is among them. Otherwise it is a miss: the miss is written down,
    the updates of the attempt are dropped and their sites told so, and the round is tried again by a new draw; refused
-   sites are left out while enough others remain. `max_failures` misses in a row are forgiven; one more fails the
-   experiment.
+   sites are left out while enough others remain, after a restart too. `max_failures` misses in a row are forgiven; one
+   more fails the experiment.
 4. **Evaluate.** The candidate of every evaluated round goes to all connected sites that are not in quarantine. One
    that was late, in this round or before, and was not heard of since is still at its task: it is asked like the others
    and its answer counts if it comes while they are waited for, but it is not waited for itself. In the next draw it is
@@ -238,7 +238,12 @@ class RoundMachine(Lifecycle):
         self._miss = self._explain_miss(len(counted), required)
         self._enter(Phase.MISSED, self._miss)
         self._do(events.StopTimer())
-        self._do(events.RecordMiss(self.round, self.attempt, self._miss))
+        dropped = Standing(progress=Progress.LOST, reason="quorum lost")
+        standings = {
+            site: dropped if standing.progress is Progress.ADMITTED else standing
+            for site, standing in sorted(self.standings.items())
+        }
+        self._do(events.RecordMiss(self.round, self.attempt, self._miss, standings))
 
     def _on_overdue(self, _: events.TaskOverdue) -> None:
         """In rounds a task's time is the round's."""

@@ -8,7 +8,10 @@ import time
 
 import pytest
 
+from federation.errors import UpdateRejectedError
+from federation.names import SiteName
 from federation.plan import Plan
+from federation.rounds.sampling import draw_sites
 from federation.testing.aggregators import Stage, flat_schema
 from federation.testing.clock import FakeClock
 from federation.testing.scripted_sites import Finished
@@ -111,6 +114,37 @@ async def test_killed_in_one_round_after_the_other_it_draws_as_in_a_calm_run(tmp
     async with built.process(4, site_grace_s=60) as running:
         await complete(await there(built, running, NAMES), running)
     assert history(built) == undisturbed
+
+
+async def miss(sites):
+    """Have the first attempt miss its quorum because an update is refused; return who is asked in the second."""
+    first = draw_sites(map(SiteName, NAMES), sample=2, seed=PLAN["seed"], round_number=1, attempt=1)
+    refused, other = (sites[name] for name in first)
+    await other.answer(await other.next_task())
+    honest, refused.target = refused.target, 1000.0
+    with pytest.raises(UpdateRejectedError, match="max_norm"):
+        await refused.answer(await refused.next_task())
+    refused.target = honest
+    there = [SiteName(name) for name in NAMES if name != refused.name]
+    return draw_sites(there, sample=2, seed=PLAN["seed"], round_number=1, attempt=2)
+
+
+async def test_after_a_kill_a_site_that_an_earlier_attempt_refused_is_left_out_of_the_draw(tmp_path):
+    calm, wild = (Stage(tmp_path / name, Plan(**PLAN, max_norm=20.0), NAMES) for name in ("calm", "wild"))
+    async with calm.process(1) as running:
+        sites = await there(calm, running, NAMES)
+        await miss(sites)
+        await complete(sites, running)
+    async with wild.process(1, site_grace_s=60) as first:
+        sites = await there(wild, first, NAMES)
+        for name in await miss(sites):
+            assert (await sites[name].next_task()).attempt == 2
+        first.kill()
+        await first.ended()
+        await vanish(sites)
+    async with wild.process(2, site_grace_s=60) as second:
+        await complete(await there(wild, second, NAMES), second)
+    assert history(wild) == history(calm)
 
 
 def noted(built):

@@ -9,7 +9,7 @@ import pytest
 from federation.aggregator.ledger import Ledger, Overlap, Settled
 from federation.errors import ConflictError, StorageError
 from federation.names import Attempt, Digest, Epoch, RoundNumber, SiteName
-from federation.rounds.events import Finish, Score
+from federation.rounds.events import Finish, Progress, Score, Standing
 from federation.rounds.history import QuarantinedSite, RoundRecord, SiteOutcome, SiteRecord
 from federation.rounds.quarantine import Suspicion
 
@@ -141,6 +141,21 @@ def test_a_restart_knows_from_whom_the_attempt_in_progress_was_drawn(tmp_path):
     again.record_present([A], second)
     again.record_committed(record(1), attempt=Attempt(2), score=Score(), updates={})
     assert (again.standpoint.expected, again.standpoint.pool) == ((A,), ())
+    again.close()
+
+
+def test_a_restart_knows_what_became_of_sites_in_earlier_attempts_at_the_round(tmp_path):
+    ledger = opened(tmp_path)
+    standings = {
+        A: Standing(progress=Progress.LOST, reason="quorum lost"),
+        B: Standing(progress=Progress.REFUSED, reason="norm", norm=9.0),
+    }
+    ledger.record_missed(RoundNumber(1), Attempt(1), reason="why", updates={}, standings=standings)
+    ledger.close()
+    again = opened(tmp_path)
+    assert again.standpoint.standings == standings
+    again.record_committed(record(1), attempt=Attempt(2), score=Score(), updates={})
+    assert again.standpoint.standings == {}
     again.close()
 
 

@@ -117,3 +117,19 @@ def test_a_site_in_quarantine_is_neither_waited_for_nor_missed_in_the_draw():
     resume = ev.Resume(round=RoundNumber(2), expected=ALL, pool=ALL, suspicion=held)
     before, after = (started(plan, *sites, resume=resume)[1] for sites in ((E, A, B, C, D), (A, B, C, D)))
     assert the(before, ev.AskTrain).sites == the(after, ev.AskTrain).sites
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_restart_leaves_out_whom_an_earlier_attempt_refused_and_still_tells_of_it(seed):
+    plan = Plan(sites=5, sample=3, minimum_sites=3, seed=seed)
+    machine, actions = started(plan, *ALL)
+    first = the(actions, ev.AskTrain).sites
+    machine.step(ev.UpdateRefused(first[0], "norm", norm=9.0))
+    machine.step(ev.UpdateAdmitted(first[1]))
+    miss = the(machine.step(ev.SiteFailed(first[2], "KeyError")), ev.RecordMiss)
+    calm = the(machine.step(ev.MissRecorded()), ev.AskTrain)
+    assert first[0] not in calm.sites
+    resume = ev.Resume(attempt=Attempt(2), expected=ALL, pool=ALL, standings=miss.standings)
+    again, actions = started(plan, *ALL, resume=resume)
+    assert the(actions, ev.AskTrain) == calm
+    assert again.standings == machine.standings

@@ -88,6 +88,12 @@ class TrainerSection(_Section):
     processes: int | None = Field(
         default=None, ge=1, description="Processes a trainer may have, data loaders included. Default: no limit."
     )
+    max_deaths: int = Field(
+        default=6,
+        ge=1,
+        description="Times a trainer may die in a row under one task, each followed by a longer pause, before this "
+        "site takes no more part in the experiment. Default: 6, within 8 to 15 seconds and six starts.",
+    )
 
 
 class PolicySection(_Section):

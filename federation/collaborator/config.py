@@ -47,6 +47,7 @@ class TrainerOptions(_Frozen):
         memory_bytes: memory a trainer may use, bytes; None: no limit.
         open_files: file descriptors a trainer may open; None: no limit of ours.
         processes: processes a trainer may have; None: no limit of ours.
+        max_deaths: deaths in a row under one task after which the site takes no more part in its experiment.
     """
 
     interpreter: Path
@@ -55,6 +56,7 @@ class TrainerOptions(_Frozen):
     memory_bytes: int | None = Field(default=None, ge=1)
     open_files: int | None = Field(default=None, ge=16)
     processes: int | None = Field(default=None, ge=1)
+    max_deaths: int = Field(default=6, ge=1)
 
 
 class CollaboratorConfig(_Frozen):
@@ -84,7 +86,6 @@ class CollaboratorConfig(_Frozen):
         orphan_s: seconds this process goes on without its envoy, then it ends itself.
         drain_s: seconds a task in progress may still take once a stop was asked for.
         prepare_s: seconds a trainer may take to load bundle, shards and model; None for no limit.
-        max_trainer_deaths: deaths of the trainer in a row before the site gives up.
         release_tracebacks: tell the aggregator the trainer's tracebacks, not only the class.
         metrics_host: address ``/metrics`` binds to; the port is chosen by the system.
         log_level: least level of a log line.
@@ -113,7 +114,6 @@ class CollaboratorConfig(_Frozen):
     orphan_s: float = Field(default=600.0, gt=0)
     drain_s: float = Field(default=30.0, ge=0)
     prepare_s: float | None = Field(default=None, gt=0)
-    max_trainer_deaths: int = Field(default=3, ge=1)
     release_tracebacks: bool = False
     metrics_host: str = "127.0.0.1"
     log_level: str = "info"

@@ -181,7 +181,7 @@ def _assemble(config: CollaboratorConfig, place: _Place, metrics: Metrics, clock
     spec = ExperimentSpec.parse(signed)
     identity = Identity(federation=config.federation, role=Role.ENVOY, name=config.site)
     exchange, links = Exchange(config.exchange), LinkHolder()
-    trainer = _trainer(config, spec, signed, metrics)
+    trainer = _trainer(config, spec, signed, metrics, clock)
     work = Work(
         config=config,
         spec=spec,
@@ -234,7 +234,9 @@ def _tls(config: CollaboratorConfig, metrics: Metrics) -> TlsFiles | None:
     return tls
 
 
-def _trainer(config: CollaboratorConfig, spec: ExperimentSpec, signed: bytes, metrics: Metrics) -> WarmTrainer:
+def _trainer(
+    config: CollaboratorConfig, spec: ExperimentSpec, signed: bytes, metrics: Metrics, clock: Clock
+) -> WarmTrainer:
     settings = trainer_settings(
         config.trainer,
         config.shards,
@@ -259,8 +261,9 @@ def _trainer(config: CollaboratorConfig, spec: ExperimentSpec, signed: bytes, me
     return WarmTrainer(
         settings=settings,
         order=order,
-        max_deaths=config.max_trainer_deaths,
+        max_deaths=config.trainer.max_deaths,
         prepare_s=config.prepare_s,
+        clock=clock,
         on_death=metrics.child_restarts_total.labels("trainer").inc,
     )
 

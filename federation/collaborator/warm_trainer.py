@@ -3,24 +3,29 @@
 Rules:
 
 1. It starts for the first task and stays; bundle, shards and model are loaded once.
-2. A trainer that dies under an order is replaced and the order given again, a bounded number of times in a row. One
-   that misses its deadline is replaced for the next order only: the same order would hang again.
+2. A trainer that dies under an order is replaced and the order given again, a bounded number of times in a row: at once
+   after the first death, then after growing pauses, so that what kills for some seconds (memory that others take, an
+   operator's `kill -9`) does not use them up. One that misses its deadline is replaced for the next order only: the
+   same order would hang again.
 3. What fails while it loads the experiment fails for ever: that is permanent.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from federation.confinement.handle import TrainerHandle
 from federation.errors import TaskError
+from federation.runtime.backoff import Backoff
+from federation.runtime.clock import pause
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from federation.confinement.handle import TrainerSettings
+    from federation.runtime.clock import Clock
     from federation.v1 import trainer_pb2
 
 _log = logging.getLogger(__name__)
@@ -37,6 +42,7 @@ class WarmTrainer:
         order: what it loads; complete before the first `do`.
         max_deaths: deaths in a row after which the site gives up.
         prepare_s: seconds it may take to load everything; None for no limit.
+        clock: times the pauses.
         on_death: called at each death, for the metric.
     """
 
@@ -44,10 +50,12 @@ class WarmTrainer:
     order: trainer_pb2.PrepareTrainer
     max_deaths: int
     prepare_s: float | None
+    clock: Clock
     on_death: Callable[[], None]
     _handle: TrainerHandle | None = None
     _prepared: trainer_pb2.TrainerPrepared | None = None
     _deaths: int = 0
+    _backoff: Backoff = field(default_factory=lambda: Backoff(first_s=1.0))
     _is_starting: bool = False
 
     @property
@@ -79,6 +87,7 @@ class WarmTrainer:
                 handle = await self._ready()
                 result = await order(handle)
                 self._deaths = 0
+                self._backoff.reset()
                 return result
             except TaskError as error:
                 if error.permanent or (handle is not None and handle.is_alive):
@@ -89,12 +98,16 @@ class WarmTrainer:
                     raise TaskError(error.error_class, traceback=error.traceback, permanent=True) from error
                 if error.error_class == _TIMEOUT:
                     raise
+                delay_s = self._backoff.next_s() if self._deaths > 1 else 0.0
                 _log.warning(
-                    "the trainer ended (%s), %d in a row; starting it again\n%s",
+                    "the trainer ended (%s), %d in a row; starting it again in %.1f s\n%s",
                     error.error_class,
                     self._deaths,
+                    delay_s,
                     error.traceback,
                 )
+            if delay_s:
+                await pause(self.clock, delay_s)
 
     async def end(self, grace_s: float) -> None:
         """Let it finish within `grace_s` seconds, then end it."""

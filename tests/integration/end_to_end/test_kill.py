@@ -93,6 +93,15 @@ def test_a_trainer_killed_in_a_round(run: Any, undisturbed: Any, kill: Any) -> N
     assert (run.gate.count("train north 2"), run.gate.count("train south 2")) == (1, 2)
 
 
+def test_a_trainer_killed_again_and_again_in_a_round(run: Any, undisturbed: Any, kill: Any) -> None:
+    for starts in range(1, 5):
+        run.gate.listen("train south 2", starts)
+        kill(run.processes("trainer")[1])
+    run.gate.open("south")
+    assert_nothing_happened(run, undisturbed)
+    assert (run.gate.count("train north 2"), run.gate.count("train south 2")) == (1, 5)
+
+
 def test_an_envoy_killed_in_a_round_and_started_again(run: Any, trial: Any, undisturbed: Any, kill: Any) -> None:
     collaborators = run.processes("collaborator")
     kill(trial.daemon("envoy-south"))

@@ -33,6 +33,7 @@ class Site:
     trial: Trial
     shard_code: Path
     sandbox: str = "none"
+    max_deaths: int = 6
     name: SiteName = SITE
     options: dict[str, Any] = field(default_factory=dict)
     started: list[children.Child] = field(default_factory=list)
@@ -65,7 +66,10 @@ class Site:
                 ShardSettings(name="ward", kind="numbers", factory="ward_shards:Numbers", options={"examples": 8})
             ],
             "trainer": TrainerOptions(
-                interpreter=Path(sys.executable), python_path=(self.shard_code,), sandbox=self.sandbox
+                interpreter=Path(sys.executable),
+                python_path=(self.shard_code,),
+                sandbox=self.sandbox,
+                max_deaths=self.max_deaths,
             ),
             "hidden": [tls.key],
             "envoy_socket": self.folder / "envoy.sock",

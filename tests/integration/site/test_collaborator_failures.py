@@ -36,7 +36,7 @@ async def test_a_trainer_that_always_dies_ends_the_sites_part(
     make_trial: Any, take_part: Any, wait_for_end: Any
 ) -> None:
     trial = make_trial("import os; os._exit(3)")
-    aggregator, _, child, session = await take_part(trial, options={"max_trainer_deaths": 2})
+    aggregator, _, child, session = await take_part(trial, max_deaths=2)
     session.send(task=aggregator.task(trial.first_model))
     failed = await session.hear("failed")
     assert (failed.error_class, failed.permanent, failed.detail) == ("TrainerDied", True, "")
@@ -48,8 +48,7 @@ async def test_what_a_trainer_printed_before_it_died_is_not_released_with_its_tr
     make_trial: Any, take_part: Any, wait_for_end: Any
 ) -> None:
     trial = make_trial("import os; print('patient 17', flush=True); os._exit(3)")
-    options = {"max_trainer_deaths": 1, "release_tracebacks": True}
-    aggregator, site, child, session = await take_part(trial, options=options)
+    aggregator, site, child, session = await take_part(trial, max_deaths=1, options={"release_tracebacks": True})
     session.send(task=aggregator.task(trial.first_model))
     failed = await session.hear("failed")
     assert failed.error_class == "TrainerDied" and "exit code 3" in failed.detail

@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from federation.errors import PlanError
 from federation.rounds import events, randomness, sampling
 from federation.rounds.events import Phase, Progress, Standing
-from federation.rounds.lifecycle import Lifecycle, Transitions, draw_states
+from federation.rounds.lifecycle import Lifecycle
 from federation.rounds.machine import RoundMachine
+from federation.rounds.transitions import Transitions, draw_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -31,16 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from federation.plan import Plan
-
-Transitions = dict[tuple[Phase, Phase], str]
-"""Which phase may follow which, and why."""
-
-
-def draw_states(transitions: Mapping[tuple[Phase, Phase], str]) -> str:
-    """Return a state diagram as Mermaid text, for the documentation."""
-    lines = ["stateDiagram-v2", f"    [*] --> {Phase.JOINING.value}"]
-    lines += [f"    {source.value} --> {target.value}: {why}" for (source, target), why in transitions.items()]
-    return "\n".join([*lines, f"    {Phase.ENDED.value} --> [*]"]) + "\n"
+    from federation.rounds.transitions import Transitions
 
 
 class Lifecycle:

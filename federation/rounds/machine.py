@@ -32,8 +32,9 @@ from typing import TYPE_CHECKING, ClassVar
 from federation.names import Attempt, RoundNumber
 from federation.rounds import events, sampling
 from federation.rounds.events import Phase, Progress, Standing
-from federation.rounds.lifecycle import Lifecycle, Transitions, draw_states
+from federation.rounds.lifecycle import Lifecycle
 from federation.rounds.presence import REJOIN_S
+from federation.rounds.transitions import Transitions, draw_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

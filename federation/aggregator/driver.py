@@ -201,7 +201,9 @@ class Driver:
                     await self._stores.do(self._stores.ledger.record_present, action.sites, action.drawn)
                     self._unwritten -= 1
                 elif isinstance(action, events.RecordRelease):
-                    await self._stores.do(self._stores.ledger.record_released, action.site, action.releases)
+                    await self._stores.do(
+                        self._stores.ledger.record_released, action.site, action.releases, action.drawn
+                    )
                     self._reporter.released(action, self.machine)
                 elif isinstance(action, events.Finish):
                     finish = action

@@ -11,7 +11,7 @@ Lines, by kind:
 - Both of these say, where rounds overlap, who trains or waits in the buffer after them, and with which task.
 - ``present``: which sites are there, with the first draw and whenever that changes; `drawn`: round and attempt that had
   been drawn already, from those of the line before.
-- ``released``: an operator let a site out of quarantine, for the how-manieth time.
+- ``released``: an operator let a site out of quarantine, for the how-manieth time; `drawn` likewise, without that site.
 - ``ended``: how the experiment ended.
 
 The journal is the truth. Model files are durable before the line that names them; `federation.aggregator.model_files`
@@ -227,9 +227,10 @@ class Ledger:
         body: dict[str, Any] = {"sites": list(sites)}
         return self._append("present", {**body, "drawn": list(drawn)} if drawn else body)
 
-    def record_released(self, site: SiteName, releases: int) -> int:
-        """Write that a site was let out of quarantine."""
-        return self._append("released", {"site": site, "releases": releases})
+    def record_released(self, site: SiteName, releases: int, drawn: Task | None = None) -> int:
+        """Write that a site was let out of quarantine; `drawn`: as `RecordRelease` has it."""
+        body: dict[str, Any] = {"site": site, "releases": releases}
+        return self._append("released", {**body, "drawn": list(drawn)} if drawn else body)
 
     def record_ended(self, finish: Finish) -> int:
         """Write how the experiment ended."""
@@ -314,20 +315,29 @@ def _replay(
             draws=0,
         )
     if kind == "present":
-        is_drawn = tuple(body.get("drawn", ())) == (standpoint.round, standpoint.attempt)
-        before = standpoint.expected if standpoint.knows_present else ()
-        return replace(
-            standpoint,
-            expected=tuple(map(SiteName, body["sites"])),
-            pool=standpoint.pool or before if is_drawn else (),
-            knows_present=True,
-        )
+        there = tuple(map(SiteName, body["sites"]))
+        pool = _pool(standpoint) if _is_drawn(standpoint, body) else ()
+        return replace(standpoint, expected=there, pool=pool, knows_present=True)
     if kind == "released":
-        released = quarantine.release(standpoint.suspicion, SiteName(body["site"]), int(body["releases"]))
-        return replace(standpoint, suspicion=released)
+        site = SiteName(body["site"])
+        released = quarantine.release(standpoint.suspicion, site, int(body["releases"]))
+        pool = standpoint.pool
+        if _is_drawn(standpoint, body):
+            pool = tuple(each for each in _pool(standpoint) if each != site)
+        return replace(standpoint, suspicion=released, pool=pool)
     if kind == "ended":
         return replace(standpoint, end=Finish(**body), end_sequence=sequence)
     return standpoint
+
+
+def _is_drawn(standpoint: Standpoint, body: dict[str, Any]) -> bool:
+    """Whether a line says that the attempt in progress had been drawn before it."""
+    return tuple(body.get("drawn", ())) == (standpoint.round, standpoint.attempt)
+
+
+def _pool(standpoint: Standpoint) -> tuple[SiteName, ...]:
+    """Return from whom the attempt in progress was, or would be, drawn; empty: not known."""
+    return standpoint.pool or (standpoint.expected if standpoint.knows_present else ())
 
 
 def _overlap_to_json(overlap: Overlap | None) -> dict[str, Any]:

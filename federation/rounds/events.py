@@ -318,10 +318,11 @@ class RecordMiss:
 
 @dataclass(frozen=True, slots=True)
 class RecordRelease:
-    """Write down that a site was released from quarantine."""
+    """Write down that a site was released from quarantine; `drawn`: round and attempt that were drawn without it."""
 
     site: SiteName
     releases: int
+    drawn: tuple[RoundNumber, Attempt] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,8 +171,9 @@ class Lifecycle:
         self.suspicion = quarantine.release(before, event.site, event.releases)
         if self.suspicion == before:
             return
-        self._do(events.RecordRelease(event.site, event.releases))
-        if event.site in self.connected and event.site in before.sites:
+        self._do(events.RecordRelease(event.site, event.releases, self._drawn))
+        self._presence.leave_out(event.site)
+        if event.site in self.connected & before.sites:
             self._welcome(event.site)
 
     def _welcome(self, site: SiteName) -> None:
@@ -227,8 +228,7 @@ class Lifecycle:
         return f"{len(self._participants())} sites are connected{also}"
 
     def _maybe_begin(self) -> None:
-        participants = len(self._participants())
-        if self._presence.is_complete(self.connected, held=self.suspicion.sites, participants=participants):
+        if self._presence.is_complete(self.connected, self.suspicion.sites, len(self._participants())):
             self._select()
 
     def _on_deadline(self, _: events.DeadlinePassed) -> None:
@@ -252,11 +252,16 @@ class Lifecycle:
         else:
             self._finish("failed", f"{present} sites joined in time, but a round needs {self._plan.sites_needed}")
 
+    @property
+    def _drawn(self) -> tuple[RoundNumber, Attempt] | None:
+        """Round and attempt, if they have been drawn."""
+        is_open = self.phase not in (Phase.JOINING, Phase.SELECT, Phase.PAUSED)
+        return (self.round, self.attempt) if is_open or self._presence.has_pool else None
+
     def _note_present(self) -> None:
         """Have it written down who is there, if that is not known: before the first draw nobody needs to know."""
-        is_drawn = self._presence.has_pool or self.phase not in (Phase.SELECT, Phase.PAUSED)
         if self.phase not in (Phase.JOINING, Phase.ENDED):
-            self._actions += self._presence.note(self.connected, (self.round, self.attempt) if is_drawn else None)
+            self._actions += self._presence.note(self.connected, self._drawn)
 
     def _pause_if_too_few(self) -> bool:
         if len(self._participants()) >= self._plan.sites_needed:

@@ -49,13 +49,7 @@ class Presence:
         """Seconds that joining may take at first."""
         return min(REJOIN_S, self._plan.join_timeout_s) if self._is_restart else self._plan.join_timeout_s
 
-    def is_complete(
-        self,
-        connected: AbstractSet[SiteName],
-        *,
-        held: AbstractSet[SiteName],
-        participants: int,
-    ) -> bool:
+    def is_complete(self, connected: AbstractSet[SiteName], held: AbstractSet[SiteName], participants: int) -> bool:
         """Tell whether rounds may begin.
 
         Args:
@@ -92,6 +86,11 @@ class Presence:
                 return set(pool & available)
             self._pool = None
         return set(available)
+
+    def leave_out(self, site: SiteName) -> None:
+        """Take in that a site was not in the draw of before a restart, and takes part from the next one on."""
+        if self._pool is not None:
+            self._pool -= {site}
 
     def forget_pool(self) -> None:
         """Take in that the attempt in progress is drawn: the next one is drawn from whoever is there then."""

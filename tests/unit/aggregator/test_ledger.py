@@ -144,6 +144,25 @@ def test_a_restart_knows_from_whom_the_attempt_in_progress_was_drawn(tmp_path):
     again.close()
 
 
+def test_a_site_released_after_the_draw_was_not_in_it(tmp_path):
+    ledger = opened(tmp_path)
+    first = (RoundNumber(1), Attempt(1))
+    ledger.record_present([A, B, C], None)
+    ledger.record_released(A, 1)
+    assert ledger.standpoint.pool == (), "the draw that comes has it"
+    ledger.record_released(C, 1, first)
+    ledger.record_present([A, B, C, D], first)
+    assert ledger.standpoint.pool == (A, B)
+    before = ledger.standpoint
+    ledger.close()
+    again = opened(tmp_path)
+    assert again.standpoint == before
+    again.record_committed(record(1), attempt=Attempt(1), score=Score(), updates={})
+    again.record_released(B, 1, first)
+    assert again.standpoint.pool == (), "it was drawn into a round that is over"
+    again.close()
+
+
 def test_a_restart_knows_what_became_of_sites_in_earlier_attempts_at_the_round(tmp_path):
     ledger = opened(tmp_path)
     standings = {

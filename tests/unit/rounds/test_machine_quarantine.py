@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from federation.names import RoundNumber
+from federation.names import Attempt, RoundNumber
 from federation.plan import Plan, Quarantine
 from federation.rounds import events as ev
 
@@ -44,7 +44,7 @@ def test_a_quarantined_site_stays_connected_and_is_asked_neither_to_train_nor_to
 def test_a_released_site_is_asked_from_the_next_round_on_and_a_release_is_obeyed_once():
     machine, _ = quarantined()
     actions = machine.step(ev.SiteReleased(C, 1))
-    assert the(actions, ev.RecordRelease) == ev.RecordRelease(C, 1)
+    assert the(actions, ev.RecordRelease) == ev.RecordRelease(C, 1, (RoundNumber(3), Attempt(1)))
     assert machine.step(ev.SiteReleased(C, 1)) == []
     _, actions = suspect(machine, A, B)
     assert the(actions, ev.AskTrain).sites == (A, B, C)

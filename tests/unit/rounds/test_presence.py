@@ -133,3 +133,26 @@ def test_a_restart_leaves_out_whom_an_earlier_attempt_refused_and_still_tells_of
     again, actions = started(plan, *ALL, resume=resume)
     assert the(actions, ev.AskTrain) == calm
     assert again.standings == machine.standings
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("is_before", [True, False], ids=["before the kill", "while sites come back"])
+def test_a_site_released_after_the_draw_does_not_change_it_when_it_is_made_again(seed, is_before):
+    plan = Plan(sites=5, sample=2, minimum_sites=1, seed=seed)
+    held = Suspicion(held=(QuarantinedSite(site=B, since_round=RoundNumber(1)),))
+    begun = {"round": RoundNumber(2), "expected": ALL, "pool": ALL}
+    machine, actions = started(plan, *ALL, resume=ev.Resume(**begun, suspicion=held))
+    drawn = the(actions, ev.AskTrain).sites
+    release = the(machine.step(ev.SiteReleased(B, 1)), ev.RecordRelease)
+    assert release == ev.RecordRelease(B, 1, (RoundNumber(2), Attempt(1)))
+    if is_before:
+        pool = tuple(site for site in ALL if site != B)
+        resume = ev.Resume(**{**begun, "pool": pool}, suspicion=machine.suspicion)
+        again, actions = started(plan, *ALL, resume=resume)
+    else:
+        again, _ = started(plan, *ALL[:-1], resume=ev.Resume(**begun, suspicion=held))
+        assert the(again.step(ev.SiteReleased(B, 1)), ev.RecordRelease) == release
+        actions = again.step(ev.SiteReady(ALL[-1]))
+    assert the(actions, ev.AskTrain).sites == drawn
+    calm, wild = (the(run_round(each, *drawn), ev.AskTrain).sites for each in (machine, again))
+    assert calm == wild, "and then it may be drawn"

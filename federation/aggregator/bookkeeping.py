@@ -36,7 +36,7 @@ class RoundBook:
         self._metrics = metrics
         self._phase: Phase | None = None
         self._entered = 0.0
-        self.begin()
+        self.begin()  # of the first round again when its first phase is entered, once sites have joined
 
     def begin(self) -> None:
         """Begin a round."""
@@ -47,6 +47,8 @@ class RoundBook:
 
     def enter(self, phase: Phase) -> None:
         """Note that a phase begins, and so the one before ends."""
+        if self._phase is None:
+            self.begin()
         now = self._clock.monotonic()
         if self._phase in TIMED:
             self._seconds[self._phase.value] += now - self._entered

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,11 +70,14 @@ ExperimentArgument = Annotated[str, typer.Argument(help="Experiment id, as `subm
 @contextlib.contextmanager
 def _connect(profile: Path | None) -> Iterator[Any]:  # a Federation, whose type is imported when it is needed
     from federation.client.federation import Federation  # gRPC loads only for commands that connect
+    from federation.client.profile import load_profile
 
     try:
         with Federation.connect(profile) as federation:
             yield federation
     except TransportError as error:
+        if (tls := load_profile(profile).tls) is not None:
+            tls.check(now=time.time())  # whoever shows an expired certificate is not told why he is not let in
         raise TransportError(f"{error}; `federation doctor` looks for the reason") from error
 
 

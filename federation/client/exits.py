@@ -24,6 +24,7 @@ class Exit(IntEnum):
     EXPERIMENT_FAILED = 8
     EXPERIMENT_CANCELLED = 9
     INTERRUPTED = 130
+    TERMINATED = 143
 
     @property
     def meaning(self) -> str:
@@ -35,7 +36,7 @@ _MEANINGS = {
     Exit.OK: "done",
     Exit.FAILURE: "something else went wrong",
     Exit.USAGE: "the command line is not valid",
-    Exit.CONFIGURATION: "settings, certificates or files of this machine are not usable",
+    Exit.CONFIGURATION: "settings, certificates or files of this machine are not usable; `doctor`: something is bad",
     Exit.PLAN: "the experiment folder, its plan or its model is not sound",
     Exit.REFUSED: "refused: identity, role, limit or state, such as a run folder in use, does not allow it",
     Exit.NOT_FOUND: "no such experiment, artifact or site",
@@ -43,6 +44,7 @@ _MEANINGS = {
     Exit.EXPERIMENT_FAILED: "the watched experiment failed",
     Exit.EXPERIMENT_CANCELLED: "the watched experiment was cancelled",
     Exit.INTERRUPTED: "interrupted with Ctrl-C; what runs elsewhere goes on",
+    Exit.TERMINATED: "ended by SIGTERM; what runs elsewhere goes on",
 }
 
 _BY_ERROR: tuple[tuple[type[errors.FederationError], Exit], ...] = (

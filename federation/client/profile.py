@@ -1,10 +1,10 @@
 """Which federation to talk to, and as whom: the client's profile.
 
 A profile is a TOML file, by default ``client.toml`` in the folder the environment variable ``FEDERATION_HOME`` names,
-or in
-``~/.config/federation``. Every key can be given as an environment variable instead, such as ``FEDERATION_ADDRESS``;
-paths are relative to the file. The certificate says who the user is; no key in here does, but for `insecure_user`
-towards a director of this machine that runs without certificates.
+or in ``~/.config/federation``. Every key can be given as an environment variable instead, such as
+``FEDERATION_ADDRESS``; paths are relative to the file. Where no file is named and none is there, the environment alone
+does, if it says federation and address; paths are then relative to the working directory. The certificate says who the
+user is; no key in here does, but for `insecure_user` towards a director of this machine that runs without certificates.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from federation.transport.credentials import TlsFiles
 
 _NOT_SETTINGS = frozenset({"FEDERATION_HOME", "FEDERATION_PROFILE"})
 """Variables that say where the profile is; the settings' loader would warn of them."""
+_SAID_BY_ENVIRONMENT = frozenset({"FEDERATION_FEDERATION", "FEDERATION_ADDRESS"})
+"""All that has no default."""
 
 
 def _named(what: str) -> AfterValidator:
@@ -100,13 +102,16 @@ def load_profile(path: Path | None = None) -> Profile:
     Raises:
         ConfigurationError: there is none, or it is not valid; says how to make one.
     """
+    environ = {name: value for name, value in os.environ.items() if name not in _NOT_SETTINGS}
     chosen = path or default_profile_path()
     if chosen.is_dir():
         chosen = chosen / "client.toml"
     if not chosen.exists():
+        if path is None and _SAID_BY_ENVIRONMENT <= environ.keys():
+            return load_settings(Profile, None, environ)
         raise ConfigurationError(
-            f"no client profile at {chosen}: name one with --profile or FEDERATION_HOME, or ask your operator for a "
-            "folder made by `federation pki issue user NAME` and write client.toml into it (see the README)"
+            f"no client profile at {chosen}: name one with --profile or FEDERATION_HOME, set "
+            "FEDERATION_FEDERATION and FEDERATION_ADDRESS, or ask your operator for a folder made by `federation pki "
+            "issue user NAME` and write client.toml into it (see the README)"
         )
-    environ = {name: value for name, value in os.environ.items() if name not in _NOT_SETTINGS}
     return load_settings(Profile, chosen, environ)

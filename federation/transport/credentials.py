@@ -165,7 +165,7 @@ class TlsFiles:
             )
         if facts.expires_at <= now:
             raise ConfigurationError(
-                f"certificate {self.certificate} of {facts.identity} expired {now - facts.expires_at:.0f} seconds ago: "
+                f"certificate {self.certificate} of {facts.identity} expired at {_utc(facts.expires_at)}: "
                 f"renew it, or issue a new one with `federation pki issue`; this machine's clock says {_utc(now)}"
             )
         return facts

@@ -170,6 +170,20 @@ def test_a_director_that_does_not_run_is_one_line_that_says_what_to_try(tmp_path
     assert done.stderr.endswith("; `federation doctor` looks for the reason\n")
 
 
+def test_our_own_expired_certificate_is_why_a_director_does_not_answer(tmp_path: Path) -> None:
+    then = time.time() - 3 * 365 * 86400
+    authority = CertificateAuthority.create(FederationName("demo"), tmp_path / "ca", now=then)
+    identity = Identity(federation=FederationName("demo"), role=Role.USER, name="alice")
+    issue_identity(authority, identity, tmp_path / "alice", now=then)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        (tmp_path / "alice" / "client.toml").write_text(f'federation = "demo"\naddress = "{address}"\n')
+        done = run("list", "--profile", str(tmp_path / "alice"), home=tmp_path)
+    assert done.returncode == Exit.CONFIGURATION and done.stderr.count("\n") == 1
+    assert "/user/alice expired at " in done.stderr
+
+
 def test_version_is_printed(tmp_path: Path) -> None:
     from federation import __version__
 

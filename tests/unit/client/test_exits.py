@@ -84,4 +84,5 @@ def test_numbers_are_those_scripts_rely_on() -> None:
         "EXPERIMENT_FAILED": 8,
         "EXPERIMENT_CANCELLED": 9,
         "INTERRUPTED": 130,
+        "TERMINATED": 143,
     }

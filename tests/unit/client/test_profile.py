@@ -29,6 +29,20 @@ def write(folder: Path, text: str = MINIMAL) -> Path:
     return path
 
 
+def test_without_a_file_the_environment_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDERATION_FEDERATION", "demo")
+    with pytest.raises(ConfigurationError, match="set FEDERATION_FEDERATION and FEDERATION_ADDRESS"):
+        load_profile()
+    monkeypatch.setenv("FEDERATION_ADDRESS", "director.example:7700")
+    monkeypatch.setenv("FEDERATION_KEY", "keys/own.pem")
+    profile = load_profile()
+    assert (profile.federation, profile.address) == ("demo", "director.example:7700")
+    assert (profile.key, profile.authority) == (tmp_path / "keys" / "own.pem", tmp_path / "ca.pem")
+    with pytest.raises(ConfigurationError, match="no client profile"):
+        load_profile(tmp_path / "named.toml")  # a mistake in a name must not lead to another federation
+
+
 def test_a_folder_is_enough_and_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     write(tmp_path / "alice")
     profile = load_profile(tmp_path / "alice")

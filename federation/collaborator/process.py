@@ -210,6 +210,7 @@ def _assemble(config: CollaboratorConfig, place: _Place, metrics: Metrics, clock
         progress=state.load(),
         on_round=lambda _: None,
     )
+    trainer.on_pause = queue.trainer_paused
     base: asyncio.Future[Payload | None] = asyncio.get_running_loop().create_future()
 
     session = SessionKeeper(

@@ -7,8 +7,8 @@ Rules:
 2. Tasks and verdicts are worked on in the order they were heard. A task that is asked again while it waits, or is being
    worked on, is one task, and its update is sent without further delay; one that was answered is answered again from
    what is held. An answer has the epoch of the session in which it is given.
-3. A newer asking makes waiting older ones void; if the present work only fetches or sends for an older one, it is
-   ended.
+3. A newer asking makes waiting older ones void; if the present work only fetches or sends for an older one, or waits
+   for a trainer in place of one that died, it is ended.
 4. Being asked to evaluate a round says that it takes no more updates: who is late does not begin to train for it. What
    was trained already is sent all the same, for it may have counted. Should an aggregator that was started again ask
    once more, that is a new asking.
@@ -187,6 +187,15 @@ class TaskQueue:
         self._waiting.append(_Settle(update_id=message.update_id, counted=False))
         self._news.set()
 
+    def trainer_paused(self) -> None:
+        """End the present task if nobody wants it any more: its trainer died, and another would begin anew."""
+        present = self._under_way
+        if present is None:
+            return
+        waiting = [each for each in self._waiting if isinstance(each, TaskOrder)]
+        if self._is_closing or self._is_void(present) or any(_is_too_late(present, each) for each in waiting):
+            self._interrupt()
+
     async def announce(self) -> None:
         """Tell the aggregator that tasks may come, if they may."""
         shard = self.work.shard
@@ -226,7 +235,7 @@ class TaskQueue:
         """Take nothing more, and return once the present work has ended.
 
         What only waits for an aggregator that is not there is not waited for: a finished update is kept, and is sent
-        after the next start.
+        after the next start. Nor is a trainer that died replaced once more.
         """
         self._is_closing = True
         self._waiting.clear()
@@ -234,6 +243,8 @@ class TaskQueue:
         job = self._job
         if job is None:
             return
+        if self.work.trainer.is_pausing:
+            self._interrupt()
         stranded = asyncio.create_task(self._stranded(), name="stranded")
         try:
             await asyncio.wait({job, stranded}, return_when=asyncio.FIRST_COMPLETED)

@@ -7,12 +7,16 @@ Rules:
    after the first death, then after growing pauses, so that what kills for some seconds (memory that others take, an
    operator's `kill -9`) does not use them up. One that misses its deadline is replaced for the next order only: the
    same order would hang again.
-3. What fails while it loads the experiment fails for ever: that is permanent.
+3. A pause is owed by whoever comes next: an order that is cancelled in it leaves what remains of it to the following.
+4. Deaths are counted by kind of order, and only an order of that kind that succeeds makes the count start anew:
+   otherwise a site that can evaluate, and dies of each training, would go on for ever.
+5. What fails while it loads the experiment fails for ever: that is permanent.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,6 +37,10 @@ _T = TypeVar("_T")
 _TIMEOUT = "TrainerTimeout"
 
 
+def _deaths() -> defaultdict[str, Backoff]:
+    return defaultdict(lambda: Backoff(first_s=0.5))
+
+
 @dataclass(slots=True, kw_only=True)
 class WarmTrainer:
     """The trainer of one experiment and site.
@@ -40,10 +48,11 @@ class WarmTrainer:
     Attributes:
         settings: how to start it.
         order: what it loads; complete before the first `do`.
-        max_deaths: deaths in a row after which the site gives up.
+        max_deaths: deaths in a row, under orders of one kind, after which the site gives up.
         prepare_s: seconds it may take to load everything; None for no limit.
         clock: times the pauses.
         on_death: called at each death, for the metric.
+        on_pause: called when an order begins to wait for a pause to pass: nothing is lost if it is cancelled then.
     """
 
     settings: TrainerSettings
@@ -52,15 +61,24 @@ class WarmTrainer:
     prepare_s: float | None
     clock: Clock
     on_death: Callable[[], None]
+    on_pause: Callable[[], None] = lambda: None
     _handle: TrainerHandle | None = None
     _prepared: trainer_pb2.TrainerPrepared | None = None
-    _deaths: int = 0
-    _backoff: Backoff = field(default_factory=lambda: Backoff(first_s=1.0))
+    _deaths: defaultdict[str, Backoff] = field(default_factory=_deaths)
+    _not_before: float = 0.0  # on the monotonic clock
     _is_starting: bool = False
+    _is_pausing: bool = False
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether an order waits for the pause after a death to pass."""
+        return self._is_pausing
 
     @property
     def trouble(self) -> str | None:
         """Why an order could not be given now; None while it is there or being prepared."""
+        if self._is_pausing:
+            return "it ended; another is started after a pause"
         if self._is_starting or (self._handle is not None and self._handle.is_alive):
             return None
         return "not started yet" if self._handle is None else "it ended; the next task starts another"
@@ -72,42 +90,47 @@ class WarmTrainer:
             TaskError: it cannot be prepared; permanent.
             ConfigurationError: it cannot be started.
         """
-        return await self.do(self._nothing)
+        return await self.do("prepare", self._nothing)
 
-    async def do(self, order: Callable[[TrainerHandle], Awaitable[_T]]) -> _T:
+    async def do(self, kind: str, order: Callable[[TrainerHandle], Awaitable[_T]]) -> _T:
         """Give an order, again if the trainer dies of it.
+
+        Args:
+            kind: of the order, by which deaths are counted.
+            order: gives it to a trainer that is ready.
 
         Raises:
             TaskError: the order failed; permanent if the trainer cannot be prepared or died too often.
             ConfigurationError: it cannot be started.
         """
+        deaths = self._deaths[kind]
         while True:
             handle: TrainerHandle | None = None
             try:
                 handle = await self._ready()
                 result = await order(handle)
-                self._deaths = 0
-                self._backoff.reset()
+                deaths.reset()
                 return result
             except TaskError as error:
                 if error.permanent or (handle is not None and handle.is_alive):
                     raise
                 self.on_death()
-                self._deaths += 1
-                if self._deaths >= self.max_deaths:
+                delay_s = deaths.next_s()
+                if deaths.failures >= self.max_deaths:
                     raise TaskError(error.error_class, traceback=error.traceback, permanent=True) from error
                 if error.error_class == _TIMEOUT:
                     raise
-                delay_s = self._backoff.next_s() if self._deaths > 1 else 0.0
+                if deaths.failures == 1:
+                    delay_s = 0.0
+                self._not_before = self.clock.monotonic() + delay_s
                 _log.warning(
-                    "the trainer ended (%s), %d in a row; starting it again in %.1f s\n%s",
+                    "the trainer ended (%s), %d in a row (%s); starting it again in %.1f s\n%s",
                     error.error_class,
-                    self._deaths,
+                    deaths.failures,
+                    kind,
                     delay_s,
                     error.traceback,
                 )
-            if delay_s:
-                await pause(self.clock, delay_s)
 
     async def end(self, grace_s: float) -> None:
         """Let it finish within `grace_s` seconds, then end it."""
@@ -123,11 +146,24 @@ class WarmTrainer:
     async def _ready(self) -> TrainerHandle:
         if self._handle is not None and self._handle.is_alive:
             return self._handle
+        await self._wait()
         self._is_starting = True
         try:
             return await self._replace()
         finally:
             self._is_starting = False
+
+    async def _wait(self) -> None:
+        """Let the pause after a death pass; cancelled, it is not over for the next order."""
+        left_s = self._not_before - self.clock.monotonic()
+        if left_s <= 0:
+            return
+        self._is_pausing = True
+        try:
+            self.on_pause()
+            await pause(self.clock, left_s)
+        finally:
+            self._is_pausing = False
 
     async def _replace(self) -> TrainerHandle:
         """Start one and prepare it, in place of the one that is no more."""

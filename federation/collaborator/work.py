@@ -86,8 +86,8 @@ class Work:
 
     @property
     def is_interruptible(self) -> bool:
-        """Whether cancelling the present task costs nothing: it fetches or sends."""
-        return self._left_trainer.is_set()
+        """Whether cancelling the present task costs nothing: it fetches or sends, or waits for another trainer."""
+        return self._left_trainer.is_set() or self.trainer.is_pausing
 
     def is_fetching(self, order: TaskOrder) -> bool:
         """Whether what a train task needs is still being fetched, if it is the present one: nothing is trained yet."""
@@ -206,7 +206,7 @@ class Work:
         model = await self.downloads.model(order.model, order.inline, order.step)
         message = trainer_pb2.RunEvaluation(round=order.asking.round, model_file=str(model))
         with self._in_trainer():
-            done = await self.trainer.do(lambda handle: handle.evaluate(message, timeout_s=_patience_s(order)))
+            done = await self.trainer.do("evaluate", lambda it: it.evaluate(message, timeout_s=_patience_s(order)))
         claim = protection.check_evaluation(
             protection.EvaluationClaim(examples=done.examples, metrics=dict(done.metrics), seconds=done.seconds),
             shard_examples=shard.validation_examples,
@@ -240,7 +240,7 @@ class Work:
     async def _tell_trainer(self, update: RetainedUpdate, *, counted: bool) -> None:
         try:
             with self._in_trainer():
-                await self.trainer.do(lambda handle: handle.keep(update.round, attempt=update.attempt, counted=counted))
+                await self.trainer.do("keep", lambda it: it.keep(update.round, attempt=update.attempt, counted=counted))
         except TaskError as error:
             # The committed model has the update either way; what is lost is state of this site's own.
             _log.warning(
@@ -276,7 +276,7 @@ class Work:
             await self.settle(counted=False)
         message = await self._training_order(order)
         with self._in_trainer():
-            done = await self.trainer.do(lambda handle: handle.train(message, timeout_s=_patience_s(order)))
+            done = await self.trainer.do("train", lambda it: it.train(message, timeout_s=_patience_s(order)))
             claim = protection.check_training(
                 protection.TrainingClaim(
                     examples=done.examples,

@@ -115,6 +115,14 @@ async def gone(pid: int) -> None:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return
+    try:
+        await readable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def readable(descriptor: int) -> None:
+    """Return once a descriptor can be read from."""
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
     loop.add_reader(descriptor, done.set)
@@ -122,4 +130,3 @@ async def gone(pid: int) -> None:
         await asyncio.wait_for(done.wait(), WAIT_S)
     finally:
         loop.remove_reader(descriptor)
-        os.close(descriptor)

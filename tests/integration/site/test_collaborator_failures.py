@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,10 @@ import pytest
 from federation.wire.chunks import CHUNK_BYTES
 
 from .envoy_hosts import finish
+from .processes import readable
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -42,6 +47,52 @@ async def test_a_trainer_that_always_dies_ends_the_sites_part(
     assert (failed.error_class, failed.permanent, failed.detail) == ("TrainerDied", True, "")
     status = await wait_for_end(child)
     assert (status.record.outcome, status.record.error_class) == ("failed", "TrainerDied")
+
+
+async def test_after_a_death_a_task_that_nobody_waits_for_any_more_is_not_tried_again(
+    make_trial: Any, take_part: Any, wait_for_end: Any
+) -> None:
+    trial = make_trial(
+        """
+        import os
+        open('began', 'w').write('x')
+        os.read(os.open('go', os.O_RDONLY), 1)
+        os._exit(3)
+        """
+    )
+    aggregator, site, child, session = await take_part(trial, max_deaths=5)
+    began, go = (_pipe(site.folder / "workspace" / name) for name in ("began", "go"))
+    try:
+        session.send(task=aggregator.task(trial.first_model))
+        await readable(began)
+        session.send(task=aggregator.task(trial.first_model, train=False))  # the round is over without this site
+        os.write(go, b"x" * 100)
+        assert dict((await session.hear("evaluated")).metrics) == {"loss": 0.0}
+    finally:
+        os.close(began)
+        os.close(go)
+    finish(session)
+    await wait_for_end(child)
+
+
+async def test_a_stop_ends_the_pause_after_a_death(make_trial: Any, take_part: Any, wait_for_end: Any) -> None:
+    trial = make_trial("open('began', 'w').write('x'); import os; os._exit(3)")
+    # Without an end to the pause there would be none at all: not by deaths, and not by the drain's time.
+    aggregator, site, child, session = await take_part(trial, max_deaths=100_000, options={"drain_s": 100_000.0})
+    began = _pipe(site.folder / "workspace" / "began")
+    try:
+        session.send(task=aggregator.task(trial.first_model))
+        await readable(began)
+        child.terminate()
+        assert (await wait_for_end(child)).record.outcome == "stopped"
+    finally:
+        os.close(began)
+
+
+def _pipe(path: Path) -> int:
+    """Make a named pipe, and open it for both so that it has a reader and a writer whoever comes and goes."""
+    os.mkfifo(path)
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK)
 
 
 async def test_what_a_trainer_printed_before_it_died_is_not_released_with_its_traceback(

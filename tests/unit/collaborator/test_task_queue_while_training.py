@@ -33,6 +33,7 @@ class BusyWork:
 
     def __init__(self) -> None:
         self.stage = "training"
+        self.trainer = self
         self.shard = trainer_pb2.TrainerPrepared(train_examples=5, validation_examples=2)
         self.done: list[str] = []
         self.began = asyncio.Event()
@@ -42,8 +43,12 @@ class BusyWork:
     def is_interruptible(self) -> bool:
         return self.stage != "training"
 
+    @property
+    def is_pausing(self) -> bool:
+        return self.stage == "pausing"
+
     def is_fetching(self, order: TaskOrder) -> bool:
-        return self.stage == "fetching"
+        return self.stage in ("fetching", "pausing")
 
     async def prepare(self, base: object) -> None:
         pass
@@ -66,7 +71,9 @@ class BusyWork:
 
 
 class Said:
-    """Keeps what the site said."""
+    """Keeps what the site said, over a link that is always there."""
+
+    current = "a link"
 
     def __init__(self) -> None:
         self.requests: list[pb.ParticipateRequest] = []
@@ -76,6 +83,9 @@ class Said:
         self.requests.append(request)
         if request.HasField("evaluated"):
             self.heard.set()
+
+    async def lost(self) -> None:
+        await asyncio.Event().wait()
 
 
 class NoState:
@@ -175,19 +185,67 @@ async def test_a_task_for_a_later_round_is_kept_when_an_evaluation_is_heard(scen
 
 STAGES = {
     "fetching": "train round 1, interrupted",
+    "pausing": "train round 1, interrupted",
     "training": "train round 1",
     "sending": "train round 1",
 }
 
 
 @pytest.mark.parametrize("stage", STAGES)
-async def test_when_an_evaluation_is_heard_training_and_sending_go_on_and_fetching_does_not(
+async def test_when_an_evaluation_is_heard_training_and_sending_go_on_and_fetching_and_pausing_do_not(
     scene: Scene, stage: str
 ) -> None:
     scene.work.stage = stage
     await scene.train(1)
     scene.ask(EVALUATE, 1)
-    if stage != "fetching":
+    if "interrupted" not in STAGES[stage]:
         scene.work.may_end.set()
     await scene.said.heard.wait()
     assert scene.work.done == [STAGES[stage], "evaluate 1"]
+
+
+@pytest.mark.parametrize("asked", ["evaluate", "train"])
+async def test_a_trainer_that_dies_of_a_task_nobody_wants_any_more_is_not_tried_again(scene: Scene, asked: str) -> None:
+    await scene.train(1)
+    scene.work.began.clear()
+    if asked == "evaluate":
+        scene.ask(EVALUATE, 1)
+    else:
+        scene.ask(TRAIN, 2)
+    scene.work.stage = "pausing"
+    scene.queue.trainer_paused()
+    if asked == "evaluate":
+        await scene.said.heard.wait()
+        assert scene.work.done == ["train round 1, interrupted", "evaluate 1"]
+    else:
+        await scene.work.began.wait()
+        assert scene.work.done == ["train round 1, interrupted", "train round 2"]
+
+
+async def test_a_task_that_is_wanted_waits_for_the_next_trainer(scene: Scene) -> None:
+    await scene.train(1)
+    scene.work.stage = "pausing"
+    scene.queue.trainer_paused()
+    scene.ask(TRAIN, 1)
+    await asyncio.sleep(0)
+    scene.work.stage = "training"
+    scene.ask(EVALUATE, 1)
+    scene.work.may_end.set()
+    await scene.said.heard.wait()
+    assert scene.work.done == ["train round 1", "evaluate 1"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_stop_does_not_wait_for_the_pause_after_a_death(scene: Scene, when: str) -> None:
+    """Whether it is asked for in the pause, or while the trainer that dies then is at its task."""
+    await scene.train(1)
+    if when == "after":
+        scene.work.stage = "pausing"
+    closing = asyncio.create_task(scene.queue.close())
+    await asyncio.sleep(0)
+    if when == "before":
+        assert scene.work.done == ["train round 1"]
+        scene.work.stage = "pausing"
+        scene.queue.trainer_paused()
+    await closing
+    assert scene.work.done == ["train round 1, interrupted"]

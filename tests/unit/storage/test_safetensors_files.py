@@ -363,3 +363,20 @@ def test_a_model_that_goes_to_the_disk_while_it_is_written_is_whole(
         digest = writer.commit()
     assert digest == payload_digest(data)
     assert read_model(tmp_path / "model")[1]["w"].view(np.uint8).data == data
+
+
+def test_a_model_of_more_than_two_gibibytes_is_read_at_its_end_as_at_its_start(tmp_path: Path) -> None:
+    nbytes = (3 << 30) + 5
+    schema = TensorSchema.of([TensorSpec(name="w", dtype=DType.UINT8, shape=(nbytes,))])
+    header = encode_header(schema, {})
+    with open(tmp_path / "large.safetensors", "wb") as file:  # almost all of it is a hole, which takes no room
+        file.write(header)
+        file.truncate(len(header) + nbytes)
+        file.seek(len(header) + nbytes - 3)
+        file.write(b"end")
+    with ModelFile.open(tmp_path / "large.safetensors") as model:
+        assert (model.schema, model.nbytes) == (schema, nbytes)
+        assert model.pread(nbytes - 5, 100) == b"\0\0end"
+        tail = bytearray(4)
+        model.pread_into(nbytes - 4, memoryview(tail))
+        assert tail == b"\0end"

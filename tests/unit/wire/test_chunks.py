@@ -19,6 +19,7 @@ from federation.wire.chunks import (
     cut,
     read_chunks,
 )
+from federation.wire.pieces import MessagePiece
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,3 +128,28 @@ def test_a_payload_that_ends_early_or_is_another_is_fetched_again() -> None:
 
 def test_a_line_that_is_cut_after_a_mebibyte_gets_on_each_time() -> None:
     assert [size for _, size in cut(9 << 20)] == [1 << 20, CHUNK_BYTES, CHUNK_BYTES]
+
+
+class Counting:
+    """A digest that is how many bytes it covers: of gibibytes a real one takes seconds."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+
+    def update(self, piece: bytes | bytearray | memoryview) -> None:
+        self.nbytes += len(piece)
+
+    def digest(self) -> bytes:
+        return self.nbytes.to_bytes(32, "big")
+
+
+def test_a_payload_of_more_than_four_gibibytes_arrives_whole_and_resumes_beyond_them() -> None:
+    total, zeros = (4 << 30) + CHUNK_BYTES + 3, memoryview(bytes(CHUNK_BYTES))
+    receiver = ChunkReceiver(total, Counting)
+    *first, last = cut(total, 0)
+    for offset, size in first:
+        receiver.accept(MessagePiece(offset, zeros[:size]))
+    assert not receiver.is_complete and receiver.received == last[0] > 1 << 32
+    for chunk in read_chunks(lambda _, nbytes: bytes(nbytes), total, receiver.received):
+        receiver.accept(tensors_pb2.Chunk.FromString(chunk.SerializeToString()))
+    assert receiver.finish() == Digest(total.to_bytes(32, "big"))

@@ -104,6 +104,9 @@ class SiteScores:
                 overwritten: next to the updates the aggregate takes part in one product.
             aggregate: as for `add`.
             scratch: for who calls.
+
+        Returns:
+            (n + 1, n + 1), lower triangle, where there are pairs; else (2, n + 1). Float64.
         """
         # What overflows is told by the score, not by a warning.
         with np.errstate(over="ignore", invalid="ignore"):

@@ -171,7 +171,7 @@ class RoundGathering:
                 attempt=standpoint.attempt,
                 admitted=tuple(update.key.site for update in recovered),
                 expected=standpoint.expected,
-                pool=standpoint.pool or (standpoint.expected if standpoint.knows_present else ()),
+                pool=standpoint.drawn_from,
                 standings=dict(standpoint.standings),
                 score=standpoint.score,
                 suspicion=standpoint.suspicion,

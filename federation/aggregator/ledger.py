@@ -90,6 +90,11 @@ class Standpoint:
     standings: Mapping[SiteName, Standing] = field(default_factory=dict)
     knows_present: bool = False
 
+    @property
+    def drawn_from(self) -> tuple[SiteName, ...]:
+        """From whom the attempt in progress was, or would be, drawn; empty: not known."""
+        return self.pool or (self.expected if self.knows_present else ())
+
 
 _START = Standpoint(
     round=RoundNumber(1),
@@ -276,68 +281,70 @@ def _replay(
         asked = {**standpoint.asked, **dict.fromkeys(map(SiteName, body["sites"]), task)}
         return replace(standpoint, asked=asked, draws=max(standpoint.draws, int(body.get("draws", 0))))
     if kind == "missed":
-        tasks = _tasks_from_json(body.get("tasks", {}))
-        for site, update_id in body["updates"].items():
-            task = tasks.get(SiteName(site), (RoundNumber(body["round"]), Attempt(body["attempt"])))
-            _settle(settled, site, task, update_id, "quorum lost")
-        asked = _tasks_from_json(body.get("asked", {}))
-        return replace(
-            standpoint,
-            attempt=Attempt(body["attempt"] + 1),
-            asked=asked,
-            draws=0,
-            pool=(),
-            standings={
-                SiteName(site): Standing(progress=Progress(progress), reason=why, norm=norm)
-                for site, (progress, why, norm) in body.get("standings", {}).items()
-            },
-        )
+        return _after_miss(standpoint, settled, body)
     if kind == "committed":
-        record = RoundRecord.from_json(body["record"])
-        reasons = {row.site: "" if row.outcome is SiteOutcome.COUNTED else row.reason for row in record.sites}
-        tasks = _tasks_from_json(body.get("tasks", {}))
-        for site, update_id in body["updates"].items():
-            task = tasks.get(SiteName(site), (record.round, Attempt(body["attempt"])))
-            _settle(settled, site, task, update_id, reasons.get(SiteName(site), "late"))
-        there = tuple(row.site for row in record.sites if row.outcome is not SiteOutcome.LOST)
-        return replace(
-            standpoint,
-            round=RoundNumber(record.round + 1),
-            attempt=Attempt(1),
-            expected=standpoint.expected if standpoint.knows_present else there,
-            pool=(),
-            standings={},
-            score=Score(**body["score"]),
-            suspicion=Suspicion.from_json(body["suspicion"], record) if "suspicion" in body else standpoint.suspicion,
-            norms=standpoint.norms.after(record),
-            model_digest=Digest(bytes.fromhex(record.model_digest)),
-            asked=_tasks_from_json(body.get("asked", {})),
-            draws=0,
-        )
+        return _after_commit(standpoint, settled, body)
     if kind == "present":
         there = tuple(map(SiteName, body["sites"]))
-        pool = _pool(standpoint) if _is_drawn(standpoint, body) else ()
+        pool = standpoint.drawn_from if _is_drawn(standpoint, body) else ()
         return replace(standpoint, expected=there, pool=pool, knows_present=True)
     if kind == "released":
         site = SiteName(body["site"])
         released = quarantine.release(standpoint.suspicion, site, int(body["releases"]))
         pool = standpoint.pool
         if _is_drawn(standpoint, body):
-            pool = tuple(each for each in _pool(standpoint) if each != site)
+            pool = tuple(each for each in standpoint.drawn_from if each != site)
         return replace(standpoint, suspicion=released, pool=pool)
     if kind == "ended":
         return replace(standpoint, end=Finish(**body), end_sequence=sequence)
     return standpoint
 
 
+def _after_miss(standpoint: Standpoint, settled: dict[SiteName, list[Settled]], body: dict[str, Any]) -> Standpoint:
+    tasks = _tasks_from_json(body.get("tasks", {}))
+    for site, update_id in body["updates"].items():
+        task = tasks.get(SiteName(site), (RoundNumber(body["round"]), Attempt(body["attempt"])))
+        _settle(settled, site, task, update_id, "quorum lost")
+    return replace(
+        standpoint,
+        attempt=Attempt(body["attempt"] + 1),
+        asked=_tasks_from_json(body.get("asked", {})),
+        draws=0,
+        pool=(),
+        standings={
+            SiteName(site): Standing(progress=Progress(progress), reason=why, norm=norm)
+            for site, (progress, why, norm) in body.get("standings", {}).items()
+        },
+    )
+
+
+def _after_commit(standpoint: Standpoint, settled: dict[SiteName, list[Settled]], body: dict[str, Any]) -> Standpoint:
+    record = RoundRecord.from_json(body["record"])
+    reasons = {row.site: "" if row.outcome is SiteOutcome.COUNTED else row.reason for row in record.sites}
+    tasks = _tasks_from_json(body.get("tasks", {}))
+    for site, update_id in body["updates"].items():
+        task = tasks.get(SiteName(site), (record.round, Attempt(body["attempt"])))
+        _settle(settled, site, task, update_id, reasons.get(SiteName(site), "late"))
+    there = tuple(row.site for row in record.sites if row.outcome is not SiteOutcome.LOST)
+    return replace(
+        standpoint,
+        round=RoundNumber(record.round + 1),
+        attempt=Attempt(1),
+        expected=standpoint.expected if standpoint.knows_present else there,
+        pool=(),
+        standings={},
+        score=Score(**body["score"]),
+        suspicion=Suspicion.from_json(body["suspicion"], record) if "suspicion" in body else standpoint.suspicion,
+        norms=standpoint.norms.after(record),
+        model_digest=Digest(bytes.fromhex(record.model_digest)),
+        asked=_tasks_from_json(body.get("asked", {})),
+        draws=0,
+    )
+
+
 def _is_drawn(standpoint: Standpoint, body: dict[str, Any]) -> bool:
     """Whether a line says that the attempt in progress had been drawn before it."""
     return tuple(body.get("drawn", ())) == (standpoint.round, standpoint.attempt)
-
-
-def _pool(standpoint: Standpoint) -> tuple[SiteName, ...]:
-    """Return from whom the attempt in progress was, or would be, drawn; empty: not known."""
-    return standpoint.pool or (standpoint.expected if standpoint.knows_present else ())
 
 
 def _overlap_to_json(overlap: Overlap | None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 _TIMEOUT = "TrainerTimeout"
 
 
-def _deaths() -> defaultdict[str, Backoff]:
+def _no_deaths() -> defaultdict[str, Backoff]:
     return defaultdict(lambda: Backoff(first_s=0.5))
 
 
@@ -64,7 +64,7 @@ class WarmTrainer:
     on_pause: Callable[[], None] = lambda: None
     _handle: TrainerHandle | None = None
     _prepared: trainer_pb2.TrainerPrepared | None = None
-    _deaths: defaultdict[str, Backoff] = field(default_factory=_deaths)
+    _deaths: defaultdict[str, Backoff] = field(default_factory=_no_deaths)
     _not_before: float = 0.0  # on the monotonic clock
     _is_starting: bool = False
     _is_pausing: bool = False

@@ -35,6 +35,11 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert settings.policy.known == tmp_path / "known.toml"
 
 
+def test_what_the_owner_says_of_trainers_is_what_collaborators_are_told(tmp_path: Path) -> None:
+    settings = read_settings(_write(tmp_path, GOOD + "\n[trainer]\nmax_deaths = 2\nopen_files = 99\n"))
+    assert (settings.trainer_options.max_deaths, settings.trainer_options.open_files) == (2, 99)
+
+
 def test_a_typo_in_a_key_names_the_nearest_valid_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="directory") as caught:
         read_settings(_write(tmp_path, GOOD.replace("director =", "directory =")))
